@@ -1,0 +1,56 @@
+"""Every error a consumer of artifacts can meet.
+
+    ArtifactError
+    ├── ManifestError         a manifest that is missing, malformed, edited, or not of this schema
+    ├── NoSuchVariantError    nothing published under that source, variant or channel
+    ├── DigestMismatchError   bytes that are not the bytes the manifest or the channel names
+    ├── InputTooLongError     more tokens than the largest standard length
+    └── StoreError            a store that can't be opened, read or written
+
+Each message says what happened, what was expected, what was got and what to do next.
+"""
+
+
+class ArtifactError(Exception):
+    """Base of everything that goes wrong on the consumer's side of the contract."""
+
+
+class ManifestError(ArtifactError):
+    """A manifest can't be trusted: malformed, wrong schema, unsafe path."""
+
+
+class NoSuchVariantError(ArtifactError):
+    """No conversion is published under the source, variant and channel that were asked for."""
+
+
+class DigestMismatchError(ArtifactError):
+    """Bytes differ from what their digest promised.
+
+    Attributes:
+        path: the file, relative to the store's root.
+        expected: the sha256 that the manifest or channel entry names.
+        got: the sha256 of the bytes that were read.
+    """
+
+    def __init__(self, path: str, *, expected: str, got: str) -> None:
+        self.path, self.expected, self.got = path, expected, got
+        super().__init__(
+            f"{path}: sha256 expected {expected}, got {got}. The file is damaged or was edited; "
+            "nothing was loaded. Restore it from a copy, or convert the checkpoint again."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the keyword-only digests when the error crosses a process boundary."""
+        return _digest_mismatch, (self.path, self.expected, self.got)
+
+
+def _digest_mismatch(path: str, expected: str, got: str) -> DigestMismatchError:
+    return DigestMismatchError(path, expected=expected, got=got)
+
+
+class InputTooLongError(ArtifactError, ValueError):
+    """An input has more tokens than the largest standard length of the conversion."""
+
+
+class StoreError(ArtifactError):
+    """The store itself can't serve: bad URL, unreadable, not writable, full."""

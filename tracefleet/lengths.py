@@ -1,0 +1,46 @@
+"""Standard lengths: which ones are sane, and which one serves a given input.
+
+Used by the request (refuse nonsense), the dispatcher's generator and the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tracefleet.errors import InputTooLongError
+
+
+def check_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Return the standard lengths in ascending order.
+
+    Args:
+        lengths: token counts, in any order.
+
+    Raises:
+        ValueError: there is none, one is not a positive whole number, or one stands twice.
+    """
+    wanted = list(lengths)
+    if not wanted:
+        raise ValueError("lengths: expected at least one standard length, got none")
+    for length in wanted:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"lengths: expected whole numbers of at least 1, got {length!r}")
+    twice = sorted({length for length in wanted if wanted.count(length) > 1})
+    if twice:
+        raise ValueError(f"lengths: expected each length once, got {twice} more than once")
+    return tuple(sorted(wanted))
+
+
+def smallest_fit(lengths: Sequence[int], tokens: int) -> int:
+    """Return the smallest standard length that holds ``tokens`` tokens.
+
+    Raises:
+        InputTooLongError: no standard length is that long.
+    """
+    for length in sorted(lengths):
+        if tokens <= length:
+            return length
+    raise InputTooLongError(
+        f"input has {tokens} tokens; expected at most {max(lengths)}, the largest standard "
+        "length of this conversion. Truncate the input or convert with a longer length."
+    )

@@ -1,0 +1,316 @@
+"""The manifest: what a conversion is, in canonical JSON, readable by anyone.
+
+A manifest binds every published file by digest and says how to call the bundle. It holds no
+clock time, host or user: two honest runs of one request write the same bytes. Who, when and how
+fast is an attestation beside it.
+
+Laws, each with a test per direction: ``parse(manifest.to_bytes()) == manifest`` and
+``parse(data).to_bytes() == data`` for every ``data`` that ``to_bytes`` wrote.
+The format is published as ``manifest.schema.json`` in this package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from tracefleet.decode import decode
+from tracefleet.errors import ManifestError
+from tracefleet.lengths import check_lengths
+
+SCHEMA = 1
+BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
+VALIDATED = "validated"
+UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
+_SEGMENT = re.compile(r"[a-z0-9][a-z0-9-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Which flavour of a checkpoint: task × backend × dtype × batch.
+
+    Attributes:
+        task: a Hugging Face task name, such as ``fill-mask``.
+        backend: ``jit``, ``neuronx`` or ``neuron``.
+        dtype: of the weights: ``float32``, ``float16`` or ``bfloat16``.
+        batch: rows in one traced call.
+    """
+
+    task: str
+    backend: str = "jit"
+    dtype: str = "float32"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse names that could not be part of one path segment."""
+        for name in ("task", "backend", "dtype"):
+            value = getattr(self, name)
+            if not _SEGMENT.fullmatch(value):
+                raise ManifestError(
+                    f"variant: {name} expected lower-case letters, digits and hyphens, "
+                    f"got {value!r}"
+                )
+        if self.batch < 1:
+            raise ManifestError(f"variant: batch expected at least 1 row, got {self.batch}")
+
+    @property
+    def label(self) -> str:
+        """The variant as one path segment; no label is a prefix of another variant's path."""
+        return f"{self.task}.{self.backend}.{self.dtype}.b{self.batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """One positional argument of the bundle's ``forward``.
+
+    Attributes:
+        name: the argument's name in the model's forward signature.
+        dtype: of the tensor, such as ``int64``.
+        axes: names of the axes: ``batch``, ``length``, ``decoder_length``.
+        pad_value: what fills the right-hand side up to a standard length.
+        fill_value: what stands in for the whole input when a caller leaves it out; None: required.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+    pad_value: int
+    fill_value: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """One element of the tuple that ``forward`` returns.
+
+    Attributes:
+        name: the field of the eager model's output.
+        dtype: of the tensor.
+        axes: ``batch``, ``length``, ``decoder_length`` or a fixed size written as a number.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One published file.
+
+    Attributes:
+        path: relative to the conversion's folder, normalised, ``/`` between segments.
+        size: in bytes.
+        sha256: hex digest of the bytes.
+        media_type: what the bytes are.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    media_type: str
+
+    def __post_init__(self) -> None:
+        """Refuse paths that could leave the conversion's folder, and malformed digests."""
+        check_relative(self.path)
+        if not _SHA256.fullmatch(self.sha256):
+            raise ManifestError(
+                f"{self.path}: sha256 expected 64 hex digits, got {self.sha256!r}. "
+                "Fetch the manifest again from a store that you trust."
+            )
+        if self.size < 0:
+            raise ManifestError(f"{self.path}: size expected at least 0 bytes, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """Versions that shaped the bytes. ``compiler`` is Neuron's, None for jit."""
+
+    python: str
+    torch: str
+    transformers: str
+    compiler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """An output passes when ``max|traced - eager| <= atol + rtol * max|eager|``.
+
+    Both are over the valid (unpadded) positions of one output.
+    """
+
+    atol: float
+    rtol: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthVerdict:
+    """What the gate measured at one standard length, the worst over all probes and outputs.
+
+    Attributes:
+        length: the standard length, in tokens.
+        probes: how many probes counted.
+        vacuous: names of probes that can't move this model and so prove nothing.
+        max_abs_error: max|traced - eager|.
+        max_rel_error: max|traced - eager| / max|eager|.
+        min_cosine: the smallest cosine similarity between a traced and an eager output.
+        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
+        passed: every probe within the tolerance.
+    """
+
+    length: int
+    probes: int
+    vacuous: tuple[str, ...]
+    max_abs_error: float
+    max_rel_error: float
+    min_cosine: float
+    top1_agreement: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The gate's verdict.
+
+    Attributes:
+        verdict: ``validated``, or ``unvalidated-on-device`` for what could not be run here.
+        tolerance: the bound that was applied.
+        lengths: one verdict for each standard length.
+        negative_controls: planted faults that the same probes caught.
+    """
+
+    verdict: str
+    tolerance: Tolerance
+    lengths: tuple[LengthVerdict, ...]
+    negative_controls: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse verdicts that no gate gives."""
+        if self.verdict not in (VALIDATED, UNVALIDATED_ON_DEVICE):
+            raise ManifestError(
+                f"validation: verdict expected {VALIDATED!r} or {UNVALIDATED_ON_DEVICE!r}, "
+                f"got {self.verdict!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A conversion, whole. See the module's docstring for its laws.
+
+    Attributes:
+        schema: version of this format.
+        key: the conversion key, sha256 over what identifies the conversion.
+        source: where the checkpoint came from.
+        commit: what the revision resolved to.
+        license: as the checkpoint's card declares it, if it does.
+        variant: task, backend, dtype, batch.
+        lengths: the standard lengths, ascending, in tokens.
+        options: what else the request chose that shapes the conversion.
+        inputs: positional arguments of ``forward``, in order.
+        outputs: elements of the returned tuple, in order.
+        tied_groups: names that shared one storage before untying. The copies are independent
+            now: a model from this conversion must never be trained.
+        same_program: the graphs of all lengths are one program but for literal lengths.
+        files: every file of the conversion but this one.
+        toolchain: versions that shaped the bytes.
+        recipe: version of tracefleet's conversion semantics.
+        validation: the gate's verdict.
+    """
+
+    schema: int = SCHEMA
+    key: str
+    source: str
+    commit: str
+    license: str | None
+    variant: Variant
+    lengths: tuple[int, ...]
+    options: dict[str, str]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    tied_groups: tuple[tuple[str, ...], ...]
+    same_program: bool
+    files: tuple[FileEntry, ...]
+    toolchain: Toolchain
+    recipe: int
+    validation: Validation
+
+    def __post_init__(self) -> None:
+        """Refuse a manifest of another schema or with contradictory contents."""
+        if self.schema != SCHEMA:
+            raise ManifestError(
+                f"manifest: schema expected {SCHEMA}, got {self.schema}. "
+                "Upgrade tracefleet to read it."
+            )
+        if not _SHA256.fullmatch(self.key):
+            raise ManifestError(f"manifest: key expected 64 hex digits, got {self.key!r}")
+        try:
+            ascending = check_lengths(self.lengths)
+        except ValueError as error:
+            raise ManifestError(f"manifest: {error}") from error
+        if ascending != self.lengths:
+            raise ManifestError(f"manifest: lengths expected {ascending}, got {self.lengths}")
+        paths = [file.path for file in self.files]
+        if paths != sorted(set(paths)):
+            raise ManifestError(f"manifest: files expected sorted, each once; got {paths}")
+
+    @property
+    def bundle(self) -> FileEntry:
+        """The TorchScript archive among the files."""
+        bundles = [file for file in self.files if file.media_type == BUNDLE_MEDIA_TYPE]
+        if len(bundles) != 1:
+            raise ManifestError(
+                f"manifest: expected one {BUNDLE_MEDIA_TYPE} file, got {len(bundles)}. "
+                "This conversion can't be opened as a bundle."
+            )
+        return bundles[0]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the canonical bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical JSON."""
+        return canonical_json(dataclasses.asdict(self))
+
+
+def parse(data: bytes) -> Manifest:
+    """Read a manifest back from its bytes.
+
+    Raises:
+        ManifestError: not JSON, not of this schema, an unknown or missing field, an unsafe path.
+    """
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"manifest: expected JSON, got {data[:40]!r}…: {error}") from error
+    return decode(Manifest, raw, where="manifest")
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one byte form of plain data: sorted keys, no spaces, UTF-8, final newline."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode() + b"\n"
+
+
+def check_relative(path: str) -> str:
+    """Return ``path`` if it is relative, normalised and stays inside its folder.
+
+    Raises:
+        ManifestError: it is absolute, has ``..``, a backslash, an empty or a hidden-dot segment.
+    """
+    parts = path.split("/")
+    bad = any(part in ("", ".", "..") for part in parts)
+    if bad or "\\" in path or "\0" in path or PurePosixPath(path).is_absolute():
+        raise ManifestError(
+            f"path expected relative and normalised, got {path!r}. The manifest was edited or "
+            "forged; do not use this conversion."
+        )
+    return path
