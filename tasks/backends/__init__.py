@@ -1,0 +1,1 @@
+"""What differs between jit, neuronx and neuron: one module each behind one protocol."""

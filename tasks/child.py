@@ -1,0 +1,260 @@
+"""Run one step in a child process that is thrown away.
+
+A segfault, an out-of-memory kill or a hang costs that step alone: it becomes a
+``ConversionCrashedError`` with the signal and the last lines the child wrote, and the memory goes
+back to the machine. Used for every step that loads a model; parents hold no model.
+
+Children come from a fork server that has torch and transformers imported (``tasks.preload``), so
+that a fresh process costs about 20 ms. A torch operation can't be interrupted (Prefect's timeouts
+do not reach into it): here a deadline and a memory limit act on the whole process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import psutil
+
+from tasks.errors import ConversionCrashedError, ConversionError
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
+_POLL_SECONDS = 0.2
+_TAIL_LINES = 20
+_to_parent: connection.Connection | None = None
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one child may take.
+
+    Attributes:
+        timeout: wall seconds before the child's process group is killed.
+        memory: resident bytes of the child's process group before it is killed; None: no limit.
+        threads: torch threads in the child; 0: one for each core that this process may use.
+    """
+
+    timeout: float = 3600.0
+    memory: int | None = None
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[R]):
+    """What a child returned, and what it took.
+
+    Attributes:
+        value: the function's result.
+        seconds: wall time, start of the child included.
+        peak_bytes: largest resident size that the child saw of itself.
+    """
+
+    value: R
+    seconds: float
+    peak_bytes: int
+
+
+def say(message: str) -> None:
+    """Report progress: to the parent's log from inside a child, to this log otherwise."""
+    if _to_parent is None:
+        logger.info(message)
+    else:
+        _to_parent.send(("progress", message))
+
+
+def warm_up() -> None:
+    """Start the fork server now, so that its imports overlap with other work."""
+    _context()
+    from multiprocessing import forkserver
+
+    with _starting, _no_main():
+        forkserver.ensure_running()
+
+
+def run(
+    function: Callable[..., R], *arguments: Any, limits: Limits, log: Path, step: str
+) -> Outcome[R]:
+    """Call a module-level function in a fresh child and return its result.
+
+    Args:
+        function: importable by name; takes and returns plain data and paths, never a module.
+        arguments: pickled to the child.
+        limits: time, memory, threads.
+        log: file that receives what the child writes to stdout and stderr.
+        step: what the child does, for messages: ``trace``, ``validate``.
+
+    Raises:
+        ConversionCrashedError: the child died, hung, outgrew its memory or raised something
+            that is no ``ConversionError``.
+        ConversionError: whatever typed error the child raised.
+    """
+    started = time.monotonic()
+    receiver, sender = _context().Pipe(duplex=False)
+    process = _context().Process(
+        target=_child_main, args=(sender, str(log), limits.threads, function, arguments)
+    )
+    with _starting, _no_main():
+        process.start()
+    sender.close()
+    try:
+        value, peak = _await_result(process, receiver, limits, log, step)
+    finally:
+        _kill_group(process)
+        receiver.close()
+    return Outcome(value=value, seconds=time.monotonic() - started, peak_bytes=peak)
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks.preload"])
+    return context
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the parent's ``__main__`` again in every child.
+
+    Under a Prefect worker that module is Prefect's engine: seconds of imports that no child needs.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name, None) for name in ("__spec__", "__file__")}
+    main.__spec__ = None
+    if hasattr(main, "__file__"):
+        del main.__file__
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if name == "__spec__" or value is not None:
+                setattr(main, name, value)
+
+
+def _await_result(
+    process: ForkServerProcess,
+    receiver: connection.Connection,
+    limits: Limits,
+    log: Path,
+    step: str,
+) -> tuple[Any, int]:
+    deadline = time.monotonic() + limits.timeout
+    while True:
+        ready = connection.wait([receiver, process.sentinel], timeout=_POLL_SECONDS)
+        if receiver in ready:
+            with contextlib.suppress(EOFError):
+                kind, payload = receiver.recv()
+                if kind == "result":
+                    return pickle.loads(payload)  # noqa: S301  written by our own child
+                if kind == "error":
+                    raise pickle.loads(payload)  # noqa: S301
+                logger.info(payload)
+                continue
+        if process.sentinel in ready:
+            process.join()
+            raise _crashed(step, _exit_reason(process.exitcode), log)
+        if time.monotonic() > deadline:
+            raise _crashed(step, f"timeout after {limits.timeout:g} s", log)
+        if limits.memory is not None and (used := _resident(process.pid)) > limits.memory:
+            reason = f"memory limit: {used / 1e6:.0f} MB used of {limits.memory / 1e6:.0f} MB"
+            raise _crashed(step, reason, log)
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (often the kernel's out-of-memory killer)" if name == "SIGKILL" else ""
+        return f"signal {name}{hint}"
+    return f"exit code {code} without a result"
+
+
+def _crashed(step: str, reason: str, log: Path) -> ConversionCrashedError:
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+    return ConversionCrashedError(
+        f"{step}: expected the child process to return a result, got {reason}. Nothing was "
+        f"published. Last lines it wrote:\n{tail or '(none)'}\nRaise the request's timeout or "
+        "memory limit if the checkpoint is large; otherwise report the lines above.",
+        reason=reason,
+        log_tail=tail,
+    )
+
+
+def _resident(pid: int | None) -> int:
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _kill_group(process: ForkServerProcess) -> None:
+    """End the child and whatever it started; harmless when it is gone already."""
+    if process.pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.is_alive():
+        process.kill()
+    process.join()
+
+
+def _child_main(
+    sender: connection.Connection,
+    log: str,
+    threads: int,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    global _to_parent
+    _to_parent = sender
+    _isolate(log)
+    import resource
+
+    import torch
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    try:
+        value = function(*arguments)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        sender.send(("result", pickle.dumps((value, peak))))
+    except ConversionError as error:
+        sender.send(("error", pickle.dumps(error)))
+    except MemoryError:
+        sender.send(("error", pickle.dumps(_crashed(function.__name__, "MemoryError", Path(log)))))
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        sender.send(("error", pickle.dumps(_crashed(function.__name__, reason, Path(log)))))
+    sender.close()
+
+
+def _isolate(log: str) -> None:
+    """Own process group, own log, and no life without the parent."""
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A killed worker must not leave a child behind that nobody waits for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,83 @@
+"""Every way a conversion can be refused or fail; none of these is ever retried.
+
+    ConversionError
+    ├── RequestError                the request itself: unknown scheme, task, length, option
+    ├── UnsupportedCheckpointError  a checkpoint that can't be converted, with the reason
+    ├── UnsafeCheckpointError       pickle or remote code that was not asked for; damaged weights
+    ├── TiedWeightsError            a tied group that could not be untied bit-identically
+    ├── TraceError                  torch.jit refused to trace or save the model
+    ├── NumericsMismatchError       the saved file differs from eager (carries the report)
+    ├── BackendUnavailableError     the backend's package or device is not here
+    ├── ConversionCrashedError      the child process died: signal, out of memory, timeout
+    └── PublishConflictError        the store already holds other bytes under this key
+
+Network and capacity errors keep their library's type: those are what Prefect retries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.verdict import ValidationReport
+
+
+class ConversionError(Exception):
+    """Base of every failure that running again would only repeat."""
+
+
+class RequestError(ConversionError):
+    """The request can't be carried out as written."""
+
+
+class UnsupportedCheckpointError(ConversionError):
+    """The checkpoint can't be converted for this task; the message names the reason."""
+
+
+class UnsafeCheckpointError(ConversionError):
+    """The checkpoint wants pickle or remote code without permission, or its bytes are damaged."""
+
+
+class TiedWeightsError(ConversionError):
+    """Untying left a shared storage behind, or changed an output bit."""
+
+
+class TraceError(ConversionError):
+    """The model ran eagerly but could not be recorded or saved as TorchScript."""
+
+
+class NumericsMismatchError(ConversionError):
+    """The saved bundle does not compute what eager computes.
+
+    Attributes:
+        report: every probe with its error, for the person who has to find out why.
+    """
+
+    def __init__(self, message: str, report: ValidationReport | None = None) -> None:
+        self.report = report
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Carry the report across the process boundary."""
+        return NumericsMismatchError, (str(self), self.report)
+
+
+class BackendUnavailableError(ConversionError):
+    """The backend's package, compiler or device is not on this machine."""
+
+
+class ConversionCrashedError(ConversionError):
+    """The child process died, was killed or ran out of time or memory.
+
+    Attributes:
+        reason: a few words: ``signal SIGSEGV``, ``timeout``, ``memory limit``.
+        log_tail: the last lines the child wrote.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:
+        self.reason, self.log_tail = reason, log_tail
+        super().__init__(message)
+
+
+class PublishConflictError(ConversionError):
+    """Another writer published different bytes under the same conversion key."""

@@ -1,0 +1,292 @@
+"""A checkpoint's folder into an eager model whose every weight is the file's.
+
+``inspect`` looks at the config alone and refuses early what can't work; ``load_eager`` builds the
+reference model and proves that nothing in it was initialised at random, renamed or tied wrongly.
+A conversion compares traced with eager outputs, and so can't see a model that was loaded wrong:
+this module is the check for that (transformers issues #48154, #43880 and #47620 are such cases).
+"""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.vocabulary import Vocabulary, read_vocabulary
+from tasks.weights import compare_with_files
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Hugging Face task name -> the auto class that builds the model with the task's head.
+AUTO_CLASSES = {
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+}
+_TRACED_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a checkpoint may be read.
+
+    Attributes:
+        task: Hugging Face task name.
+        dtype: of the weights in the artifact.
+        allow_pickle: whether pickled weights may be read (with ``weights_only=True``).
+        trust_remote_code: whether Python files of the checkpoint may run.
+    """
+
+    task: str
+    dtype: str = "float32"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the config says of a model, without its weights.
+
+    Attributes:
+        architecture: name of the class that the task needs.
+        model_type: the config's model type.
+        inputs: tensors of ``forward``, in the order of its signature.
+        max_length: most tokens the positions allow; None where positions are relative.
+        vocabulary: token ids for example inputs.
+    """
+
+    architecture: str
+    model_type: str
+    inputs: tuple[str, ...]
+    max_length: int | None
+    vocabulary: Vocabulary
+
+
+def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> ModelFacts:
+    """Read the config and refuse what can't be converted, before any weight is read.
+
+    Raises:
+        UnsafeCheckpointError: the architecture is remote code that the request did not trust.
+        UnsupportedCheckpointError: unknown architecture, no head for the task, no token ids.
+        RequestError: a length is over the model's positions.
+    """
+    config = _read_config(folder, options)
+    kind = _model_class(config, options)
+    model = _on_meta(kind, config)
+    embedding = model.get_input_embeddings()
+    if not hasattr(embedding, "weight"):
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
+            "Only models that read token ids can be converted."
+        )
+    facts = ModelFacts(
+        architecture=kind.__name__,
+        model_type=config.model_type,
+        inputs=_traced_inputs(kind, config),
+        max_length=_max_length(model, config),
+        vocabulary=read_vocabulary(folder, config, embedding.weight.shape[0]),
+    )
+    _check_lengths_fit(facts, lengths)
+    return facts
+
+
+def load_eager(folder: Path, options: LoadOptions) -> nn.Module:
+    """Return the checkpoint's model in eval mode, proved equal to its files.
+
+    Raises:
+        UnsupportedCheckpointError: head weights are missing, or keys do not fit the architecture.
+        UnsafeCheckpointError: a loaded weight differs from the file's.
+    """
+    config = _read_config(folder, options)
+    kind = _model_class(config, options)
+    model, keys = _from_pretrained(kind, folder, config, options)
+    missing = set(keys["missing_keys"])
+    if missing and all("pooler." in key for key in missing) and _takes_no_pooler(kind):
+        # Checkpoints of masked-LM training have no pooler; without it nothing is made up.
+        model, keys = _from_pretrained(kind, folder, config, options, add_pooling_layer=False)
+    _check_keys(kind.__name__, config, keys)
+    _settle(model)
+    if not options.allow_pickle:
+        compare_with_files(model, folder)
+    return model
+
+
+def _read_config(folder: Path, options: LoadOptions) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise _untrusted_code(folder) from error
+        raise UnsupportedCheckpointError(
+            f"{folder.name}: config.json expected to name a model type that transformers knows, "
+            f"got: {_first_line(error)}. Check model_type, or convert with a newer transformers."
+        ) from error
+
+
+def _untrusted_code(folder: Path) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{folder.name}: the architecture is Python code inside the checkpoint, and the request "
+        "does not trust it. Read that code; then ask with trust_remote_code and the full commit."
+    )
+
+
+def _model_class(config: Any, options: LoadOptions) -> Any:
+    import transformers
+
+    if options.task not in AUTO_CLASSES:
+        raise RequestError(
+            f"task: expected one of {', '.join(AUTO_CLASSES)}; got {options.task!r}."
+        )
+    auto = getattr(transformers, AUTO_CLASSES[options.task])
+    remote = getattr(config, "auto_map", None) or {}
+    if options.trust_remote_code and auto.__name__ in remote:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(remote[auto.__name__], config._name_or_path)
+    try:
+        kind = auto._model_mapping[type(config)]
+    except KeyError:
+        raise UnsupportedCheckpointError(
+            f"model type {config.model_type!r}: expected an architecture with a head for "
+            f"{options.task}, got none in transformers ({AUTO_CLASSES[options.task]}). "
+            f"Ask for a task that it has; the checkpoint names {config.architectures}."
+        ) from None
+    return kind[0] if isinstance(kind, tuple) else kind
+
+
+def _on_meta(kind: Any, config: Any) -> Any:
+    """Build the architecture without memory, to read its signature and positions."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return kind(config)
+    except Exception as error:
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected to be built from config.json, got "
+            f"{type(error).__name__}: {_first_line(error)}. Correct the checkpoint's config."
+        ) from error
+
+
+def _traced_inputs(kind: Any, config: Any) -> tuple[str, ...]:
+    names = list(python_inspect.signature(kind.forward).parameters)
+    is_pair = bool(getattr(config, "is_encoder_decoder", False))
+    chosen = [name for name in names if name in _TRACED_INPUTS]
+    if not is_pair:
+        chosen = [name for name in chosen if not name.startswith("decoder_")]
+    if (getattr(config, "type_vocab_size", 0) or 0) < 2:
+        chosen = [name for name in chosen if name != "token_type_ids"]
+    if "input_ids" not in chosen:
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected forward() to take input_ids, got {names}. "
+            "Only models that read token ids can be converted."
+        )
+    return tuple(chosen)
+
+
+def _max_length(model: Any, config: Any) -> int | None:
+    """Most tokens that fit the positions; RoBERTa's start behind the padding index."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return int(limit) if isinstance(limit, int) and limit > 0 else None
+
+
+def _check_lengths_fit(facts: ModelFacts, lengths: tuple[int, ...]) -> None:
+    if facts.max_length is not None and max(lengths) > facts.max_length:
+        raise RequestError(
+            f"lengths: expected at most {facts.max_length}, the positions of "
+            f"{facts.architecture}; got {max(lengths)}. Drop the longer lengths."
+        )
+
+
+def _from_pretrained(
+    kind: Any, folder: Path, config: Any, options: LoadOptions, **extra: Any
+) -> tuple[Any, dict[str, Any]]:
+    import torch
+
+    try:
+        model, keys = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, options.dtype),
+            local_files_only=True,
+            use_safetensors=None if options.allow_pickle else True,
+            weights_only=True,
+            trust_remote_code=options.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused by name in _check_keys
+            **extra,
+        )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected the checkpoint's weights to load, got "
+            f"{type(error).__name__}: {_first_line(error)}. Check the checkpoint's files."
+        ) from error
+    return model, keys
+
+
+def _takes_no_pooler(kind: Any) -> bool:
+    return "add_pooling_layer" in python_inspect.signature(kind.__init__).parameters
+
+
+def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
+    """Refuse made-up or mismatched weights; unused ones only where a head was dropped on purpose."""
+    missing, mismatched = sorted(keys["missing_keys"]), keys["mismatched_keys"]
+    if missing:
+        raise UnsupportedCheckpointError(
+            f"{architecture}: expected every weight in the checkpoint, got none for {missing}; "
+            "they would be random. Ask for the task that the checkpoint was trained for "
+            f"({config.architectures}), or fine-tune the head first."
+        )
+    if mismatched:
+        raise UnsupportedCheckpointError(
+            f"{architecture}: expected weights of the config's shapes, got {mismatched}. "
+            "Config and weights are of different models."
+        )
+    unused = sorted(keys["unexpected_keys"])
+    if unused and architecture in (config.architectures or []):
+        raise UnsupportedCheckpointError(
+            f"{architecture}: expected to use every weight in the checkpoint, got unused "
+            f"{unused[:8]}{'…' if len(unused) > 8 else ''}. The weights are not of this "
+            "architecture; the outputs would be wrong."
+        )
+
+
+def _settle(model: Any) -> None:
+    """Put the model into the one state in which it is traced and compared."""
+    model.eval()
+    if getattr(model.config, "use_cache", None) is not None:
+        model.config.use_cache = False
+    if _has_experts(model):
+        # The `eager` implementation loops over the experts that happen to be hit: a trace bakes
+        # that count in. batched_mm computes the same and traces exactly (measured).
+        model.set_experts_implementation("batched_mm")
+
+
+def _has_experts(model: Any) -> bool:
+    return bool(model._can_set_experts_implementation()) and any(
+        "expert" in name for name, _ in model.named_modules()
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

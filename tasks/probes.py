@@ -1,0 +1,154 @@
+"""The probes: inputs on which the saved bundle must agree with eager.
+
+A trace that equals eager on its own input can differ everywhere else: it has recorded what one
+input did. Each probe is a way in which that was seen to happen (TorchScript facts, section 6):
+expert counts baked from the traced ids, masks baked as "no mask", padding that leaks, positions
+that depend on content. A probe names its feed at the exact standard length, and the feed whose
+eager output is the truth: unpadded where the model allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tasks.inputs import feed_of, pad_right, random_feed, uneven_feed, with_mask
+from tasks.load import ModelFacts
+
+if TYPE_CHECKING:
+    from tasks.inputs import Feed
+    from tasks.reference import ProbePlan
+
+FRESH_SEEDS = 8
+EXAMPLE_SEED = 0
+_FRESH_SEED_BASE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One comparison.
+
+    Attributes:
+        name: what it tries, such as ``right-pad-16``.
+        length: the standard length whose graph it tests.
+        feed: what the bundle gets; shape ``(batch, length)`` when ``dispatch`` is off.
+        truth: what eager gets; None: the same feed.
+        control: a feed whose eager output must differ clearly from the truth's, else the probe is
+            vacuous for this model (right padding of a causal model); None: the length's first
+            probe, which has other ids.
+        dispatch: call ``forward``, which routes, pads and slices, and not ``forward_<length>``.
+    """
+
+    name: str
+    length: int
+    feed: Feed = field(repr=False)
+    truth: Feed | None = field(default=None, repr=False)
+    control: Feed | None = field(default=None, repr=False)
+    dispatch: bool = False
+
+    @property
+    def eager_feed(self) -> Feed:
+        """What the eager reference is computed on."""
+        return self.feed if self.truth is None else self.truth
+
+
+def example_feed(facts: ModelFacts, *, batch: int, length: int) -> Feed:
+    """Return the input on which the graph of ``length`` is traced."""
+    return uneven_feed(facts, batch=batch, length=length, seed=EXAMPLE_SEED + length)
+
+
+def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
+    """Yield every probe of a conversion, in the one order that all processes number them by."""
+    for below, length in zip((0, *plan.lengths), plan.lengths, strict=False):
+        yield from _proving_probes(plan.facts, plan.batch, length, below)
+        if length in plan.whole:
+            yield from _whole_probes(plan.facts, plan.batch, length)
+
+
+def _proving_probes(
+    facts: ModelFacts, batch: int, length: int, below: int
+) -> Iterator[Probe]:
+    """What every standard length gets: the traced input, and fresh ids through the dispatcher.
+
+    ``below`` is the next smaller standard length: an input must be longer to get to this graph.
+    """
+    example = example_feed(facts, batch=batch, length=length)
+    yield Probe(name="traced-input", length=length, feed=example)
+    real = min(length, max(below + 1, length - max(1, length // 8)))
+    fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
+    yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+
+
+def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    """What is left to try at one standard length."""
+    yield from _id_probes(facts, batch, length)
+    if "attention_mask" in facts.inputs:
+        yield from _padding_probes(facts, batch, length)
+        yield from _mask_probes(facts, batch, length)
+    yield from _row_probes(facts, batch, length)
+
+
+def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    import torch
+
+    other = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE - 1)
+    for seed in range(FRESH_SEEDS):
+        feed = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE + seed)
+        yield Probe(name=f"fresh-ids-{seed}", length=length, feed=feed)
+    one, two = other["input_ids"][0, 0], other["input_ids"][0, length // 2]
+    positions = torch.arange(length).expand(batch, length)
+    last = facts.vocabulary.size - 1
+    patterns = {
+        "constant-ids": torch.where(positions >= 0, one, one),
+        "repeated-ids": torch.where(positions % 2 == 0, one, two),
+        "edge-ids": torch.where(positions % 2 == 0, 0, last),
+    }
+    for name, ids in patterns.items():
+        yield Probe(name=name, length=length, feed=feed_of(facts, ids.contiguous()))
+
+
+def _padding_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    for real in sorted({1, 2, length // 2, length - 1} - {0, length}):
+        short = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + 100 + real)
+        padded = pad_right(facts, short, length)
+        yield Probe(
+            name=f"right-pad-{real}",
+            length=length,
+            feed=padded,
+            truth=short,
+            control=_all_visible(padded),
+        )
+
+
+def _mask_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    import torch
+
+    if length < 3:
+        return
+    whole = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE + 200)
+    positions = torch.arange(length).expand(batch, length)
+    masks = {
+        "left-pad": positions >= length // 3,
+        "hole": (positions < length // 3) | (positions > length // 2),
+        "one-token": positions == length // 2,
+    }
+    for name, mask in masks.items():
+        feed = with_mask(facts, whole, mask.long())
+        yield Probe(name=name, length=length, feed=feed, control=_all_visible(feed))
+
+
+def _row_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    """More rows than were traced, through the dispatcher: each must equal its own eager row."""
+    rows = random_feed(facts, batch=batch + 1, length=length, seed=_FRESH_SEED_BASE + 300)
+    yield Probe(name=f"batch-{batch + 1}", length=length, feed=rows, dispatch=True)
+
+
+def _all_visible(feed: Feed) -> Feed:
+    """The same ids with nothing masked: what a graph that ignores its mask computes."""
+    import torch
+
+    return {
+        name: torch.ones_like(tensor) if name.endswith("attention_mask") else tensor
+        for name, tensor in feed.items()
+    }

@@ -1,0 +1,257 @@
+"""Publish a validated conversion: files first, the manifest last, then the channel's next number.
+
+A reader finds a conversion only through its manifest, which is written after every file that it
+names; a crash before that leaves files that nothing references. The same key published twice is
+published once: two writers write the same bytes, and whoever comes second finds them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.bundle import TracedFile
+from tasks.errors import NumericsMismatchError, PublishConflictError
+from tasks.key import conversion_key
+from tasks.verdict import ValidationReport
+from tracefleet.channel import (
+    advance,
+    channel_folder,
+    conversion_folder,
+    current,
+    source_slug,
+)
+from tracefleet.errors import DigestMismatchError, ManifestError
+from tracefleet.manifest import (
+    BUNDLE_MEDIA_TYPE,
+    FileEntry,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Validation,
+    canonical_json,
+    parse,
+)
+from tracefleet.store import Store
+
+BUNDLE_PATH = "model/1/model.pt"
+_COPIED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+)
+_TRITON_TYPES = {
+    "int64": "TYPE_INT64",
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "bool": "TYPE_BOOL",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Where a conversion is to be found.
+
+    Attributes:
+        url: of the conversion's folder.
+        manifest_digest: sha256 of the manifest's bytes.
+        channel: the channel that points to it.
+        number: the entry's number in the channel's log.
+    """
+
+    url: str
+    manifest_digest: str
+    channel: str
+    number: int
+
+
+def find_published(store: Store, source: str, key: str) -> Manifest | None:
+    """Return the manifest that is published under a key, or None.
+
+    Raises:
+        ManifestError: a manifest is there and can't be trusted.
+    """
+    path = f"{conversion_folder(source, key)}/manifest.json"
+    try:
+        manifest = parse(store.read(path))
+    except FileNotFoundError:
+        return None
+    identity = key_of(manifest)
+    if not key == manifest.key == identity:
+        raise ManifestError(
+            f"{path}: key expected {key}, got {manifest.key}, and its contents give {identity}. "
+            "The file was moved or edited; restore it, or remove the folder and convert again."
+        )
+    check_publishable(manifest.validation)
+    return manifest
+
+
+def key_of(manifest: Manifest) -> str:
+    """Return the key that a manifest's own contents give."""
+    return conversion_key(
+        commit=manifest.commit,
+        variant=manifest.variant,
+        lengths=manifest.lengths,
+        options=manifest.options,
+        toolchain=manifest.toolchain,
+        recipe=manifest.recipe,
+    )
+
+
+def collect_files(bundle: TracedFile, checkpoint: Path, triton: Path) -> dict[str, Path]:
+    """Map each published path to its local file: bundle, Triton's config, config and tokenizer."""
+    files = {BUNDLE_PATH: bundle.path, "model/config.pbtxt": triton}
+    for name in _COPIED:
+        if (path := checkpoint / name).is_file() and path.stat().st_size:
+            files[f"model/{name}"] = path
+    return files
+
+
+def describe_files(files: dict[str, Path], bundle: TracedFile) -> tuple[FileEntry, ...]:
+    """Return the manifest's entries, sorted by path; the bundle's digest is the one written."""
+    entries = []
+    for path, local in sorted(files.items()):
+        if path == BUNDLE_PATH:
+            size, sha256 = bundle.size, bundle.sha256
+        else:
+            data = local.read_bytes()
+            size, sha256 = len(data), hashlib.sha256(data).hexdigest()
+        entries.append(FileEntry(path=path, size=size, sha256=sha256, media_type=_media_type(path)))
+    return tuple(entries)
+
+
+def publish(
+    store: Store, manifest: Manifest, files: dict[str, Path], *, channel: str
+) -> Publication:
+    """Put a conversion into a store and point a channel at it.
+
+    Raises:
+        NumericsMismatchError: the manifest's verdict is not ``validated``.
+        PublishConflictError: other bytes are published under the same key.
+        DigestMismatchError: a file changed since it was described.
+        StoreError: the store can't take it (full, not writable); nothing becomes visible.
+    """
+    check_publishable(manifest.validation)
+    folder = conversion_folder(manifest.source, manifest.key)
+    for entry in manifest.files:
+        local = files[entry.path]
+        store.put_file(f"{folder}/{entry.path}", local, size=entry.size, sha256=entry.sha256)
+    data = manifest.to_bytes()
+    path = f"{folder}/manifest.json"
+    if not store.put_new(path, data) and (there := store.read(path)) != data:
+        raise PublishConflictError(
+            f"{path}: expected the bytes of this conversion (sha256 {manifest.digest}), got others "
+            f"({hashlib.sha256(there).hexdigest()}) from another writer. Nothing was changed. "
+            "Compare the two with `tracefleet show`; if the published one is wrong, raise RECIPE."
+        )
+    return point_channel(store, manifest, channel=channel)
+
+
+def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publication:
+    """Make a channel point to a published conversion; no new entry if it does already.
+
+    Raises:
+        DigestMismatchError: the channel points to this key with another manifest: it was edited.
+    """
+    log = channel_folder(manifest.source, manifest.variant, channel)
+    newest = current(store, log)
+    if newest and newest[1].key == manifest.key and newest[1].manifest != manifest.digest:
+        path = f"{conversion_folder(manifest.source, manifest.key)}/manifest.json"
+        raise DigestMismatchError(path, expected=newest[1].manifest, got=manifest.digest)
+    number = advance(store, log, manifest_digest=manifest.digest, key=manifest.key)
+    return Publication(
+        url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
+        manifest_digest=manifest.digest,
+        channel=channel,
+        number=number,
+    )
+
+
+def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) -> str:
+    """Write who, when, where and how fast beside the conversion; return the path.
+
+    Args:
+        store: where the conversion is published.
+        manifest: what the attestation is about; named by its digest.
+        run: identifier of the run.
+        facts: plain data.
+    """
+    path = f"attestations/{source_slug(manifest.source)}/{manifest.key}/{run}.json"
+    store.put_new(path, canonical_json({"manifest": manifest.digest, "run": run, **facts}))
+    return path
+
+
+def validation_of(report: ValidationReport) -> Validation:
+    """Return what the manifest publishes of a report.
+
+    Raises:
+        NumericsMismatchError: the report did not pass; there is nothing to publish.
+    """
+    if not report.passed:
+        raise NumericsMismatchError(f"publish: got a failed report: {report.failures[0]}", report)
+    return Validation(
+        verdict="validated",
+        tolerance=report.tolerance,
+        lengths=report.lengths(),
+        negative_controls=report.negative_controls,
+    )
+
+
+def check_publishable(validation: Validation) -> None:
+    """The last door: nothing without a passed gate gets through, whoever calls.
+
+    Raises:
+        NumericsMismatchError: the verdict, a length or the negative control says otherwise.
+    """
+    passed = all(length.passed for length in validation.lengths) and validation.lengths
+    if validation.verdict == "validated" and passed and validation.negative_controls:
+        return
+    raise NumericsMismatchError(
+        f"publish: expected verdict 'validated' with every length passed and a caught negative "
+        f"control, got {validation.verdict!r}, lengths "
+        f"{[(v.length, v.passed) for v in validation.lengths]}, controls "
+        f"{validation.negative_controls}. Nothing was published."
+    )
+
+
+def triton_config(
+    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]
+) -> bytes:
+    """Return ``config.pbtxt``, which makes the conversion's folder a Triton model repository.
+
+    The PyTorch backend needs it (no autocomplete); the dispatcher takes any batch and length, so
+    every axis but fixed ones is dynamic and ``max_batch_size`` is 0.
+    """
+    lines = ['platform: "pytorch_libtorch"', 'backend: "pytorch"', "max_batch_size: 0"]
+    for spec in inputs:
+        lines.append(_triton_tensor("input", spec.name, spec.dtype, spec.axes))
+    for index, output in enumerate(outputs):
+        lines.append(_triton_tensor("output", f"OUTPUT__{index}", output.dtype, output.axes))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _triton_tensor(kind: str, name: str, dtype: str, axes: tuple[str, ...]) -> str:
+    dims = ", ".join(axis if axis.isdigit() else "-1" for axis in axes)
+    return f'{kind} [ {{ name: "{name}" data_type: {_TRITON_TYPES[dtype]} dims: [ {dims} ] }} ]'
+
+
+def _media_type(path: str) -> str:
+    if path == BUNDLE_PATH:
+        return BUNDLE_MEDIA_TYPE
+    suffix = Path(path).suffix
+    return {".json": "application/json", ".txt": "text/plain", ".pbtxt": "text/plain"}.get(
+        suffix, "application/octet-stream"
+    )

@@ -1,0 +1,221 @@
+"""Record one graph for each standard length, in one process, over one set of weights.
+
+The recorded module has a method ``_traced_<length>`` for each length; ``tasks.bundle`` gives it
+the guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
+megabytes, and only a fresh process makes the same bytes twice (class names count up).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.bundle import TracedFile, write_bundle
+from tasks.child import say
+from tasks.errors import TiedWeightsError, TraceError
+from tasks.inputs import input_specs
+from tasks.load import LoadOptions, ModelFacts, load_eager
+from tasks.outputs import call_tuple, describe_outputs
+from tasks.probes import example_feed
+from tasks.untie import untie
+from tracefleet.manifest import OutputSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceResult:
+    """What tracing made.
+
+    Attributes:
+        file: the bundle on disk.
+        outputs: elements of the returned tuple.
+        tied_groups: names that shared storage before untying.
+        same_program: the graphs of all lengths are one program but for literal lengths, so that
+            what the whole probe set proves at one length holds for the others.
+    """
+
+    file: TracedFile
+    outputs: tuple[OutputSpec, ...]
+    tied_groups: tuple[tuple[str, ...], ...]
+    same_program: bool
+
+
+def trace_checkpoint(
+    folder: Path,
+    options: LoadOptions,
+    facts: ModelFacts,
+    lengths: tuple[int, ...],
+    batch: int,
+    target: Path,
+) -> TraceResult:
+    """Load, untie, trace at every length and write one bundle; the whole job of one child.
+
+    Args:
+        folder: the checkpoint.
+        options: task, dtype and what is trusted.
+        facts: from ``tasks.load.inspect``.
+        lengths: standard lengths, ascending.
+        batch: rows in one traced call.
+        target: where the bundle is written; its name should be ``model.pt``.
+
+    Raises:
+        UnsupportedCheckpointError: eager can't run it from ids.
+        TiedWeightsError: untying changed an output bit.
+        TraceError: torch.jit can't record or save it.
+    """
+    say("loading the checkpoint")
+    model = load_eager(folder, options)
+    outputs = describe_outputs(model, facts)
+    groups = _untie_proved(model, facts, outputs, lengths[0], batch)
+    traced = trace_lengths(model, facts, outputs, lengths, batch)
+    same = same_program({length: getattr(traced, f"_traced_{length}") for length in lengths})
+    say(f"writing the bundle ({'one program' if same else 'a program per length'})")
+    file = write_bundle(traced, input_specs(facts), outputs, lengths, batch, target)
+    return TraceResult(file=file, outputs=outputs, tied_groups=groups, same_program=same)
+
+
+def trace_lengths(
+    model: nn.Module,
+    facts: ModelFacts,
+    outputs: tuple[OutputSpec, ...],
+    lengths: tuple[int, ...],
+    batch: int,
+) -> torch.jit.ScriptModule:
+    """Trace an untied model in eval mode; see ``trace_checkpoint`` for the arguments.
+
+    Raises:
+        TraceError: the model can't be recorded; the message names the length.
+    """
+    import torch
+
+    reached: list[int] = []
+    recorder = _recorder(model, facts, outputs, lengths, reached)
+    examples = {
+        f"_traced_{length}": tuple(example_feed(facts, batch=batch, length=length).values())
+        for length in lengths
+    }
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
+            # decides on numbers instead.
+            warnings.simplefilter("ignore")
+            return torch.jit.trace_module(recorder, examples, check_trace=False)
+    except Exception as error:
+        raise TraceError(
+            f"{facts.architecture} at length {reached[-1] if reached else lengths[0]}: expected "
+            f"torch.jit.trace to record it, got {type(error).__name__}: {error}. "
+            "This architecture can't be a TorchScript artifact with these versions."
+        ) from error
+
+
+def same_program(methods: dict[int, Any]) -> bool:
+    """Tell whether graphs differ in nothing but integers that are their own lengths.
+
+    Args:
+        methods: standard length -> traced method.
+    """
+    (first, reference), *others = ((n, _program(m)) for n, m in sorted(methods.items()))
+    return all(_differ_by_length(reference, program, first, n) for n, program in others)
+
+
+def _untie_proved(
+    model: nn.Module, facts: ModelFacts, outputs: tuple[OutputSpec, ...], length: int, batch: int
+) -> tuple[tuple[str, ...], ...]:
+    """Untie and show that no output bit moved."""
+    import torch
+
+    feed = example_feed(facts, batch=batch, length=length)
+    with torch.no_grad():
+        before = call_tuple(model, feed, outputs)
+        groups = untie(model)
+        if not groups:
+            return groups
+        after = call_tuple(model, feed, outputs)
+    for spec, old, new in zip(outputs, before, after, strict=True):
+        if not torch.equal(old, new):
+            raise TiedWeightsError(
+                f"untie {groups}: expected bit-identical {spec.name} before and after, got a "
+                "difference. The model computes something from the tie itself; report it."
+            )
+    say(f"untied {len(groups)} group(s)")
+    return groups
+
+
+def _recorder(
+    model: nn.Module,
+    facts: ModelFacts,
+    outputs: tuple[OutputSpec, ...],
+    lengths: tuple[int, ...],
+    reached: list[int],
+) -> nn.Module:
+    """Wrap a model for recording: positional tensors in, a flat tuple out, one method a length."""
+    from torch import nn
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+    def method(length: int) -> Callable[..., Any]:
+        def record(self: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            reached.append(length)
+            say(f"tracing length {length}")
+            feed = dict(zip(facts.inputs, tensors, strict=True))
+            return call_tuple(self.model, feed, outputs)
+
+        return record
+
+    for length in lengths:
+        setattr(Traced, f"_traced_{length}", method(length))
+    return Traced().eval()
+
+
+def _program(method: Any) -> tuple[list[str], list[Any]]:
+    """Return a method's inlined graph as lines, and the tensors baked into it."""
+    import torch
+
+    graph = method.inlined_graph.copy()
+    torch._C._jit_pass_erase_shape_information(graph)
+    torch._C._jit_pass_canonicalize(graph)
+    lines = re.sub(r"#.*", "", str(graph)).splitlines()
+    return lines, list(_baked_tensors(graph))
+
+
+def _baked_tensors(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        is_constant = node.kind() == "prim::Constant" and node.hasAttribute("value")
+        if is_constant and node.kindOf("value") == "t":
+            yield node.t("value")
+        for inner in node.blocks():
+            yield from _baked_tensors(inner)
+
+
+def _differ_by_length(
+    one: tuple[list[str], list[Any]], two: tuple[list[str], list[Any]], first: int, second: int
+) -> bool:
+    import torch
+
+    if len(one[0]) != len(two[0]) or len(one[1]) != len(two[1]):
+        return False
+    if not all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True)):
+        return False
+    return all(
+        a == b or _same_but_length(a, b, first, second)
+        for a, b in zip(one[0], two[0], strict=True)
+    )
+
+
+def _same_but_length(one: str, two: str, first: int, second: int) -> bool:
+    if _INTEGER.sub("#", one) != _INTEGER.sub("#", two):
+        return False
+    pairs = zip(_INTEGER.findall(one), _INTEGER.findall(two), strict=True)
+    return all(a == b or (a, b) == (str(first), str(second)) for a, b in pairs)

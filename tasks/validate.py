@@ -1,0 +1,227 @@
+"""The gate: does the saved file compute what the untouched checkpoint computes?
+
+Judges the bytes on disk, loaded in a process that never traced anything, against stored eager
+outputs. A mismatch stops the line. The gate also judges itself: it plants faults in the loaded
+copy and has to catch them with the same probes, else it is blind and nothing is published.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.child import say
+from tasks.errors import NumericsMismatchError, TraceError
+from tasks.inputs import random_feed
+from tasks.probes import Probe, plan_probes
+from tasks.reference import ProbePlan, Reference, differences, load_outputs
+from tasks.verdict import Difference, ProbeResult, ValidationReport
+from tasks.weights import compare_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.inputs import Feed
+    from tasks.reference import Outputs
+
+_FAULT_FACTOR = 1.5
+_FAULT_CANDIDATES = 6
+_SHOWN_FAILURES = 6
+
+
+def validate_bundle(
+    bundle: Path, checkpoint: Path, plan: ProbePlan, reference: Reference, *, same_files: bool
+) -> ValidationReport:
+    """Run the whole gate on a saved bundle; the whole job of one child.
+
+    Args:
+        bundle: the archive as it will be published.
+        checkpoint: the folder whose files hold the true weights.
+        plan: which probes.
+        reference: eager's outputs for them.
+        same_files: whether the weights lie in safetensors and can be compared bit for bit.
+
+    Raises:
+        TraceError: the saved file does not load.
+        UnsafeCheckpointError: a weight in the bundle differs from the checkpoint's.
+        NumericsMismatchError: a probe failed, or the gate missed a planted fault.
+    """
+    import torch
+
+    say("loading the saved bundle")
+    module = _load(bundle)
+    matched = _check_weights(module, checkpoint) if same_files else 0
+    with torch.no_grad():
+        gate = _Gate(module, plan, reference)
+        gate.run_probes()
+        gate.check_refusals()
+        controls = gate.negative_controls()
+    report = ValidationReport(
+        tolerance=plan.tolerance,
+        probes=tuple(gate.results),
+        negative_controls=controls,
+        weights_matched=matched,
+        latency_eager=reference.latency,
+        latency_traced=gate.latency,
+        failures=tuple(gate.failures),
+    )
+    if not report.passed:
+        raise NumericsMismatchError(_summary(report), report)
+    return report
+
+
+def _load(bundle: Path) -> torch.jit.ScriptModule:
+    import torch
+
+    try:
+        return torch.jit.load(bundle, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise TraceError(
+            f"{bundle.name}: expected the saved bundle to load, got: {error}. "
+            "The archive is not what was traced; nothing is published."
+        ) from error
+
+
+def _check_weights(module: torch.jit.ScriptModule, checkpoint: Path) -> int:
+    named: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
+    named.update(module.named_buffers(remove_duplicate=False))
+    inner = {name.removeprefix("model."): tensor for name, tensor in named.items()}
+    return compare_tensors(inner, checkpoint)
+
+
+class _Gate:
+    """One loaded bundle under examination."""
+
+    def __init__(self, module: Any, plan: ProbePlan, reference: Reference) -> None:
+        self.module, self.plan, self.reference = module, plan, reference
+        self.results: list[ProbeResult] = []
+        self.failures: list[str] = []
+        self.latency: dict[int, float] = {}
+
+    def run_probes(self) -> None:
+        """Compare every probe; all of them, so that the report shows the whole picture."""
+        for index, probe in enumerate(plan_probes(self.plan)):
+            if not any(result.length == probe.length for result in self.results):
+                say(f"validating length {probe.length}")
+            result = self._judge(index, probe)
+            self.results.append(result)
+            if not result.difference.passed:
+                self.failures.append(_sentence(result))
+
+    def check_refusals(self) -> None:
+        """Other shapes than were traced must raise, and so must inputs that are too long."""
+        facts, batch, largest = self.plan.facts, self.plan.batch, self.plan.lengths[-1]
+        self._must_raise("forward", random_feed(facts, batch=1, length=largest + 1, seed=2))
+        for length in self.plan.lengths:
+            for rows, tokens in ((batch, length + 1), (batch + 1, length)):
+                feed = random_feed(facts, batch=rows, length=tokens, seed=2)
+                self._must_raise(f"forward_{length}", feed)
+
+    def negative_controls(self) -> tuple[str, ...]:
+        """Plant faults that the probes must catch, and return their names."""
+        caught = ["wrong-weight"] if self._catches_wrong_weight() else []
+        if not caught:
+            self.failures.append(
+                "negative control: expected a planted wrong weight to fail a probe, got a pass; "
+                "the gate can't see this model's faults"
+            )
+        masks = [
+            (i, p)
+            for i, p in enumerate(plan_probes(self.plan))
+            if p.control is not None and f"{p.length}/{p.name}" not in self.reference.vacuous
+        ]
+        if masks:
+            caught += ["dropped-mask"] if self._catches_dropped_mask(*masks[0]) else []
+        return tuple(caught)
+
+    def _judge(self, index: int, probe: Probe) -> ProbeResult:
+        started = time.perf_counter()
+        outputs = self._call(probe, probe.feed)
+        took = (time.perf_counter() - started) * 1e3
+        if not probe.dispatch:
+            self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
+        found = self._differences(index, probe, outputs)
+        worst = max(range(len(found)), key=lambda i: (not found[i].passed, found[i].max_rel))
+        return ProbeResult(
+            name=probe.name,
+            length=probe.length,
+            vacuous=f"{probe.length}/{probe.name}" in self.reference.vacuous,
+            difference=found[worst],
+            output=self.plan.outputs[worst].name,
+        )
+
+    def _call(self, probe: Probe, feed: Feed) -> Outputs:
+        method: Callable[..., Outputs] = getattr(
+            self.module, "forward" if probe.dispatch else f"forward_{probe.length}"
+        )
+        return method(*feed.values())
+
+    def _differences(self, index: int, probe: Probe, outputs: Outputs) -> list[Difference]:
+        stored = load_outputs(self.reference.folder / f"{index}.safetensors")
+        if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
+            for spec, one, two in zip(self.plan.outputs, outputs, stored, strict=True):
+                if one.shape != two.shape:
+                    self.failures.append(
+                        f"{probe.name} at length {probe.length}: {spec.name} expected shape "
+                        f"{tuple(two.shape)}, got {tuple(one.shape)}"
+                    )
+        return differences(self.plan, outputs, stored, probe.eager_feed)
+
+    def _must_raise(self, method: str, feed: Feed) -> None:
+        import torch
+
+        try:
+            getattr(self.module, method)(*feed.values())
+        except (torch.jit.Error, RuntimeError):  # type: ignore[misc]
+            return
+        shape = tuple(feed["input_ids"].shape)
+        self.failures.append(f"{method}: expected shape {shape} to be refused, got a result")
+
+    def _catches_wrong_weight(self) -> bool:
+        """Scale one weight matrix at a time; the traced input's probe must fail for one of them."""
+        probe = next(iter(plan_probes(self.plan)))
+        for weight in self._matrices():
+            kept = weight.clone()
+            weight.mul_(_FAULT_FACTOR)
+            found = self._differences(0, probe, self._call(probe, probe.feed))
+            weight.copy_(kept)
+            if not all(difference.passed for difference in found):
+                return True
+        return False
+
+    def _matrices(self) -> list[torch.Tensor]:
+        """A few matrices that every token goes through, spread over the model."""
+        named = list(self.module.named_parameters())
+        dense = [p for name, p in named if p.dim() > 1 and "embed" not in name]
+        chosen = dense or [p for _, p in named]
+        return chosen[:: max(1, len(chosen) // _FAULT_CANDIDATES)]
+
+    def _catches_dropped_mask(self, index: int, probe: Probe) -> bool:
+        """Call the bundle with its mask ignored; the probe must fail."""
+        assert probe.control is not None
+        found = self._differences(index, probe, self._call(probe, probe.control))
+        if all(difference.passed for difference in found):
+            self.failures.append(
+                f"negative control: expected {probe.name} without its mask to fail, got a pass"
+            )
+            return False
+        return True
+
+
+def _sentence(result: ProbeResult) -> str:
+    difference = result.difference
+    got = difference.reason or f"relative error {difference.max_rel:.3g}"
+    return f"{result.name} at length {result.length}: {result.output}: {got}"
+
+
+def _summary(report: ValidationReport) -> str:
+    shown = "; ".join(report.failures[:_SHOWN_FAILURES])
+    more = len(report.failures) - _SHOWN_FAILURES
+    return (
+        f"the saved bundle does not compute what eager computes: expected every difference within "
+        f"{report.tolerance.rtol:g} of the largest eager value, got {len(report.failures)} "
+        f"failure(s): {shown}{f'; and {more} more' if more > 0 else ''}. Nothing was published. "
+        "Convert at one length, or with batch 1, to narrow it down; the report lists every probe."
+    )

@@ -1,0 +1,77 @@
+"""The way through without processes: trace, reference and gate on tiny models, faults planted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.bundle import TracedFile, write_bundle
+from tasks.inputs import input_specs
+from tasks.load import LoadOptions, ModelFacts, inspect, load_eager
+from tasks.outputs import describe_outputs
+from tasks.reference import ProbePlan, Reference, compute_reference
+from tasks.trace import same_program, trace_lengths
+from tasks.untie import untie
+from tasks.validate import validate_bundle
+from tasks.verdict import TOLERANCES, ValidationReport
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bench:
+    """One checkpoint on the bench; ``spoil`` plants a fault into the model that is traced."""
+
+    folder: Path
+    work: Path
+    task: str
+    lengths: tuple[int, ...] = (8, 16)
+    batch: int = 2
+    dtype: str = "float32"
+    whole: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self.options = LoadOptions(task=self.task, dtype=self.dtype)
+        self.facts: ModelFacts = inspect(self.folder, self.options, self.lengths)
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def trace(
+        self,
+        spoil: Callable[[Any], None] | None = None,
+        *,
+        traced_facts: ModelFacts | None = None,
+    ) -> TracedFile:
+        model = load_eager(self.folder, self.options)
+        self.outputs = describe_outputs(model, self.facts)
+        untie(model)
+        if spoil is not None:
+            spoil(model)
+        facts = traced_facts or self.facts
+        traced = trace_lengths(model, facts, self.outputs, self.lengths, self.batch)
+        self.same = same_program({n: getattr(traced, f"_traced_{n}") for n in self.lengths})
+        return write_bundle(
+            traced,
+            input_specs(self.facts),
+            self.outputs,
+            self.lengths,
+            self.batch,
+            self.work / "model.pt",
+        )
+
+    def plan(self) -> ProbePlan:
+        return ProbePlan(
+            facts=self.facts,
+            outputs=self.outputs,
+            lengths=self.lengths,
+            whole=self.lengths if self.whole is None else self.whole,
+            batch=self.batch,
+            tolerance=TOLERANCES[self.dtype],
+        )
+
+    def reference(self) -> Reference:
+        return compute_reference(self.folder, self.options, self.plan(), self.work / "reference")
+
+    def validate(self, bundle: TracedFile, *, same_files: bool = True) -> ValidationReport:
+        return validate_bundle(
+            bundle.path, self.folder, self.plan(), self.reference(), same_files=same_files
+        )

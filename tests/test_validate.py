@@ -1,0 +1,310 @@
+"""The gate: it passes sound bundles and catches every planted fault."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from gate_support import Bench
+
+from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.validate import _Gate
+from tasks.verdict import TOLERANCES, compare
+from tracefleet.manifest import Tolerance
+
+SOUND = {
+    "bert": "feature-extraction",
+    "bert-mlm": "fill-mask",
+    "albert-mlm": "fill-mask",
+    "roberta-qa": "question-answering",
+    "distilbert-tok": "token-classification",
+    "bert-cls": "text-classification",
+    "gpt2": "text-generation",
+    "llama": "text-generation",
+    "mixtral": "text-generation",
+    "bart": "text2text-generation",
+    "marian": "text2text-generation",
+    "t5": "text2text-generation",
+    "longformer-mlm": "fill-mask",
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_bundles_pass_the_whole_gate(name, checkpoint, tmp_path):
+    bench = Bench(folder=checkpoint(name), work=tmp_path, task=SOUND[name])
+    report = bench.validate(bench.trace())
+    assert report.passed
+    assert "wrong-weight" in report.negative_controls
+    assert [v.length for v in report.lengths()] == [8, 16]
+    assert all(v.max_rel_error <= 1e-5 and v.probes >= 10 for v in report.lengths())
+    assert report.weights_matched > 10
+    # right padding can't move a causal model: reported as vacuous, not counted
+    vacuous = {p.name for p in report.probes if p.vacuous}
+    assert bool(vacuous & {"right-pad-1", "right-pad-4"}) == (name in ("gpt2", "llama", "mixtral"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_passes_its_own_tolerance(dtype, checkpoint, tmp_path):
+    bench = Bench(folder=checkpoint("bert-mlm"), work=tmp_path, task="fill-mask", dtype=dtype)
+    report = bench.validate(bench.trace())
+    assert report.passed
+    assert report.tolerance == TOLERANCES[dtype]
+
+
+def _bench(checkpoint, tmp_path, name="bert") -> Bench:
+    return Bench(folder=checkpoint(name), work=tmp_path, task=SOUND[name])
+
+
+def _failures(bench: Bench, bundle) -> set[str]:
+    with pytest.raises(NumericsMismatchError) as caught:
+        bench.validate(bundle, same_files=False)
+    report = caught.value.report
+    assert report is not None
+    assert not report.passed
+    return {p.name for p in report.probes if not p.difference.passed}
+
+
+def test_a_wrong_weight_is_caught_by_the_probes(checkpoint, tmp_path):
+    def spoil(model):
+        model.encoder.layer[0].attention.self.query.weight.data[3] *= 1.5
+
+    bench = _bench(checkpoint, tmp_path)
+    failed = _failures(bench, bench.trace(spoil))
+    assert "traced-input" in failed
+
+
+def test_a_wrong_element_that_no_probe_reads_is_caught_bit_for_bit(checkpoint, tmp_path):
+    def spoil(model):
+        model.embeddings.position_embeddings.weight.data[100, 0] += 1e-3
+
+    bench = _bench(checkpoint, tmp_path)
+    bundle = bench.trace(spoil)
+    assert bench.validate(bundle, same_files=False).passed  # numerics alone can't see it
+    with pytest.raises(UnsafeCheckpointError, match="position_embeddings"):
+        bench.validate(bundle)
+
+
+def test_a_baked_mask_is_caught(checkpoint, tmp_path):
+    def spoil(model):
+        forward = model.forward
+        model.forward = lambda attention_mask, **rest: forward(
+            attention_mask=torch.ones_like(attention_mask), **rest
+        )
+
+    bench = _bench(checkpoint, tmp_path)
+    failed = _failures(bench, bench.trace(spoil))
+    assert {"left-pad", "hole", "one-token", "right-pad-4"} <= failed
+    assert "fresh-ids-0" not in failed
+
+
+def test_a_constant_output_is_caught(checkpoint, tmp_path):
+    def spoil(model):
+        forward = model.forward
+        feed = {n: torch.ones(2, 1, dtype=torch.long) for n in ("input_ids", "attention_mask")}
+        constant = forward(**feed).last_hidden_state.detach()
+
+        def fixed(**rest):
+            outputs = forward(**rest)
+            outputs["last_hidden_state"] = outputs["last_hidden_state"] * 0 + constant
+            return outputs
+
+        model.forward = fixed
+
+    bench = _bench(checkpoint, tmp_path)
+    failed = _failures(bench, bench.trace(spoil))
+    assert {"traced-input", "fresh-ids-0", "constant-ids", "edge-ids"} <= failed
+
+
+def test_a_swapped_input_order_is_caught(checkpoint, tmp_path):
+    bench = _bench(checkpoint, tmp_path)
+    ids, mask, types = bench.facts.inputs
+    swapped = dataclasses.replace(bench.facts, inputs=(ids, types, mask))
+    failed = _failures(bench, bench.trace(traced_facts=swapped))
+    assert "traced-input" in failed
+
+
+def test_dropout_left_on_is_caught(checkpoint, tmp_path):
+    bench = _bench(checkpoint, tmp_path)
+
+    def spoil(model):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.forward = lambda x: torch.nn.functional.dropout(x, 0.1, training=True)
+
+    failed = _failures(bench, bench.trace(spoil))
+    assert "traced-input" in failed
+
+
+def test_control_flow_on_token_ids_is_caught(checkpoint, tmp_path):
+    """The traced ids take one branch for good: equal on its own input, wrong elsewhere."""
+
+    def spoil(model):
+        forward = model.forward
+
+        def branching(input_ids, **rest):
+            outputs = forward(input_ids=input_ids, **rest)
+            if int(input_ids[0, 0]) % 2 == int(traced[0]):
+                outputs["last_hidden_state"] = outputs["last_hidden_state"] + 0.0
+            else:
+                outputs["last_hidden_state"] = outputs["last_hidden_state"] * 1.01
+            return outputs
+
+        model.forward = branching
+
+    bench = _bench(checkpoint, tmp_path)
+    from tasks.probes import example_feed
+
+    example = example_feed(bench.facts, batch=2, length=8)["input_ids"]
+    traced = [int(example[0, 0]) % 2]
+    # eager (the reference) is the unspoiled model: a graph that took the other branch is wrong
+    traced[0] = 1 - traced[0]
+    assert "fresh-ids-0" in _failures(bench, bench.trace(spoil))
+
+
+def test_positions_baked_at_the_traced_padding_are_caught(checkpoint, tmp_path):
+    """A mask recorded from the traced input, and not computed from the given one."""
+
+    def spoil(model):
+        forward = model.forward
+
+        def baked(attention_mask, **rest):
+            constant = torch.tensor(attention_mask.tolist())
+            return forward(attention_mask=constant, **rest)
+
+        model.forward = baked
+
+    bench = _bench(checkpoint, tmp_path)
+    failed = _failures(bench, bench.trace(spoil))
+    assert "traced-input" not in failed
+    assert {"fresh-ids-0", "left-pad"} <= failed
+
+
+def test_rows_that_see_each_other_are_caught(checkpoint, tmp_path):
+    def spoil(model):
+        forward = model.forward
+
+        def leaking(**rest):
+            outputs = forward(**rest)
+            hidden = outputs["last_hidden_state"]
+            outputs["last_hidden_state"] = hidden + 0.01 * hidden.mean(0, keepdim=True)
+            return outputs
+
+        model.forward = leaking
+
+    bench = _bench(checkpoint, tmp_path)
+    assert "batch-3" in _failures(bench, bench.trace(spoil))
+
+
+def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
+    """If a planted fault passes, the gate proves nothing and must not let anything through."""
+    bench = _bench(checkpoint, tmp_path)
+    bundle = bench.trace()
+    monkeypatch.setattr("tasks.validate._FAULT_FACTOR", 1.0)
+    with pytest.raises(NumericsMismatchError, match="negative control"):
+        bench.validate(bundle)
+
+
+def test_a_guard_that_lets_other_shapes_through_is_caught(checkpoint, tmp_path, monkeypatch):
+    bench = _bench(checkpoint, tmp_path)
+    monkeypatch.setattr(
+        "tasks.dispatcher._exact_source",
+        lambda inputs, outputs, length, batch: (
+            f"def forward_{length}(self, input_ids: Tensor, attention_mask: Tensor, "
+            f"token_type_ids: Tensor) -> Tuple[Tensor, Tensor]:\n"
+            f"    return self._traced_{length}(input_ids, attention_mask, token_type_ids)\n"
+        ),
+    )
+    with pytest.raises(NumericsMismatchError, match="to be refused"):
+        bench.validate(bench.trace())
+
+
+def test_an_output_that_never_moves_is_no_reference(own_checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = own_checkpoint("bert-cls")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    bench = Bench(folder=folder, work=tmp_path, task="text-classification")
+    bundle = bench.trace()
+    with pytest.raises(UnsupportedCheckpointError, match="never moves"):
+        bench.validate(bundle)
+
+
+def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypatch):
+    from tasks import reference
+
+    calls = []
+    original = reference.call_tuple
+
+    def stateful(model, feed, outputs):
+        calls.append(1)
+        return tuple(t + 1e-4 * len(calls) for t in original(model, feed, outputs))
+
+    bench = _bench(checkpoint, tmp_path)
+    bundle = bench.trace()
+    monkeypatch.setattr(reference, "call_tuple", stateful)
+    with pytest.raises(UnsupportedCheckpointError, match="second run"):
+        bench.validate(bundle)
+
+
+def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatch):
+    from tasks import reference
+
+    original = reference.call_tuple
+
+    def leaking(model, feed, outputs):
+        shift = float(feed["input_ids"].shape[1])
+        return tuple(t + shift for t in original(model, feed, outputs))
+
+    bench = _bench(checkpoint, tmp_path)
+    bundle = bench.trace()
+    monkeypatch.setattr(reference, "call_tuple", leaking)
+    with pytest.raises(UnsupportedCheckpointError, match="padding"):
+        bench.validate(bundle)
+
+
+def test_the_planted_fault_is_taken_back(checkpoint, tmp_path):
+    bench = _bench(checkpoint, tmp_path)
+    bundle = bench.trace()
+    module = torch.jit.load(bundle.path)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    gate = _Gate(module, bench.plan(), bench.reference())
+    with torch.no_grad():
+        assert gate._catches_wrong_weight()
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+EXACT = Tolerance(atol=0.0, rtol=1e-5)
+
+
+def test_compare_judges_against_the_largest_reference_value():
+    eager = torch.tensor([[100.0, 1.0]])
+    assert compare(eager + 0.0005, eager, EXACT).passed
+    assert not compare(eager + 0.002, eager, EXACT).passed
+
+
+@pytest.mark.parametrize(
+    ("traced", "eager"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 4)),
+        (torch.ones(2).half(), torch.ones(2)),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])),
+        (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, float("-inf")])),
+        (torch.tensor([1e-9]), torch.tensor([0.0])),
+    ],
+)
+def test_compare_refuses_other_shapes_dtypes_and_patterns(traced, eager):
+    assert not compare(traced, eager, EXACT).passed
+
+
+def test_compare_looks_at_valid_positions_only():
+    eager = torch.zeros(1, 3, 2)
+    eager[0, :2] = 1.0
+    traced = eager.clone()
+    traced[0, 2] = float("nan")
+    valid = torch.tensor([[True, True, False]])
+    assert compare(traced, eager, EXACT, valid).passed
+    assert not compare(traced, eager, EXACT).passed
