@@ -1,0 +1,1 @@
+"""What happens, in order: requests, the way through, and its Prefect flows."""

@@ -1,0 +1,199 @@
+"""Command line of the pipeline: ``python -m flows convert …``.
+
+Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.pipeline import ConversionResult
+    from flows.request import ConversionRequest
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+_EPILOG = """\
+exit codes: 0 published and validated, or published already; 1 refused or failed (nothing was
+published); 2 wrong usage.
+
+examples:
+  python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store
+  python -m flows convert --source file:///models/bert --task text-classification \\
+      --lengths 64,256 --dtype float16 --store file:///srv/models
+  python -m flows convert --fleet examples/fleet.yaml --entry minilm
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not options.quiet:
+        for name in ("tasks", "flows"):
+            logging.getLogger(name).setLevel(logging.INFO)
+    from tasks.errors import ConversionError, RequestError
+    from tracefleet.errors import ArtifactError
+
+    try:
+        return int(options.command(options))
+    except RequestError as error:
+        return _fail(error, EXIT_FAILED)
+    except (ConversionError, ArtifactError) as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return 130
+    except Exception as error:  # network and capacity errors keep their library's type
+        logging.getLogger("flows").debug("traceback", exc_info=True)
+        return _fail(error, EXIT_FAILED)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows", description="Convert checkpoints into validated artifacts."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    convert = commands.add_parser(
+        "convert",
+        help="convert one checkpoint",
+        description="Fetch, untie, trace, validate and publish one checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.set_defaults(command=_convert)
+    _add_request_arguments(convert)
+    convert.add_argument(
+        "--engine",
+        choices=("auto", "prefect", "none"),
+        default="auto",
+        help="prefect: as a flow run (an embedded server where PREFECT_API_URL is not set); none: "
+        "plain function calls; auto (default): prefect if PREFECT_API_URL is set, else none",
+    )
+    convert.add_argument("--json", action="store_true", help="print the result as JSON")
+    convert.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    schema = commands.add_parser("schema", help="print the JSON Schema of a request or fleet file")
+    schema.add_argument("kind", choices=("request", "fleet"))
+    schema.set_defaults(command=_schema, quiet=True)
+    return parser
+
+
+def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", help="hf://org/name, file:///folder or s3://bucket/prefix")
+    add("--revision", help="branch, tag or commit of a hub source")
+    add("--task", help="Hugging Face task name, such as fill-mask")
+    add("--lengths", help="standard lengths in tokens, such as 32,128,512")
+    add("--store", help="root of the store, such as ./store or file:///srv/models")
+    add("--channel", help="channel that will point to the conversion (default: latest)")
+    add("--backend", help="jit (default), neuronx or neuron")
+    add("--dtype", help="float32 (default), float16 or bfloat16")
+    add("--batch", type=int, help="rows in one traced call (default: 1)")
+    add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
+    add("--allow-pickle", action="store_true", default=None, help="read pickled weights")
+    add("--trust-remote-code", action="store_true", default=None, help="run the checkpoint's code")
+    add("--timeout-seconds", type=float, help="limit for each step (default: 3600)")
+    add("--memory-limit-mb", type=int, help="limit for each child process (default: none)")
+    add("--threads", type=int, help="torch threads (default: one for each core)")
+    add("--fleet", type=Path, help="take the request from a fleet file; with --entry")
+    add("--entry", help="name of the entry in the fleet file; other options override its fields")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    request = _request(options)
+    prefect = options.engine == "prefect" or (
+        options.engine == "auto" and "PREFECT_API_URL" in os.environ
+    )
+    result = _run_flow(request) if prefect else _run_plain(request)
+    if options.json:
+        print(json.dumps(_as_json(result), indent=2))
+    else:
+        from flows.summary import summary
+
+        print(summary(result))
+    return 0
+
+
+def _run_plain(request: ConversionRequest) -> ConversionResult:
+    from flows.pipeline import convert
+
+    return convert(request)
+
+
+def _run_flow(request: ConversionRequest) -> ConversionResult:
+    # Ours come before Prefect is imported: the embedded server needs more than its default 20 s
+    # on small machines, progress of our loggers belongs into the run's log, and the server must
+    # tell nobody that it runs.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,tasks,tracefleet")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    if "PREFECT_API_URL" not in os.environ:
+        logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
+    from flows.convert_checkpoint import convert_checkpoint
+
+    return convert_checkpoint(request)
+
+
+def _request(options: argparse.Namespace) -> ConversionRequest:
+    from flows.request import ConversionRequest, make_request, read_fleet
+    from tasks.errors import RequestError
+
+    fields: dict[str, Any] = {}
+    if options.fleet is not None:
+        spec = read_fleet(options.fleet)
+        if options.entry not in spec.entries:
+            raise RequestError(
+                f"--entry: expected one of {', '.join(spec.entries)}, got {options.entry!r}"
+            )
+        fields = {**spec.defaults, **spec.entries[options.entry]}
+    for name in ConversionRequest.model_fields:
+        if (value := getattr(options, name)) is not None:
+            fields[name] = _split_lengths(value) if name == "lengths" else value
+    return make_request(fields)
+
+
+def _split_lengths(text: str) -> list[int]:
+    from tasks.errors import RequestError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"lengths: expected whole numbers between commas, such as 32,128; got {text!r}"
+        ) from None
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from flows.request import ConversionRequest, FleetSpec
+
+    model = FleetSpec if options.kind == "fleet" else ConversionRequest
+    print(json.dumps(model.model_json_schema(), indent=2))
+    return 0
+
+
+def _as_json(result: ConversionResult) -> dict[str, Any]:
+    return {
+        "status": "already published" if result.fresh else "published",
+        "url": result.publication.url,
+        "channel": result.publication.channel,
+        "number": result.publication.number,
+        "manifest_digest": result.publication.manifest_digest,
+        "report": result.report_url,
+        "manifest": json.loads(result.manifest.to_bytes()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""What people ask for: one conversion, or a fleet of them.
+
+These models are the Prefect run form, the fleet file and the command line's arguments at once, so
+that nonsense is refused at the same place with the same words, before any work starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.backends.base import BACKENDS
+from tasks.errors import RequestError
+from tasks.fetch import normalise_source
+from tasks.load import AUTO_CLASSES, LoadOptions
+from tasks.verdict import TOLERANCES
+from tracefleet.channel import check_channel
+from tracefleet.lengths import check_lengths
+from tracefleet.manifest import Tolerance, Variant
+
+#: A request may loosen the tolerance by this factor and no more: planted faults start at 0.1.
+MAX_LOOSENING = 10.0
+
+
+class ConversionRequest(BaseModel):
+    """One checkpoint, one task, one backend, its standard lengths."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        description="hf://org/name, file:///folder or s3://bucket/prefix.",
+        json_schema_extra={"position": 0},
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of a hub source; resolved to a commit once.",
+        json_schema_extra={"position": 1},
+    )
+    task: str = Field(
+        description=f"Hugging Face task name: {', '.join(AUTO_CLASSES)}.",
+        json_schema_extra={"position": 2},
+    )
+    lengths: tuple[int, ...] = Field(
+        description="Standard lengths in tokens, each at most the model's positions.",
+        json_schema_extra={"position": 3},
+    )
+    backend: str = Field(
+        default="jit",
+        description=f"What runs the artifact: {', '.join(BACKENDS)}.",
+        json_schema_extra={"position": 4},
+    )
+    store: str = Field(
+        default="file://./store",
+        description="Root URL of the store, such as file:///srv/models.",
+        json_schema_extra={"position": 5},
+    )
+    channel: str = Field(
+        default="latest",
+        description="Channel that will point to the conversion.",
+        json_schema_extra={"position": 6},
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32",
+        description="Dtype of the weights in the artifact.",
+        json_schema_extra={"position": 7},
+    )
+    batch: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="Rows in one traced call; the bundle takes any number of rows.",
+        json_schema_extra={"position": 8},
+    )
+    rtol: float | None = Field(
+        default=None,
+        gt=0,
+        description="Relative tolerance instead of the dtype's own; recorded in the manifest.",
+        json_schema_extra={"position": 9},
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Read pickled weights where there is no safetensors (weights_only).",
+        json_schema_extra={"position": 10},
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code of the checkpoint; needs the full commit as revision.",
+        json_schema_extra={"position": 11},
+    )
+    timeout_seconds: float = Field(
+        default=3600,
+        gt=0,
+        description="Wall seconds for each step in a child process.",
+        json_schema_extra={"position": 12},
+    )
+    memory_limit_mb: int | None = Field(
+        default=None,
+        gt=0,
+        description="Resident megabytes for each child process; none: no limit.",
+        json_schema_extra={"position": 13},
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="Torch threads in a child; 0: one for each core.",
+        json_schema_extra={"position": 14},
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        return _refusing(normalise_source, value)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in AUTO_CLASSES:
+            raise ValueError(f"expected one of {', '.join(AUTO_CLASSES)}; got {value!r}")
+        return value
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        if value not in BACKENDS:
+            raise ValueError(f"expected one of {', '.join(BACKENDS)}; got {value!r}")
+        return value
+
+    @field_validator("lengths")
+    @classmethod
+    def _sane_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return check_lengths(value)
+
+    @field_validator("channel")
+    @classmethod
+    def _sane_channel(cls, value: str) -> str:
+        return _refusing(check_channel, value)
+
+    @model_validator(mode="after")
+    def _bounded_tolerance(self) -> ConversionRequest:
+        ceiling = TOLERANCES[self.dtype].rtol * MAX_LOOSENING
+        if self.rtol is not None and self.rtol > ceiling:
+            raise ValueError(
+                f"rtol: expected at most {ceiling:g} for {self.dtype} ({MAX_LOOSENING:g} times its "
+                f"own tolerance), got {self.rtol:g}; a looser gate could not tell faults apart"
+            )
+        return self
+
+    @property
+    def variant(self) -> Variant:
+        """Task, backend, dtype and batch."""
+        return Variant(task=self.task, backend=self.backend, dtype=self.dtype, batch=self.batch)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What the gate applies."""
+        own = TOLERANCES[self.dtype]
+        return own if self.rtol is None else Tolerance(atol=own.atol, rtol=self.rtol)
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """How the checkpoint may be read."""
+        return LoadOptions(
+            task=self.task,
+            dtype=self.dtype,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def identity_options(self) -> dict[str, str]:
+        """Choices beside the variant that change the conversion or what it was held to."""
+        return {} if self.rtol is None else {"rtol": repr(self.rtol)}
+
+
+class FleetSpec(BaseModel):
+    """Many requests: shared defaults and named entries, read from YAML or JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, description="Request fields that every entry starts from."
+    )
+    entries: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Name of an entry -> its request's fields."
+    )
+
+    def requests(self) -> dict[str, ConversionRequest]:
+        """Return every entry as a request.
+
+        Raises:
+            RequestError: some entries are wrong; all of them are named, each with its field.
+        """
+        made: dict[str, ConversionRequest] = {}
+        wrong: list[str] = []
+        for name, fields in self.entries.items():
+            try:
+                made[name] = make_request({**self.defaults, **fields})
+            except RequestError as error:
+                wrong.append(f"{name}: {error}")
+        if wrong:
+            raise RequestError("fleet file:\n" + "\n".join(wrong))
+        return made
+
+
+def make_request(fields: dict[str, Any]) -> ConversionRequest:
+    """Build a request from plain fields.
+
+    Raises:
+        RequestError: every wrong field, one line each.
+    """
+    try:
+        return ConversionRequest.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError(_explain(error)) from None
+
+
+def read_fleet(path: Path) -> FleetSpec:
+    """Read a fleet file (YAML, of which JSON is a part).
+
+    Raises:
+        RequestError: the file is missing, no YAML, or not of a fleet's shape.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return FleetSpec.model_validate(raw)
+    except OSError as error:
+        raise RequestError(
+            f"fleet file {path}: expected a readable file, got {error.strerror}. Check the path."
+        ) from error
+    except yaml.YAMLError as error:
+        raise RequestError(f"fleet file {path}: expected YAML, got: {error}") from error
+    except ValidationError as error:
+        raise RequestError(f"fleet file {path}:\n{_explain(error)}") from None
+
+
+def _refusing(check: Any, value: str) -> str:
+    """Call one of our checks and speak pydantic's language about its refusal."""
+    try:
+        return str(check(value))
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    return "\n".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'request'}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors()
+    )

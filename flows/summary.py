@@ -1,0 +1,48 @@
+"""The table that a person sees after a conversion."""
+
+from __future__ import annotations
+
+from flows.pipeline import ConversionResult
+
+_HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
+
+
+def summary(result: ConversionResult) -> str:
+    """Return what was published, where, and how good it is, for a terminal."""
+    manifest = result.manifest
+    status = "already published" if result.fresh else "published and validated"
+    size = sum(file.size for file in manifest.files)
+    lines = [
+        f"{status}: {manifest.source}  {manifest.variant.label}",
+        *_table([_HEADER, *_rows(result)]),
+        f"bytes    {size:,} in {len(manifest.files)} files (bundle {manifest.bundle.size:,})",
+        f"caught   planted faults: {', '.join(manifest.validation.negative_controls)}",
+        f"key      {manifest.key}",
+        f"at       {result.publication.url}",
+        f"channel  {result.publication.channel} #{result.publication.number}",
+    ]
+    if result.report_url:
+        lines.append(f"report   {result.report_url}")
+    return "\n".join(lines)
+
+
+def _rows(result: ConversionResult) -> list[tuple[str, ...]]:
+    report = result.report
+    eager = report.latency_eager if report else {}
+    traced = report.latency_traced if report else {}
+    return [
+        (
+            str(v.length),
+            f"{v.max_abs_error:.2e}",
+            f"{v.max_rel_error:.2e}",
+            "passed" if v.passed else "FAILED",
+            f"{eager[v.length]:.1f}" if v.length in eager else "-",
+            f"{traced[v.length]:.1f}" if v.length in traced else "-",
+        )
+        for v in result.manifest.validation.lengths
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

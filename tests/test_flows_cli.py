@@ -1,0 +1,126 @@
+"""``python -m flows``: exit codes, tables, JSON, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def _flows(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_convert_then_again_in_real_processes(checkpoint, tmp_path):
+    arguments = (
+        "convert", "--source", f"file://{checkpoint('bert-cls')}", "--task", "text-classification",
+        "--lengths", "8,16", "--store", str(tmp_path / "store"),
+    )  # fmt: skip
+    first = _flows(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "published and validated" in first.stdout
+    assert "tracing length 16" in first.stderr
+    assert "wrong-weight" in first.stdout
+    second = _flows(*arguments)
+    assert second.returncode == 0
+    assert "already published" in second.stdout
+    assert "no weights were read" in second.stderr
+    assert "tracing" not in second.stderr
+    as_json = json.loads(_flows(*arguments, "--json", "--quiet").stdout)
+    assert as_json["status"] == "already published"
+    assert as_json["manifest"]["lengths"] == [8, 16]
+
+
+def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):
+    arguments = [
+        "convert", "--source", f"file://{checkpoint('bert-cls')}", "--task", "text-classification",
+        "--lengths", "8", "--store", str(tmp_path / "store"), "--quiet",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    probe = (
+        "import sys; from flows.__main__ import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'prefect', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", probe, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--source", "gopher://x", "--task", "fill-mask", "--lengths", "8"], "unknown scheme"),
+        (["--source", "hf://a/b", "--task", "x", "--lengths", "8"], "task: expected one of"),
+        (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "8,x"], "lengths: expected"),
+        (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "0"], "at least 1, got 0"),
+        (["--source", "hf://a/b", "--task", "fill-mask"], "lengths: Field required"),
+        (["--source", "file:///nowhere", "--task", "fill-mask", "--lengths", "8"], "nowhere"),
+        (["--fleet", "none.yaml", "--entry", "a"], "none.yaml"),
+        (["--fleet", "examples/fleet.yaml", "--entry", "a"], "expected one of minilm"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments, says, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["convert", *arguments, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_wrong_usage_exits_with_two(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", "--nonsense"])
+    assert caught.value.code == 2
+
+
+def test_an_entry_of_a_fleet_file_becomes_a_request(checkpoint, tmp_path, capsys):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        f"defaults: {{task: text-classification, store: 'file://{tmp_path}/store'}}\n"
+        f"entries: {{tiny: {{source: 'file://{checkpoint('bert-cls')}', lengths: [16]}}}}\n"
+    )
+    assert main(["convert", "--fleet", str(fleet), "--entry", "tiny", "--lengths", "8", "--quiet"]) == 0
+    assert "at       file://" in capsys.readouterr().out
+    (manifest,) = (tmp_path / "store").rglob("manifest.json")
+    assert json.loads(manifest.read_text())["lengths"] == [8]
+
+
+@pytest.mark.parametrize("kind", ["request", "fleet"])
+def test_schemas_are_printed_for_editors(kind, capsys):
+    assert main(["schema", kind]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["additionalProperties"] is False
+
+
+def test_help_names_every_field_of_a_request(capsys):
+    from flows.request import ConversionRequest
+
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    text = capsys.readouterr().out
+    for name in ConversionRequest.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "exit codes" in text
