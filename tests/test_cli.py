@@ -1,0 +1,334 @@
+"""The command ``tracefleet``: what each command prints, refuses and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tracefleet
+from tests.reader_support import (
+    SEQ2SEQ,
+    SOURCE,
+    flip_byte,
+    path_in,
+    publish,
+    tiny_seq2seq_bundle,
+    tokenizer_json,
+)
+from tracefleet.channel import source_slug
+from tracefleet.cli import main
+from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.store import FileStore
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(root=tmp_path / "store")
+
+
+@pytest.fixture
+def published(store: FileStore) -> Manifest:
+    return publish(store, extra={"model/tokenizer.json": tokenizer_json()})
+
+
+def run_json(capsys: Capture, *arguments: str) -> Any:
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+def refused(capsys: Capture, *arguments: str) -> str:
+    """Run a command that must fail, and return its message."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+# list and show
+
+
+def test_list_is_an_aligned_table(store: FileStore, published: Manifest, capsys: Capture):
+    publish(store, variant=Variant(task="fill-mask", dtype="float16"), channel="candidate")
+    assert main(["list", store.url]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    columns = header.split()
+    assert columns == ["source", "variant", "channel", "seq", "lengths", "verdict", "size", "key"]
+    starts = [header.index(column) for column in columns]
+    cells = [[row[start:].split("  ")[0] for start in starts] for row in rows]
+    assert [row[:6] for row in cells] == [
+        [SOURCE, "feature-extraction.jit.float32.b1", "latest", "1", "4,8", "validated"],
+        [SOURCE, "fill-mask.jit.float16.b1", "candidate", "1", "4,8", "validated"],
+    ]
+    assert cells[0][7] == published.key[:12]
+
+
+def test_list_as_json_has_whole_values_and_takes_filters(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    other = publish(store, variant=Variant(task="fill-mask"))
+    [line] = run_json(capsys, "list", store.url, "--task", "fill-mask")
+    size = sum(file.size for file in other.files)
+    assert (line["key"], line["size"], line["lengths"]) == (other.key, size, [4, 8])
+    assert len(run_json(capsys, "list", store.url)) == 2
+    assert run_json(capsys, "list", store.url, "--channel", "stable") == []
+
+
+def test_list_of_nothing_says_so(store: FileStore, capsys: Capture):
+    assert main(["list", str(store.root)]) == 0
+    assert f"nothing that fits is published in {store.url}" in capsys.readouterr().out
+
+
+def test_list_shows_the_sound_ones_and_fails_for_a_damaged_one(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    other = publish(store, source="hf://acme/other")
+    flip_byte(path_in(store, other, "manifest.json"))
+    assert main(["list", store.url]) == 1
+    captured = capsys.readouterr()
+    assert SOURCE in captured.out
+    assert f"{other.key}/manifest.json: sha256 expected" in captured.err
+
+
+def test_show_tells_what_a_conversion_is(store: FileStore, published: Manifest, capsys: Capture):
+    assert main(["show", store.url, SOURCE]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        published.key,
+        published.commit,
+        "input_ids int64 (batch, length)",
+        "last_hidden_state float32 (batch, length, 4)",
+        "decoder.weight = embeddings.weight",
+        "torch 2.13.0",
+        "length 8   max abs error 4.50e-07, 17 probes, passed",
+        f"model/1/model.pt {published.bundle.size} bytes sha256 {published.bundle.sha256}",
+    ):
+        assert fact in out
+    raw = run_json(capsys, "show", store.url, source_slug(SOURCE))
+    assert parse(tracefleet.manifest.canonical_json(raw)) == published
+
+
+# verify
+
+
+def test_verify_of_a_sound_store_counts_its_files(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    publish(store, source="hf://acme/other")
+    assert main(["verify", store.url]) == 0
+    assert capsys.readouterr().out == "9 files checked in 2 channels, 0 damaged\n"
+    checks = run_json(capsys, "verify", store.url, SOURCE)
+    assert len(checks) == 5
+    assert all(check["ok"] and check["expected"] == check["got"] for check in checks)
+
+
+def test_verify_names_every_damaged_file_and_goes_on(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    others = [publish(store, source=f"hf://acme/{name}") for name in ("a", "b", "c", "d")]
+    flip_byte(path_in(store, published, "model/1/model.pt"))
+    path_in(store, published, "model/config.json").unlink()
+    flip_byte(path_in(store, others[0], "manifest.json"))
+    path_in(store, others[1], "manifest.json").unlink()
+    entry = next((store.root / "channels" / source_slug("hf://acme/c")).rglob("*.json"))
+    entry.write_bytes(b"{}")
+    assert main(["verify", store.url]) == 1
+    captured = capsys.readouterr()
+    lines = {line.split(": expected ")[0]: line for line in captured.err.splitlines()}
+    assert len(lines) == 5
+    folder = f"conversions/{source_slug(SOURCE)}/{published.key}"
+    message = lines[f"{folder}/model/1/model.pt"]
+    assert f": expected {published.bundle.sha256} got " in message
+    assert len(message.rpartition(" ")[2]) == 64
+    assert "No such file" in lines[f"{folder}/model/config.json"] or "no such" in captured.err
+    assert "5 damaged" in captured.out
+    assert main(["verify", store.url, "hf://acme/d"]) == 0, "the control: a sound one passes"
+
+
+def test_verify_of_nothing_is_an_error(store: FileStore, published: Manifest, capsys: Capture):
+    assert "nothing to verify" in refused(capsys, "verify", store.url, "hf://acme/absent")
+
+
+# pull
+
+
+def test_pull_copies_the_whole_conversion(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    target = tmp_path / "new" / "copy"
+    pulled = run_json(capsys, "pull", store.url, SOURCE, str(target))
+    assert pulled["key"] == published.key
+    names = sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file())
+    assert names == sorted(["manifest.json", *(file.path for file in published.files)])
+    for name in names:
+        assert (target / name).read_bytes() == path_in(store, published, name).read_bytes()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_pull_takes_an_empty_folder_and_refuses_a_full_one(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    target = tmp_path / "copy"
+    target.mkdir()
+    assert main(["pull", store.url, SOURCE, str(target)]) == 0
+    assert "4 files" in capsys.readouterr().out
+    assert "got one with contents" in refused(capsys, "pull", store.url, SOURCE, str(target))
+
+
+def test_pull_of_a_damaged_file_leaves_nothing(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    flip_byte(path_in(store, published, "model/1/model.pt"))
+    target = tmp_path / "here" / "copy"
+    assert "sha256 expected" in refused(capsys, "pull", store.url, SOURCE, str(target))
+    assert list(target.parent.iterdir()) == []
+
+
+def test_pull_to_where_nothing_can_be_written_is_refused(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    (tmp_path / "file").touch()
+    target = str(tmp_path / "file" / "copy")
+    assert "can't write the conversion there" in refused(capsys, "pull", store.url, SOURCE, target)
+
+
+# run
+
+
+def test_run_on_texts_uses_the_conversions_tokenizer_without_its_limits(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    texts = ["hello world again hello", "world"]
+    options = [option for text in texts for option in ("--text", text)]
+    result = run_json(capsys, "run", store.url, SOURCE, *options)
+    expected = tracefleet.open(store, SOURCE)([[2, 3, 4, 2], [3]])
+    assert result["source"] == SOURCE
+    for name, value in expected.items():
+        assert result["outputs"][name]["shape"] == list(value.shape)
+        assert np.allclose(result["outputs"][name]["values"], value)
+    assert main(["run", store.url, SOURCE, *options]) == 0
+    out = capsys.readouterr().out
+    assert "last_hidden_state (2, 4, 4) float32: " in out
+    assert "pooler_output (2, 4) float32: " in out
+
+
+def test_run_on_ids_is_the_same_as_on_their_text(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    text = run_json(capsys, "run", store.url, SOURCE, "--text", "hello world")
+    ids = run_json(capsys, "run", store.url, SOURCE, "--ids", "2, 3")
+    other = run_json(capsys, "run", store.url, SOURCE, "--ids", "2 4")
+    assert text == ids != other
+
+
+def test_run_takes_decoder_ids(store: FileStore, capsys: Capture):
+    publish(store, bundle=tiny_seq2seq_bundle(), **SEQ2SEQ)
+    arguments = ["run", store.url, SOURCE, "--ids", "1 2 3"]
+    result = run_json(capsys, *arguments, "--decoder-ids", "1 1")
+    assert result["outputs"]["logits"]["values"] == [[[7.0], [8.0]]]
+    assert "decoder_input_ids: this conversion needs it" in refused(capsys, *arguments)
+
+
+def test_run_refuses_what_the_model_can_not_take(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    base = ("run", store.url, SOURCE)
+    assert "9 tokens; expected at most 8" in refused(capsys, *base, "--text", "hello " * 9)
+    assert "outside the model's vocabulary" in refused(capsys, *base, "--ids", "999")
+    assert "expected whole numbers" in refused(capsys, *base, "--ids", "one")
+    assert "at least one token" in refused(capsys, *base, "--ids", "")
+    assert "at least one token" in refused(capsys, *base, "--text", "")
+
+
+def test_run_on_text_without_a_tokenizer_says_what_to_do(store: FileStore, capsys: Capture):
+    publish(store)
+    assert "give --ids instead" in refused(capsys, "run", store.url, SOURCE, "--text", "x")
+
+
+def test_run_checks_the_tokenizer_too(store: FileStore, published: Manifest, capsys: Capture):
+    flip_byte(path_in(store, published, "model/tokenizer.json"))
+    assert "tokenizer.json: sha256" in refused(capsys, "run", store.url, SOURCE, "--text", "x")
+
+
+# What is common
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_an_unknown_source_or_store_is_an_error_with_what_is_there(
+    store: FileStore, published: Manifest, capsys: Capture, command: str
+):
+    extra = ["--ids", "1"] if command == "run" else []
+    message = refused(capsys, command, store.url, "hf://acme/absent", *extra)
+    assert f"it holds {source_slug(SOURCE)}" in message
+    assert "unknown scheme" in refused(capsys, command, "gs://x/y", SOURCE, *extra)
+
+
+def test_a_channel_that_is_no_name_is_refused(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    assert "channel: expected" in refused(capsys, "show", store.url, SOURCE, "--channel", "../x")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frobnicate"],
+        ["show", "store"],
+        ["run", "store", "source"],
+        ["list", "s", "--batch", "x"],
+    ],
+)
+def test_wrong_usage_exits_with_two(arguments: list[str], capsys: Capture):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: tracefleet" in capsys.readouterr().err
+
+
+def test_missing_torch_says_what_to_install(
+    store: FileStore, published: Manifest, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = refused(capsys, "run", store.url, SOURCE, "--ids", "1")
+    assert "pip install 'tracefleet[run]'" in message
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tracefleet.cli", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, **options)
+
+
+def test_the_real_process_verifies_and_names_a_flipped_byte(store: FileStore, published: Manifest):
+    sound = process("verify", str(store.root))
+    assert (sound.returncode, sound.stderr) == (0, "")
+    flip_byte(path_in(store, published, "model/1/model.pt"))
+    damaged = process("verify", str(store.root), SOURCE)
+    assert damaged.returncode == 1
+    assert f"model.pt: expected {published.bundle.sha256} got " in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+
+
+def test_the_real_process_runs_a_model_and_prints_one_json_document(
+    store: FileStore, published: Manifest
+):
+    done = process("run", str(store.root), SOURCE, "--ids", "1 2", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["outputs"]["pooler_output"]["shape"] == [1, 4]
+
+
+def test_a_closed_pipe_is_no_traceback(store: FileStore, published: Manifest):
+    command = f"{sys.executable} -m tracefleet.cli show {store.root} {SOURCE} --json | true"
+    done = subprocess.run(command, shell=True, check=False, capture_output=True, text=True)
+    assert done.stderr == ""

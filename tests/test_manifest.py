@@ -1,0 +1,242 @@
+"""Manifests: the laws of their bytes, the golden file, the schema, and what is refused.
+
+After a wanted change of the format: ``UPDATE_GOLDENS=1 pytest tests/test_manifest.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.reader_support import entry, example_manifest
+from tracefleet import manifest as manifest_module
+from tracefleet.errors import ManifestError
+from tracefleet.manifest import Manifest, Variant, canonical_json, check_relative, parse
+
+GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
+SCHEMA = json.loads(
+    (Path(manifest_module.__file__).parent / "manifest.schema.json").read_text("utf-8")
+)
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def _raw() -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads(example_manifest().to_bytes())
+    return raw
+
+
+def _objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all objects with fixed fields inside a raw manifest."""
+    if isinstance(value, dict):
+        if path != ("options",):
+            yield path
+        for name, inner in value.items():
+            yield from _objects(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _objects(inner, (*path, index))
+
+
+def _at(raw: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        raw = raw[step]
+    return raw
+
+
+FIELDS = [(path, name) for path in _objects(_raw()) for name in _at(_raw(), path)]
+
+
+def test_the_golden_file_is_what_is_written():
+    if os.environ.get("UPDATE_GOLDENS"):
+        GOLDEN.write_bytes(example_manifest().to_bytes())
+    assert example_manifest().to_bytes() == GOLDEN.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        example_manifest(),
+        example_manifest(license=None, options={}, tied_groups=(), outputs=()),
+        example_manifest(source="file:///dömain/模型", options={"a": 'quote " and \n line'}),
+        example_manifest(
+            validation=dataclasses.replace(
+                example_manifest().validation,
+                tolerance=manifest_module.Tolerance(atol=0, rtol=1),
+                verdict="unvalidated-on-device",
+            )
+        ),
+    ],
+)
+def test_what_is_written_reads_back_the_same(manifest: Manifest):
+    data = manifest.to_bytes()
+    assert parse(data) == manifest
+    assert parse(data).to_bytes() == data
+
+
+def test_the_golden_file_reads_and_writes_back_to_its_own_bytes():
+    data = GOLDEN.read_bytes()
+    assert parse(data).to_bytes() == data
+    assert parse(data).digest == example_manifest().digest
+
+
+def test_canonical_json_does_not_depend_on_insertion_order():
+    assert canonical_json({"b": 1, "a": [1.5, "ü"]}) == '{"a":[1.5,"ü"],"b":1}\n'.encode()
+    assert canonical_json({"a": [1.5, "ü"], "b": 1}) == canonical_json({"b": 1, "a": [1.5, "ü"]})
+
+
+def test_another_manifest_has_another_digest():
+    assert example_manifest(recipe=2).digest != example_manifest().digest
+
+
+def test_the_schema_is_sound_and_accepts_the_golden_file():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(json.loads(GOLDEN.read_bytes()))
+
+
+def test_the_schema_names_the_fields_of_the_dataclasses():
+    shapes = {**SCHEMA["$defs"], "Manifest": SCHEMA}
+    for name, shape in shapes.items():
+        fields = {field.name for field in dataclasses.fields(getattr(manifest_module, name))}
+        assert set(shape["properties"]) == fields == set(shape["required"]), name
+        assert shape["additionalProperties"] is False
+    hints = typing.get_type_hints(Manifest)
+    assert {"Manifest", hints["variant"].__name__, hints["validation"].__name__} <= set(shapes)
+
+
+@pytest.mark.parametrize(("path", "name"), FIELDS)
+def test_a_missing_field_is_refused_by_schema_and_reader(path: tuple[Any, ...], name: str):
+    raw = _raw()
+    del _at(raw, path)[name]
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match=f"missing fields.*{name}"):
+        parse(canonical_json(raw))
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _ in FIELDS}, key=str))
+def test_an_unknown_field_is_refused_by_schema_and_reader(path: tuple[Any, ...]):
+    raw = _raw()
+    _at(raw, path)["planted"] = 1
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match=r"unknown fields.*planted"):
+        parse(canonical_json(raw))
+
+
+@pytest.mark.parametrize(("path", "name"), FIELDS)
+def test_a_field_of_the_wrong_type_is_refused_by_schema_and_reader(
+    path: tuple[Any, ...], name: str
+):
+    raw = _raw()
+    _at(raw, path)[name] = [{"planted": True}]
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError):
+        parse(canonical_json(raw))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema expected 1, got 2.*Upgrade"),
+        ({"recipe": True}, "recipe: expected int, got True"),
+        ({"recipe": 1.0}, "recipe: expected int"),
+        ({"lengths": [8, 4]}, r"lengths expected \(4, 8\)"),
+        ({"lengths": [4, 4]}, "each length once"),
+        ({"lengths": []}, "at least one"),
+        ({"lengths": [0]}, "at least 1"),
+        ({"key": "../../etc"}, "key expected 64 hex digits"),
+        ({"variant": {"task": "../x", "backend": "jit", "dtype": "float32", "batch": 1}}, "task"),
+        ({"variant": {"task": "x", "backend": "jit", "dtype": "float32", "batch": 0}}, "batch"),
+        ({"license": 3}, "license"),
+        ({"options": {"a": 1}}, r"options\.a: expected str"),
+    ],
+)
+def test_nonsense_is_refused_with_its_field(change: dict[str, Any], message: str):
+    with pytest.raises(ManifestError, match=message):
+        parse(canonical_json({**_raw(), **change}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not json", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"schema":1'],
+    ids=["empty", "text", "list", "null", "bytes", "deep", "cut"],
+)
+def test_what_is_no_manifest_is_refused(data: bytes):
+    with pytest.raises(ManifestError):
+        parse(data)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_json_can_not_hold_are_refused(number: str):
+    data = example_manifest().to_bytes().replace(b'"rtol":1e-05', f'"rtol":{number}'.encode())
+    with pytest.raises(ManifestError, match="rtol: expected a finite number"):
+        parse(data)
+
+
+BAD_PATHS = ["../x", "a/../b", "/etc/passwd", "a//b", "./a", "a/.", "a\\b", "", "a/", "a\0b", ".."]
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_a_path_that_could_leave_the_folder_is_refused_by_schema_and_reader(path: str):
+    raw = _raw()
+    raw["files"][0]["path"] = path
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match="path expected relative"):
+        parse(canonical_json(raw))
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.json", "model/1/model.pt", ".hidden", "a..b", "…/x"])
+def test_an_inner_path_is_accepted_by_schema_and_reader(path: str):
+    raw = _raw()
+    raw["files"] = [{**raw["files"][0], "path": path}]
+    VALIDATOR.validate(raw)
+    assert parse(canonical_json(raw)).files[0].path == check_relative(path) == path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": "f" * 63}, "64 hex digits"),
+        ({"sha256": "F" * 64}, "64 hex digits"),
+        ({"size": -1}, "at least 0 bytes"),
+    ],
+)
+def test_a_malformed_file_entry_is_refused_by_schema_and_reader(
+    change: dict[str, Any], message: str
+):
+    raw = copy.deepcopy(_raw())
+    raw["files"][0].update(change)
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match=message):
+        parse(canonical_json(raw))
+
+
+def test_files_out_of_order_or_twice_are_refused():
+    files = example_manifest().files
+    for wrong in (files[::-1], (files[0], files[0])):
+        with pytest.raises(ManifestError, match="files expected sorted"):
+            example_manifest(files=wrong)
+
+
+def test_the_bundle_is_the_one_archive_among_the_files():
+    assert example_manifest().bundle.path == "model/1/model.pt"
+    with pytest.raises(ManifestError, match=r"expected one .*torchscript file, got 0"):
+        _ = example_manifest(files=(entry("a", b""),)).bundle
+
+
+def test_no_variant_label_is_a_prefix_of_another_path():
+    one, ten = Variant(task="fill-mask", batch=1), Variant(task="fill-mask", batch=10)
+    assert one.label == "fill-mask.jit.float32.b1"
+    assert not f"{ten.label}/".startswith(f"{one.label}/")
+
+
+def test_an_unknown_verdict_is_refused():
+    with pytest.raises(ManifestError, match="verdict expected"):
+        dataclasses.replace(example_manifest().validation, verdict="fine, trust me")

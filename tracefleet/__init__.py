@@ -1,0 +1,69 @@
+"""Validated TorchScript conversions of Hugging Face checkpoints, opened by name.
+
+    import tracefleet
+
+    model = tracefleet.open("file:///models", "hf://sentence-transformers/all-MiniLM-L6-v2")
+    outputs = model([[101, 7592, 102], [101, 7592, 2088, 999, 102]])
+    outputs["last_hidden_state"].shape          # (2, 5, 384): rows of any length, padded for you
+    model.lengths                               # (32, 64, 128, 256): you never choose among them
+    model.manifest.validation.verdict           # 'validated'
+
+A conversion holds one traced graph for each standard length, with the weights once. ``open``
+follows the channel (``latest``) to its manifest, checks every file by sha256, and only then loads.
+``load_manifest`` reads what a conversion is without its weights, ``verify`` checks a published
+channel, ``pull`` copies a conversion to a folder for C++ or Triton. On the command line:
+``tracefleet --help``.
+
+Everything that can go wrong is an `ArtifactError`, or a `ValueError` for a wrong input. Importing
+this package imports nothing but the standard library; torch comes with the first ``open``.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from tracefleet.channel import find_variants
+from tracefleet.checks import FileCheck, verify
+from tracefleet.copying import pull
+from tracefleet.errors import (
+    ArtifactError,
+    DigestMismatchError,
+    InputTooLongError,
+    ManifestError,
+    NoSuchVariantError,
+    StoreError,
+)
+from tracefleet.file_store import FileStore
+from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.model import Model, Outputs
+from tracefleet.published import find, select
+from tracefleet.reader import load_manifest, open  # noqa: A004 - read as tracefleet.open
+from tracefleet.store import Store, open_store
+
+try:
+    __version__ = version("tracefleet")
+except PackageNotFoundError:  # a source tree on the path, as in the pipeline's image
+    __version__ = "0+source"
+
+__all__ = [
+    "ArtifactError",
+    "DigestMismatchError",
+    "FileCheck",
+    "FileStore",
+    "InputTooLongError",
+    "Manifest",
+    "ManifestError",
+    "Model",
+    "NoSuchVariantError",
+    "Outputs",
+    "Store",
+    "StoreError",
+    "Variant",
+    "find",
+    "find_variants",
+    "load_manifest",
+    "open",
+    "open_store",
+    "parse",
+    "pull",
+    "select",
+    "verify",
+]

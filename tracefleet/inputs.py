@@ -1,0 +1,194 @@
+"""From what a caller has (arrays, tensors, nested lists) to the tensors a bundle takes.
+
+Called by ``Model`` for each call. Nothing is guessed: an unknown name, a missing input, a float, a
+negative id, two shapes that don't fit together are refused with the input's name.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tracefleet.lengths import smallest_fit
+from tracefleet.manifest import InputSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_MASK_OF = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+
+
+def arrange(
+    specs: Sequence[InputSpec], lengths: Sequence[int], given: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """Return one tensor for each input of the bundle, in its order.
+
+    Args:
+        specs: the bundle's inputs.
+        lengths: the standard lengths.
+        given: by name: integer tensors or arrays, or nested lists of ints whose rows may differ
+            in length. Shape ``(batch, length)``, or ``(length,)`` for one row. None: left out.
+
+    Raises:
+        ValueError: unknown name, missing input, wrong type or shape, empty, negative id.
+        InputTooLongError: more tokens than the largest standard length.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    present = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(present.keys() - by_name.keys())
+    if unknown:
+        raise ValueError(f"unknown inputs {unknown}; this conversion takes {list(by_name)}")
+    tensors: dict[str, torch.Tensor] = {}
+    rows: dict[str, list[int]] = {}
+    for name, value in present.items():
+        tensors[name], rows[name] = _tensor_of(by_name[name], value)
+    sizes = _sizes(specs, tensors, lengths)
+    _mask_padding(by_name, tensors, rows)
+    return [_filled(spec, tensors, sizes) for spec in specs]
+
+
+def _tensor_of(spec: InputSpec, value: Any) -> tuple[torch.Tensor, list[int]]:
+    """Return the input as the bundle takes it, and the real length of each row."""
+    import torch
+
+    if isinstance(value, list | tuple):
+        table = _table(spec.name, value)
+        lengths = [len(row) for row in table]
+        longest = max(lengths)
+        table = [row + [spec.pad_value] * (longest - len(row)) for row in table]
+        tensor = _int_tensor(spec.name, table)
+    else:
+        tensor = _from_array(spec.name, value)
+        tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
+        if tensor.dim() != 2:
+            raise ValueError(
+                f"{spec.name}: expected shape (batch, length) or (length,), got "
+                f"{tuple(tensor.shape)}"
+            )
+        lengths = [tensor.shape[1]] * tensor.shape[0]
+    if tensor.numel() == 0:
+        raise ValueError(
+            f"{spec.name}: expected at least one row and one token, got shape {tuple(tensor.shape)}"
+        )
+    dtype = getattr(torch, spec.dtype)
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < 0 or high > torch.iinfo(dtype).max:
+        raise ValueError(
+            f"{spec.name}: expected whole numbers from 0 to {torch.iinfo(dtype).max}, got "
+            f"{low if low < 0 else high}"
+        )
+    return tensor.to(dtype), lengths
+
+
+def _table(name: str, value: Sequence[Any]) -> list[list[int]]:
+    """Return nested lists as rows of ints; a flat list is one row."""
+    nested = [hasattr(row, "__len__") for row in value]
+    if nested and any(nested) != all(nested):
+        raise ValueError(f"{name}: expected a list of ints or a list of rows, got a mixture")
+    table = [[_int(name, item) for item in row] for row in (value if any(nested) else [value])]
+    if not all(table):
+        raise ValueError(f"{name}: expected at least one token in each row, got an empty row")
+    return table
+
+
+def _int(name: str, item: Any) -> int:
+    if isinstance(item, bool):
+        raise ValueError(f"{name}: expected whole numbers, got {item!r}; write 1 or 0")
+    try:
+        return operator.index(item)
+    except TypeError:
+        raise ValueError(f"{name}: expected whole numbers, got {item!r}") from None
+
+
+def _int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
+    import torch
+
+    try:
+        return torch.tensor(table, dtype=torch.int64)
+    except (RuntimeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{name}: expected whole numbers of 64 bits, got {error}") from error
+
+
+def _from_array(name: str, value: Any) -> torch.Tensor:
+    """Return a tensor or array as int64, refusing every kind but integers."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        kind = value.dtype
+        whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    else:
+        import numpy as np
+
+        value = np.asarray(value)
+        kind = value.dtype
+        whole = kind.kind in "iu"
+    if not whole:
+        raise ValueError(
+            f"{name}: expected integers, got {kind}. Convert it yourself if that loses nothing."
+        )
+    if isinstance(value, torch.Tensor):
+        return value.to(torch.int64)
+    # A copy of its own: torch warns about arrays that are read-only.
+    return torch.from_numpy(value.astype("int64"))
+
+
+def _sizes(
+    specs: Sequence[InputSpec], tensors: Mapping[str, torch.Tensor], lengths: Sequence[int]
+) -> dict[str, int]:
+    """Return the size of each named axis, which all inputs that have the axis must share."""
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for spec in specs:
+        if spec.name not in tensors:
+            continue
+        for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(
+                    f"{spec.name}: expected {axis} {sizes[axis]} as in {source[axis]}, got {size}"
+                )
+            source.setdefault(axis, spec.name)
+            if axis != "batch":
+                smallest_fit(lengths, size)
+    return sizes
+
+
+def _mask_padding(
+    by_name: Mapping[str, InputSpec],
+    tensors: dict[str, torch.Tensor],
+    rows: Mapping[str, list[int]],
+) -> None:
+    """Hide what ragged rows were padded with: the caller never saw it, nor may the model."""
+    import torch
+
+    for ids, mask in _MASK_OF.items():
+        if len(set(rows.get(ids, [1]))) == 1:
+            continue
+        real = torch.arange(tensors[ids].shape[1]) < torch.tensor(rows[ids]).unsqueeze(1)
+        if mask in tensors:
+            if bool((tensors[mask].bool() & ~real).any()):
+                raise ValueError(
+                    f"{mask}: expected 0 where the shorter rows of {ids} have no token"
+                )
+        elif mask in by_name:
+            tensors[mask] = real.to(getattr(torch, by_name[mask].dtype))
+        elif ids == "input_ids":
+            # A decoder looks back only, so that what is padded on its right changes nothing.
+            raise ValueError(
+                f"{ids}: expected rows of one length, got {rows[ids]}: this conversion takes no "
+                f"{mask} that could hide padding. Call it row by row."
+            )
+
+
+def _filled(
+    spec: InputSpec, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+) -> torch.Tensor:
+    import torch
+
+    if spec.name in tensors:
+        return tensors[spec.name]
+    unknown = [axis for axis in spec.axes if axis not in sizes]
+    if spec.fill_value is None or unknown:
+        raise ValueError(f"{spec.name}: this conversion needs it, with axes {spec.axes}; got none")
+    shape = [sizes[axis] for axis in spec.axes]
+    return torch.full(shape, spec.fill_value, dtype=getattr(torch, spec.dtype))
