@@ -8,9 +8,8 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
-from prefect.states import State
 from prefect.tasks import Task, exponential_backoff
 
 from flows.pipeline import ConversionResult, Steps, convert
@@ -48,7 +47,7 @@ STEPS = Steps(
     resolve=_network(resolve, name="resolve", task_run_name="resolve {source}"),
     describe=_network(fetch_description, name="describe"),
     fetch=_network(fetch, name="fetch"),
-    run=task(child.run, name="child", task_run_name="{step}", cache_policy=NO_CACHE),
+    run=task(name="child", task_run_name="{step}", cache_policy=NO_CACHE)(child.run),
     publish=_network(publish, name="publish", task_run_name="publish to {channel}"),
 )
 

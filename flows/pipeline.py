@@ -27,6 +27,7 @@ from tasks.backends.base import Backend, find_backend
 from tasks.child import Limits, Outcome
 from tasks.errors import NumericsMismatchError
 from tasks.fetch import Checkpoint, Resolved, fetch, fetch_description, resolve
+from tasks.inputs import input_specs
 from tasks.key import RECIPE, conversion_key
 from tasks.load import ModelFacts, inspect
 from tasks.publish import (
@@ -45,7 +46,6 @@ from tasks.report import ReportFacts, html_report
 from tasks.trace import TraceResult
 from tasks.validate import validate_bundle
 from tasks.verdict import ValidationReport
-from tasks.inputs import input_specs
 from tracefleet.errors import StoreError
 from tracefleet.manifest import Manifest, Toolchain
 from tracefleet.store import Store, open_store
@@ -107,7 +107,9 @@ def convert(
         ConversionError: refused or failed; nothing was published.
         ArtifactError: the store can't serve.
     """
-    conversion = _Conversion(request=request, steps=steps or Steps(), run_id=run_id or _new_run_id())
+    conversion = _Conversion(
+        request=request, steps=steps or Steps(), run_id=run_id or _new_run_id()
+    )
     return conversion.carry_out()
 
 
@@ -164,7 +166,7 @@ class _Conversion:
         folder = self._timed("describe", lambda: self.steps.describe(resolved))
         facts = self._child(work, "inspect", inspect, folder, request.load_options, request.lengths)
         checkpoint = self._timed("fetch", lambda: self.steps.fetch(resolved))
-        traced, plan, report = self._trace_and_validate(
+        traced, report = self._trace_and_validate(
             work, store, backend, toolchain, checkpoint, facts
         )
         triton = work / "config.pbtxt"
@@ -210,7 +212,7 @@ class _Conversion:
         toolchain: Toolchain,
         checkpoint: Checkpoint,
         facts: ModelFacts,
-    ) -> tuple[TraceResult, ProbePlan, ValidationReport]:
+    ) -> tuple[TraceResult, ValidationReport]:
         request, folder = self.request, checkpoint.folder
         options, lengths = request.load_options, request.lengths
         # The stem is part of the archive's bytes: always model.pt.
@@ -236,9 +238,9 @@ class _Conversion:
             if error.report is not None:
                 about = self._report_facts(checkpoint, toolchain, traced)
                 url = self._write_report(store, about, error.report)
-                logger.error("the gate's report is kept at %s", url)
+                logger.warning("the gate's report is kept at %s", url)
             raise
-        return traced, plan, report
+        return traced, report
 
     def _child(self, work: Path, step: str, function: Callable[..., Any], *arguments: Any) -> Any:
         memory = self.request.memory_limit_mb

@@ -122,7 +122,7 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
     weight_bytes = 0
     with target.open("wb") as file:
         stream = _HashingFile(file)
-        writer = torch._C.PyTorchFileWriter(stream)
+        writer = torch._C.PyTorchFileWriter(stream)  # type: ignore[call-overload]
         for record in reader.get_all_records():
             if record.startswith(_LEFT_OUT) or record.endswith(".debug_pkl"):
                 continue
@@ -153,7 +153,7 @@ class _Layout:
     elements: int
 
     def bytes_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the storage's bytes, shape ``(n,)`` uint8; no copy where the tensor is the storage."""
+        """Return the storage's bytes, shape ``(n,)`` uint8; no copy where they lie as they are."""
         import torch
 
         flat = tensor.detach()

@@ -159,7 +159,8 @@ def _await_result(
             with contextlib.suppress(EOFError):
                 kind, payload = receiver.recv()
                 if kind == "result":
-                    return pickle.loads(payload)  # noqa: S301  written by our own child
+                    value, peak = pickle.loads(payload)  # noqa: S301  written by our own child
+                    return value, peak
                 if kind == "error":
                     raise pickle.loads(payload)  # noqa: S301
                 logger.info(payload)

@@ -25,7 +25,11 @@ def dispatcher_source(
         batch: rows in one traced call.
     """
     exact = [_exact_source(inputs, outputs, length, batch) for length in lengths]
-    return [*exact, _batch_source(inputs, outputs, lengths), _forward_source(inputs, outputs, lengths, batch)]
+    return [
+        *exact,
+        _batch_source(inputs, outputs, lengths),
+        _forward_source(inputs, outputs, lengths, batch),
+    ]
 
 
 def _signature(name: str, inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> str:
@@ -42,7 +46,7 @@ def _exact_source(
         f"    if {spec.name}.dim() != 2 or {spec.name}.size(0) != {batch} "
         f"or {spec.name}.size(1) != {length}:\n"
         f'        raise ValueError("forward_{length}: {spec.name} expected shape '
-        f'({batch}, {length}), got " + str({spec.name}.size()) + "; use forward() for other shapes")'
+        f'({batch}, {length}), got " + str({spec.name}.size()) + "; forward() takes any shape")'
         for spec in inputs
     )
     arguments = ", ".join(spec.name for spec in inputs)
@@ -71,7 +75,9 @@ def _batch_source(
     for index, length in enumerate(lengths):
         word = "if" if index == 0 else "elif"
         lines.append(f"    {word} longest <= {length}:")
-        lines.append(f"        {results} = self.forward_{length}({padded.replace('STANDARD', str(length))})")
+        lines.append(
+            f"        {results} = self.forward_{length}({padded.replace('STANDARD', str(length))})"
+        )
     lines.append("    else:")
     lines.append(
         f'        raise ValueError("input has " + str(longest) + " tokens; expected at most '

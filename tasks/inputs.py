@@ -91,7 +91,9 @@ def pad_right(facts: ModelFacts, feed: Feed, length: int) -> Feed:
     from torch.nn.functional import pad
 
     return {
-        spec.name: pad(feed[spec.name], (0, length - feed[spec.name].shape[1]), value=spec.pad_value)
+        spec.name: pad(
+            feed[spec.name], (0, length - feed[spec.name].shape[1]), value=spec.pad_value
+        )
         for spec in input_specs(facts)
     }
 

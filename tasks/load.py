@@ -11,14 +11,11 @@ from __future__ import annotations
 import inspect as python_inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.vocabulary import Vocabulary, read_vocabulary
 from tasks.weights import compare_with_files
-
-if TYPE_CHECKING:
-    from torch import nn
 
 #: Hugging Face task name -> the auto class that builds the model with the task's head.
 AUTO_CLASSES = {
@@ -103,8 +100,8 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     return facts
 
 
-def load_eager(folder: Path, options: LoadOptions) -> nn.Module:
-    """Return the checkpoint's model in eval mode, proved equal to its files.
+def load_eager(folder: Path, options: LoadOptions) -> Any:
+    """Return the checkpoint's ``PreTrainedModel`` in eval mode, proved equal to its files.
 
     Raises:
         UnsupportedCheckpointError: head weights are missing, or keys do not fit the architecture.
@@ -249,7 +246,7 @@ def _takes_no_pooler(kind: Any) -> bool:
 
 
 def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
-    """Refuse made-up or mismatched weights; unused ones only where a head was dropped on purpose."""
+    """Refuse made-up or mismatched weights; unused ones only where a head was dropped."""
     missing, mismatched = sorted(keys["missing_keys"]), keys["mismatched_keys"]
     if missing:
         raise UnsupportedCheckpointError(

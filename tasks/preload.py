@@ -11,11 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-import torch  # noqa: TID253
-import torch.jit
-import transformers  # noqa: F401, TID253
-import transformers.modeling_utils
-import transformers.models.auto.modeling_auto  # noqa: F401
+import transformers  # noqa: TID253
+import transformers.modeling_utils  # noqa: TID253
+import transformers.models.auto.modeling_auto  # noqa: TID253
 
 import tasks.reference
 import tasks.trace

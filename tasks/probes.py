@@ -66,9 +66,7 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
             yield from _whole_probes(plan.facts, plan.batch, length)
 
 
-def _proving_probes(
-    facts: ModelFacts, batch: int, length: int, below: int
-) -> Iterator[Probe]:
+def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> Iterator[Probe]:
     """What every standard length gets: the traced input, and fresh ids through the dispatcher.
 
     ``below`` is the next smaller standard length: an input must be longer to get to this graph.

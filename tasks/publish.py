@@ -227,9 +227,7 @@ def check_publishable(validation: Validation) -> None:
     )
 
 
-def triton_config(
-    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]
-) -> bytes:
+def triton_config(inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bytes:
     """Return ``config.pbtxt``, which makes the conversion's folder a Triton model repository.
 
     The PyTorch backend needs it (no autocomplete); the dispatcher takes any batch and length, so

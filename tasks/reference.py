@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.child import say
 from tasks.errors import UnsupportedCheckpointError
@@ -24,7 +24,6 @@ from tracefleet.manifest import OutputSpec, Tolerance
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     Outputs = tuple[torch.Tensor, ...]
 
@@ -138,7 +137,7 @@ def _has_length(spec: OutputSpec) -> bool:
 class _Session:
     """One pass over the plan with the model in memory."""
 
-    def __init__(self, model: nn.Module, plan: ProbePlan, folder: Path) -> None:
+    def __init__(self, model: Any, plan: ProbePlan, folder: Path) -> None:
         self.model, self.plan, self.folder = model, plan, folder
         self.vacuous: set[str] = set()
         self.latency: dict[int, float] = {}

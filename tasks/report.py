@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ from tasks.verdict import ValidationReport
 from tracefleet.manifest import Toolchain, Variant
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+color:#1c2330}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
-th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dde3ea;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid #dde3ea;
+font-variant-numeric:tabular-nums}
 th:first-child,td:first-child{text-align:left}th{color:#5a6675;font-weight:600}
 .passed{color:#12733a;font-weight:600}.failed{color:#b3261e;font-weight:600}
 code{background:#f2f5f8;padding:.1rem .3rem;border-radius:3px;word-break:break-all}
@@ -157,7 +160,17 @@ def _facts_html(facts: ReportFacts) -> str:
 
 
 def _lengths_html(report: ValidationReport) -> str:
-    header = ("length", "probes", "max abs", "max rel", "cosine", "top-1", "eager ms", "traced ms", "")
+    header = (
+        "length",
+        "probes",
+        "max abs",
+        "max rel",
+        "cosine",
+        "top-1",
+        "eager ms",
+        "traced ms",
+        "",
+    )
     rows = [
         (
             str(v.length),
@@ -199,10 +212,11 @@ def _steps_html(facts: ReportFacts) -> str:
 
 
 def _mark(passed: bool) -> str:
-    return f'<span class="{"passed" if passed else "failed"}">{"passed" if passed else "failed"}</span>'
+    word = "passed" if passed else "failed"
+    return f'<span class="{word}">{word}</span>'
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table>{f'<tr>{head}</tr>' if header else ''}{body}</table>"

@@ -108,7 +108,10 @@ def trace_lengths(
             # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
             # decides on numbers instead.
             warnings.simplefilter("ignore")
-            return torch.jit.trace_module(recorder, examples, check_trace=False)
+            traced: torch.jit.ScriptModule = torch.jit.trace_module(
+                recorder, examples, check_trace=False
+            )
+            return traced
     except Exception as error:
         raise TraceError(
             f"{facts.architecture} at length {reached[-1] if reached else lengths[0]}: expected "
@@ -209,8 +212,7 @@ def _differ_by_length(
     if not all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True)):
         return False
     return all(
-        a == b or _same_but_length(a, b, first, second)
-        for a, b in zip(one[0], two[0], strict=True)
+        a == b or _same_but_length(a, b, first, second) for a, b in zip(one[0], two[0], strict=True)
     )
 
 

@@ -76,7 +76,8 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
     import torch
 
     try:
-        return torch.jit.load(bundle, map_location="cpu").eval()
+        module: torch.jit.ScriptModule = torch.jit.load(bundle).eval()
+        return module
     except RuntimeError as error:
         raise TraceError(
             f"{bundle.name}: expected the saved bundle to load, got: {error}. "
@@ -174,7 +175,7 @@ class _Gate:
 
         try:
             getattr(self.module, method)(*feed.values())
-        except (torch.jit.Error, RuntimeError):  # type: ignore[misc]
+        except (torch.jit.Error, RuntimeError):
             return
         shape = tuple(feed["input_ids"].shape)
         self.failures.append(f"{method}: expected shape {shape} to be refused, got a result")

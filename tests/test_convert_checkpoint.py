@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_a_flow_run_publishes_and_shows_what_it_did(checkpoint, tmp_path):
     assert tracefleet.open(f"file://{tmp_path}/store", request.source).lengths == (8, 16)
 
     with get_client(sync_client=True) as client:
+        assert state.state_details.flow_run_id is not None
         run = client.read_flow_run(state.state_details.flow_run_id)
         names = {task_run.name for task_run in client.read_task_runs()}
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
@@ -103,7 +105,7 @@ def test_network_errors_are_tried_again_and_refusals_are_not(checkpoint, tmp_pat
         quick = module._network(resolve, name="resolve").with_options(
             retries=3, retry_delay_seconds=0
         )
-        return module.Steps(**{**module.STEPS.__dict__, "resolve": quick})
+        return dataclasses.replace(module.STEPS, resolve=quick)
 
     request = _request(checkpoint("bert"), tmp_path / "store")
     monkeypatch.setattr(module, "STEPS", flaky(ConnectionResetError("reset by peer")))
@@ -125,7 +127,9 @@ def test_only_foreign_errors_are_transient():
     task: Any = None
     assert _is_transient(task, task, failed(ConnectionError("x")))
     assert not _is_transient(task, task, failed(RequestError("x")))
-    assert not _is_transient(task, task, failed(tracefleet.DigestMismatchError("f", expected="a", got="b")))
+    assert not _is_transient(
+        task, task, failed(tracefleet.DigestMismatchError("f", expected="a", got="b"))
+    )
     assert not _is_transient(task, task, Completed(data=1))
 
 

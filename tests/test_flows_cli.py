@@ -61,8 +61,11 @@ def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):
     )
     outcome = subprocess.run(
         [sys.executable, "-c", probe, *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert outcome.returncode == 0, outcome.stderr
 
 
@@ -73,7 +76,7 @@ def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):
         (["--source", "hf://a/b", "--task", "x", "--lengths", "8"], "task: expected one of"),
         (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "8,x"], "lengths: expected"),
         (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "0"], "at least 1, got 0"),
-        (["--source", "hf://a/b", "--task", "fill-mask"], "lengths: Field required"),
+        (["--source", "hf://a/b", "--task", "fill-mask"], "Field required"),
         (["--source", "file:///nowhere", "--task", "fill-mask", "--lengths", "8"], "nowhere"),
         (["--fleet", "none.yaml", "--entry", "a"], "none.yaml"),
         (["--fleet", "examples/fleet.yaml", "--entry", "a"], "expected one of minilm"),
@@ -102,7 +105,10 @@ def test_an_entry_of_a_fleet_file_becomes_a_request(checkpoint, tmp_path, capsys
         f"defaults: {{task: text-classification, store: 'file://{tmp_path}/store'}}\n"
         f"entries: {{tiny: {{source: 'file://{checkpoint('bert-cls')}', lengths: [16]}}}}\n"
     )
-    assert main(["convert", "--fleet", str(fleet), "--entry", "tiny", "--lengths", "8", "--quiet"]) == 0
+    assert (
+        main(["convert", "--fleet", str(fleet), "--entry", "tiny", "--lengths", "8", "--quiet"])
+        == 0
+    )
     assert "at       file://" in capsys.readouterr().out
     (manifest,) = (tmp_path / "store").rglob("manifest.json")
     assert json.loads(manifest.read_text())["lengths"] == [8]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.weights import compare_with_files
+from tests import tiny
 
 
 def _inspect(folder, task, lengths=(16,), **options):
@@ -89,7 +89,7 @@ def test_a_config_that_builds_nothing_is_refused(own_checkpoint):
 
 
 def test_a_task_without_head_and_an_unknown_task_are_refused(checkpoint):
-    with pytest.raises(UnsupportedCheckpointError, match="no head|with a head"):
+    with pytest.raises(UnsupportedCheckpointError, match="with a head"):
         _inspect(checkpoint("gpt2"), "fill-mask")
     with pytest.raises(RequestError, match="expected one of"):
         _inspect(checkpoint("gpt2"), "telepathy")
@@ -152,7 +152,9 @@ def test_sharded_weights_load(own_checkpoint, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     loaded = load_eager(tmp_path / "sharded", LoadOptions(task="feature-extraction"))
-    assert torch.equal(loaded.encoder.layer[1].output.dense.weight, model.encoder.layer[1].output.dense.weight)
+    assert torch.equal(
+        loaded.encoder.layer[1].output.dense.weight, model.encoder.layer[1].output.dense.weight
+    )
 
 
 def test_pickled_weights_load_only_when_allowed(own_checkpoint):

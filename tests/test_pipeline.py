@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -25,6 +24,7 @@ from tasks.errors import (
     UnsupportedCheckpointError,
 )
 from tasks.load import LoadOptions, load_eager
+from tests import tiny
 from tracefleet.errors import ManifestError, StoreError
 
 
@@ -114,14 +114,19 @@ def test_two_stores_get_the_same_manifest(checkpoint, tmp_path):
 )
 def test_what_shapes_a_conversion_changes_its_key(change, checkpoint, tmp_path):
     folder, store = checkpoint("bert-mlm"), tmp_path / "store"
-    keys = _keys(_request(folder, store, "fill-mask"), _request(folder, store, **{"task": "fill-mask", **change}))
+    keys = _keys(
+        _request(folder, store, "fill-mask"),
+        _request(folder, store, **{"task": "fill-mask", **change}),
+    )
     assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize("change", [{"threads": 1}, {"timeout_seconds": 77}, {"channel": "next"}])
 def test_what_does_not_shape_it_leaves_the_key(change, checkpoint, tmp_path):
     folder, store = checkpoint("bert-mlm"), tmp_path / "store"
-    keys = _keys(_request(folder, store, "fill-mask"), _request(folder, store, "fill-mask", **change))
+    keys = _keys(
+        _request(folder, store, "fill-mask"), _request(folder, store, "fill-mask", **change)
+    )
     assert keys[0] == keys[1]
 
 
@@ -196,16 +201,17 @@ def test_a_hang_ends_at_the_requests_timeout(checkpoint, tmp_path):
 
 def _mistrace(folder, options, facts, lengths, batch, target):
     """Trace a model with one wrong weight, everything else right."""
-    import tasks.trace as trace
+    import tasks.load
+    from tasks import trace
 
-    original = trace.load_eager
+    original = tasks.load.load_eager
 
     def wrong(*arguments: Any) -> Any:
         model = original(*arguments)
         model.pooler.dense.weight.data[0] += 0.5
         return model
 
-    trace.load_eager = wrong
+    setattr(trace, "load_eager", wrong)  # noqa: B010  a child, thrown away
     return trace.trace_checkpoint(folder, options, facts, lengths, batch, target)
 
 
@@ -232,7 +238,9 @@ def test_a_numeric_mismatch_keeps_its_report_and_publishes_nothing(checkpoint, t
     with pytest.raises(NumericsMismatchError, match="pooler_output") as caught:
         convert(_request(checkpoint("bert"), store), Steps(run=run), run_id="bad")
     assert caught.value.report is not None
-    assert [p.relative_to(store).as_posix() for p in _published(store)] == ["reports/bad/index.html"]
+    assert [p.relative_to(store).as_posix() for p in _published(store)] == [
+        "reports/bad/index.html"
+    ]
     assert "nothing was published" in (store / "reports/bad/index.html").read_text()
 
 

@@ -60,7 +60,9 @@ VALIDATED = Validation(
 )
 
 
-def _conversion(folder: Path, content: bytes = b"bundle", commit: str = "c0") -> tuple[Manifest, dict]:
+def _conversion(
+    folder: Path, content: bytes = b"bundle", commit: str = "c0"
+) -> tuple[Manifest, dict[str, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "vocab.txt").write_text("")  # empty: some consumers choke on empty files
@@ -107,7 +109,11 @@ def test_publish_makes_a_triton_folder_a_manifest_and_a_channel_entry(tmp_path):
     manifest, files = _conversion(tmp_path / "work")
     publication = publish(store, manifest, files, channel="latest")
     folder = conversion_folder(manifest.source, manifest.key)
-    names = {str(p.relative_to(tmp_path / "store" / folder)) for p in (tmp_path / "store" / folder).rglob("*") if p.is_file()}
+    names = {
+        str(p.relative_to(tmp_path / "store" / folder))
+        for p in (tmp_path / "store" / folder).rglob("*")
+        if p.is_file()
+    }
     assert names == {"manifest.json", "model/1/model.pt", "model/config.json", "model/config.pbtxt"}
     newest = current(store, channel_folder(manifest.source, manifest.variant, "latest"))
     assert newest is not None
@@ -164,7 +170,7 @@ def test_a_file_that_changed_after_it_was_described_never_becomes_visible(tmp_pa
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-class _Dies(Exception):
+class _DiesError(Exception):
     pass
 
 
@@ -183,10 +189,10 @@ class _DyingStore:
         def counted(*arguments, **options):
             self._left -= 1
             if self._left < 0 and not self._after:
-                raise _Dies
+                raise _DiesError
             result = method(*arguments, **options)
             if self._left < 0:
-                raise _Dies
+                raise _DiesError
             return result
 
         return counted
@@ -199,7 +205,7 @@ def test_a_death_at_any_step_is_never_half_visible_and_a_rerun_completes(step, a
     store = open_store(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     log = channel_folder(manifest.source, manifest.variant, "latest")
-    with pytest.raises(_Dies):
+    with pytest.raises(_DiesError):
         publish(_DyingStore(store, step, after=after), manifest, files, channel="latest")
     if current(store, log) is not None:  # visible means whole
         assert find_published(store, manifest.source, manifest.key) == manifest

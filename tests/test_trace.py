@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 import torch
-from gate_support import Bench
 
 from tasks import child
 from tasks.backends.jit import JIT
@@ -17,7 +16,8 @@ from tasks.errors import TraceError
 from tasks.inputs import pad_right, random_feed
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.outputs import call_tuple
-from tasks.trace import same_program, trace_lengths
+from tasks.trace import same_program
+from tests.gate_support import Bench
 from tracefleet.manifest import InputSpec, OutputSpec
 
 
@@ -70,7 +70,7 @@ def test_the_digest_is_of_the_bytes_on_disk(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """A loaded bundle with its eager model: lengths 8 and 16, two rows traced."""
-    import tiny
+    from tests import tiny
 
     work = tmp_path_factory.mktemp("bundle")
     bench = Bench(folder=tiny.save("bert", work), work=work, task="feature-extraction")
@@ -157,7 +157,7 @@ def _toy(function):
             return function(x)
 
     examples = {f"_traced_{n}": (torch.ones(1, n),) for n in (8, 16)}
-    warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
     module = torch.jit.trace_module(Toy(), examples, check_trace=False)
     return same_program({n: getattr(module, f"_traced_{n}") for n in (8, 16)})
 
@@ -170,7 +170,9 @@ def test_programs_that_differ_by_their_length_are_one_program():
 def test_programs_that_differ_otherwise_are_not():
     assert not _toy(lambda x: x + (1 if x.shape[1] > 8 else 2))
     assert not _toy(lambda x: torch.sin(x) if x.shape[1] > 8 else torch.cos(x))
-    assert not _toy(lambda x: x + torch.arange(3.0).roll(x.shape[1]).sum() * torch.tensor([x.shape[1] / 7]))
+    assert not _toy(
+        lambda x: x + torch.arange(3.0).roll(x.shape[1]).sum() * torch.tensor([x.shape[1] / 7])
+    )
 
 
 def test_longformer_needs_a_program_for_each_length(checkpoint, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
@@ -12,6 +11,7 @@ from tasks.inputs import random_feed
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.outputs import call_tuple, describe_outputs
 from tasks.untie import tied_groups, untie
+from tests import tiny
 
 TIED = {
     "bert-mlm": (
@@ -97,6 +97,9 @@ def test_transformers_can_not_tie_again():
 
 
 class _Views(nn.Module):
+    whole: torch.Tensor
+    row: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         whole = torch.randn(4, 4)

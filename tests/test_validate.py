@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
-from gate_support import Bench
 
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.validate import _Gate
 from tasks.verdict import TOLERANCES, compare
+from tests.gate_support import Bench
 from tracefleet.manifest import Tolerance
 
 SOUND = {
@@ -130,7 +131,8 @@ def test_dropout_left_on_is_caught(checkpoint, tmp_path):
     def spoil(model):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
-                module.forward = lambda x: torch.nn.functional.dropout(x, 0.1, training=True)
+                drop = functools.partial(torch.nn.functional.dropout, p=0.1, training=True)
+                setattr(module, "forward", drop)  # noqa: B010
 
     failed = _failures(bench, bench.trace(spoil))
     assert "traced-input" in failed
@@ -233,10 +235,11 @@ def test_an_output_that_never_moves_is_no_reference(own_checkpoint, tmp_path):
 
 
 def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypatch):
+    from tasks import outputs as outputs_module
     from tasks import reference
 
     calls = []
-    original = reference.call_tuple
+    original = outputs_module.call_tuple
 
     def stateful(model, feed, outputs):
         calls.append(1)
@@ -250,9 +253,10 @@ def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypat
 
 
 def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatch):
+    from tasks import outputs as outputs_module
     from tasks import reference
 
-    original = reference.call_tuple
+    original = outputs_module.call_tuple
 
     def leaking(model, feed, outputs):
         shift = float(feed["input_ids"].shape[1])

@@ -34,4 +34,3 @@ def toolchain() -> Toolchain:
 
 
 JIT = Backend(name="jit", trace=trace, toolchain=toolchain)
-

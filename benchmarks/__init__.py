@@ -1,0 +1,1 @@
+"""Ratios against the documented script and the peers, measured side by side in one run."""
