@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
+
+from tests import tiny
 
 
 @pytest.fixture(scope="session")

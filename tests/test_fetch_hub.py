@@ -1,0 +1,273 @@
+"""Fetch from a hub: a real HTTP server on loopback, with its faults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
+from hub_server import Hub, start
+
+from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.fetch import fetch, fetch_description, resolve
+
+SOURCE = "hf://acme/tiny"
+WEIGHTS = "model.safetensors"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    server = start(hub)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let the library wait between its retries for no time."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+
+
+def test_only_needed_files_are_fetched_and_verified(hub):
+    commit = hub.push(whole())
+    resolved = resolve(SOURCE)
+    assert (resolved.commit, resolved.revision) == (commit, None)
+    assert tuple(file.path for file in resolved.files) == NEEDED_OF_WHOLE
+    assert hub.fetched() == set()
+    checkpoint = fetch(resolved)
+    assert hub.fetched() == set(NEEDED_OF_WHOLE)
+    assert checkpoint.license == "apache-2.0"
+    for file in checkpoint.files:
+        data = (checkpoint.folder / file.path).read_bytes()
+        assert data == whole()[file.path]
+        assert file.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_the_description_comes_before_the_weights(hub):
+    hub.push(whole())
+    folder = fetch_description(resolve(SOURCE))
+    assert (folder / "config.json").is_file()
+    assert hub.fetched() == set(NEEDED_OF_WHOLE) - {WEIGHTS}
+
+
+def test_a_second_fetch_downloads_nothing(hub):
+    hub.push(whole())
+    first = fetch(resolve(SOURCE))
+    hub.log.clear()
+    assert fetch(resolve(SOURCE)) == first
+    assert len(hub.log) == 1  # what the branch is now; no file
+
+
+def test_shards_are_those_that_the_index_names(hub):
+    hub.push(sharded())
+    checkpoint = fetch(resolve(SOURCE))
+    assert "model-3.safetensors" not in {file.path for file in checkpoint.files}
+    assert "model-2.safetensors" in hub.fetched()
+
+
+def test_a_dropped_connection_resumes_where_it_broke(hub):
+    weights = b"0123456789abcdef" * (12 * MIB // 16)
+    hub.push(whole(weights))
+    hub.drop_after[WEIGHTS] = 11 * MIB
+    checkpoint = fetch(resolve(SOURCE))
+    assert (checkpoint.folder / WEIGHTS).read_bytes() == whole(weights)[WEIGHTS]
+    first, second = hub.got(WEIGHTS)
+    # The library keeps what it has in pieces of 10 MiB.
+    assert (first.range, second.range) == (None, f"bytes={10 * MIB}-")
+
+
+def test_a_branch_that_moves_after_resolve(hub):
+    old = hub.push(whole(b"old"))
+    resolved = resolve(SOURCE)
+    new = hub.push(whole(b"new"))
+    checkpoint = fetch(resolved)
+    assert checkpoint.commit == old
+    assert b"old" in (checkpoint.folder / WEIGHTS).read_bytes()
+    assert resolve(SOURCE).commit == new
+    assert b"new" in (fetch(resolve(SOURCE)).folder / WEIGHTS).read_bytes()
+
+
+def test_revisions_in_the_source_and_beside_it(hub):
+    main, dev = hub.push(whole(b"main")), hub.push(whole(b"dev"), "dev")
+    assert resolve(f"{SOURCE}@dev").commit == resolve(SOURCE, revision="dev").commit == dev
+    assert resolve(f"{SOURCE}@{main}").commit == main
+    resolved = resolve(f"{SOURCE}@dev", revision="dev")
+    assert (resolved.source, resolved.revision) == (SOURCE, "dev")
+    with pytest.raises(RequestError, match="one revision"):
+        resolve(f"{SOURCE}@dev", revision="main")
+    for revision in ("", "../main", "a b"):
+        with pytest.raises(RequestError, match="branch, tag or commit"):
+            resolve(SOURCE, revision=revision)
+
+
+def test_a_flipped_byte_is_caught_and_does_not_stay(hub):
+    hub.push(whole())
+    hub.flipped.add(WEIGHTS)
+    expected = hashlib.sha256(whole()[WEIGHTS]).hexdigest()
+    with pytest.raises(UnsafeCheckpointError, match=f"{WEIGHTS}: sha256 expected {expected}, got"):
+        fetch(resolve(SOURCE))
+    hub.flipped.clear()
+    assert (fetch(resolve(SOURCE)).folder / WEIGHTS).read_bytes() == whole()[WEIGHTS]
+
+
+def test_a_byte_that_flips_in_the_cache_is_caught(hub):
+    hub.push(whole())
+    blob = (fetch(resolve(SOURCE)).folder / WEIGHTS).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(UnsafeCheckpointError, match="removed from the cache"):
+        fetch(resolve(SOURCE))
+    assert (fetch(resolve(SOURCE)).folder / WEIGHTS).read_bytes() == whole()[WEIGHTS]
+
+
+@pytest.mark.parametrize("weights", [POINTER, safetensors({"a": b"1234"})[:-1]])
+def test_a_repository_that_holds_damaged_weights(hub, weights):
+    hub.push(whole() | {WEIGHTS: weights})
+    with pytest.raises(UnsafeCheckpointError, match=r"pointer|truncated"):
+        fetch(resolve(SOURCE))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("hf://acme/none", "no such repository"), (f"{SOURCE}@none", "does not have")],
+)
+def test_nothing_there(hub, source, message):
+    hub.push(whole())
+    with pytest.raises(RequestError, match=message):
+        resolve(source)
+
+
+def test_a_private_repository_needs_a_token(hub, monkeypatch):
+    hub.push(whole())
+    hub.token = "hf_secret"
+    with pytest.raises(RequestError, match="HF_TOKEN"):
+        resolve(SOURCE)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert fetch(resolve(SOURCE)).files
+    assert hub.log[-1].token == "hf_secret"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_repository_shows_its_listing_but_not_its_files(hub, status):
+    hub.push(whole())
+    hub.status["config.json"] = status
+    with pytest.raises(RequestError, match="HF_TOKEN"):
+        fetch(resolve(SOURCE))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_hub_keeps_the_librarys_error(hub, at_once, status):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub.push(whole())
+    hub.status["api"] = status
+    with pytest.raises(HfHubHTTPError) as listing:
+        resolve(SOURCE)
+    del hub.status["api"]
+    resolved = resolve(SOURCE)
+    hub.status[WEIGHTS] = status
+    with pytest.raises(HfHubHTTPError) as file:
+        fetch(resolved)
+    assert listing.value.response.status_code == file.value.response.status_code == status
+    hub.status.clear()
+    assert fetch(resolved).files  # it passes by itself
+
+
+def test_no_connection_keeps_the_librarys_error(hub, at_once, monkeypatch):
+    import httpx2
+
+    hub.push(whole())
+    resolved = resolve(SOURCE)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for call in (lambda: resolve(SOURCE), lambda: fetch(resolved)):
+        with pytest.raises(httpx2.ConnectError):
+            call()
+
+
+def test_a_commit_that_was_removed(hub):
+    hub.push(whole())
+    resolved = resolve(SOURCE)
+    hub.commits[resolved.commit].clear()
+    with pytest.raises(RequestError, match="removed"):
+        fetch(resolved)
+
+
+@pytest.mark.parametrize("answer", [b"<html>log in</html>", b"[]", b"{}", b'{"id": "a/b"}'])
+def test_an_endpoint_that_is_no_hub(hub, answer):
+    hub.push(whole())
+    hub.raw_api = answer
+    with pytest.raises(RequestError, match="HF_ENDPOINT"):
+        resolve(SOURCE)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\b"])
+def test_a_listing_that_leads_out_of_the_folder(hub, name):
+    hub.push(whole())
+    hub.extra_names = [name]
+    with pytest.raises(UnsafeCheckpointError, match="relative and normalised"):
+        resolve(SOURCE)
+
+
+def test_an_index_that_leads_out_of_the_folder(hub):
+    index = json.dumps({"weight_map": {"a": "../../../x.safetensors"}}).encode()
+    hub.push(sharded() | {"model.safetensors.index.json": index})
+    with pytest.raises(UnsafeCheckpointError, match="relative and normalised"):
+        resolve(SOURCE)
+
+
+def test_remote_code_only_with_a_full_commit(hub):
+    commit = hub.push(whole())
+    for revision in (None, "main", commit[:12]):
+        with pytest.raises(RequestError, match="40 hex digits"):
+            resolve(SOURCE, revision=revision, trust_remote_code=True)
+    resolved = resolve(SOURCE, revision=commit, trust_remote_code=True)
+    assert (fetch(resolved).folder / "modeling_tiny.py").is_file()
+
+
+def test_no_config_and_pickle_only(hub):
+    hub.push({"flow.yaml": b"", "pytorch_model.bin": b"pickle"})
+    with pytest.raises(UnsupportedCheckpointError, match=r"flow\.yaml"):
+        resolve(SOURCE)
+    hub.push({"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    with pytest.raises(UnsafeCheckpointError, match="allow_pickle"):
+        resolve(SOURCE)
+    assert fetch(resolve(SOURCE, allow_pickle=True)).files
+
+
+@pytest.mark.parametrize("revision", [None, "main", "commit"])
+def test_offline_takes_what_is_cached(hub, monkeypatch, revision):
+    commit = hub.push(whole())
+    revision = commit if revision == "commit" else revision
+    online = fetch(resolve(SOURCE, revision=revision))
+    hub.log.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch(resolve(SOURCE, revision=revision)) == online
+    assert hub.log == []
+
+
+def test_offline_without_a_cache(hub, monkeypatch):
+    hub.push(whole())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RequestError, match=r"offline.*network"):
+        resolve(SOURCE)
+    assert hub.log == []
+
+
+def test_offline_with_half_a_cache(hub, monkeypatch):
+    commit = hub.push(whole())
+    resolved = resolve(SOURCE)
+    fetch_description(resolved)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RequestError, match=r"offline.*no weights"):
+        resolve(SOURCE, revision=commit)
+    with pytest.raises(RequestError, match="offline"):
+        fetch(resolved)
