@@ -222,8 +222,8 @@ class _Conversion:
         )
         plan = ProbePlan(
             facts=facts,
-            outputs=traced.outputs,
             lengths=lengths,
+            # What holds at one length says nothing about another where the programs differ.
             whole=lengths[:1] if traced.same_program else lengths,
             batch=request.batch,
             tolerance=request.tolerance,
@@ -233,7 +233,7 @@ class _Conversion:
         )
         gate = functools.partial(validate_bundle, same_files=not request.allow_pickle)
         try:
-            report = self._child(work, "validate", gate, target, folder, plan, reference)
+            report = self._child(work, "validate", gate, target, folder, reference)
         except NumericsMismatchError as error:
             if error.report is not None:
                 about = self._report_facts(checkpoint, toolchain, traced)
@@ -242,7 +242,13 @@ class _Conversion:
             raise
         return traced, report
 
-    def _child(self, work: Path, step: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _child(
+        self,
+        work: Path,
+        step: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+    ) -> Any:
         memory = self.request.memory_limit_mb
         limits = Limits(
             timeout=self.request.timeout_seconds,

@@ -88,7 +88,11 @@ def warm_up() -> None:
 
 
 def run(
-    function: Callable[..., R], *arguments: Any, limits: Limits, log: Path, step: str
+    function: Callable[..., R],
+    *arguments: Any,
+    limits: Limits,
+    log: Path,
+    step: str,
 ) -> Outcome[R]:
     """Call a module-level function in a fresh child and return its result.
 

@@ -35,7 +35,7 @@ class Probe:
         feed: what the bundle gets; shape ``(batch, length)`` when ``dispatch`` is off.
         truth: what eager gets; None: the same feed.
         control: a feed whose eager output must differ clearly from the truth's, else the probe is
-            vacuous for this model (right padding of a causal model); None: the length's first
+            vacuous for this model (right padding of a causal model); None: the plan's first
             probe, which has other ids.
         dispatch: call ``forward``, which routes, pads and slices, and not ``forward_<length>``.
     """
@@ -61,21 +61,31 @@ def example_feed(facts: ModelFacts, *, batch: int, length: int) -> Feed:
 def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
     """Yield every probe of a conversion, in the one order that all processes number them by."""
     for below, length in zip((0, *plan.lengths), plan.lengths, strict=False):
-        yield from _proving_probes(plan.facts, plan.batch, length, below)
+        if length in plan.whole:
+            example = example_feed(plan.facts, batch=plan.batch, length=length)
+            yield Probe(name="traced-input", length=length, feed=example)
+        yield _proving_probe(plan.facts, plan.batch, length, below)
         if length in plan.whole:
             yield from _whole_probes(plan.facts, plan.batch, length)
 
 
-def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> Iterator[Probe]:
-    """What every standard length gets: the traced input, and fresh ids through the dispatcher.
+def timed(probe: Probe, batch: int) -> bool:
+    """Tell whether a call of this probe counts as one call at its standard length.
+
+    Eager then sees all tokens but the one that the dispatcher pads.
+    """
+    rows, tokens = probe.feed["input_ids"].shape
+    return rows == batch and tokens >= probe.length - 1 and probe.truth is None
+
+
+def _proving_probe(facts: ModelFacts, batch: int, length: int, below: int) -> Probe:
+    """What every standard length gets: fresh ids, one token short, through the dispatcher.
 
     ``below`` is the next smaller standard length: an input must be longer to get to this graph.
     """
-    example = example_feed(facts, batch=batch, length=length)
-    yield Probe(name="traced-input", length=length, feed=example)
-    real = min(length, max(below + 1, length - max(1, length // 8)))
+    real = max(below + 1, length - 1)
     fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
-    yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    return Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
 
 
 def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:

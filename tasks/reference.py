@@ -17,9 +17,10 @@ from tasks.child import say
 from tasks.errors import UnsupportedCheckpointError
 from tasks.inputs import pad_right
 from tasks.load import LoadOptions, ModelFacts, load_eager
-from tasks.outputs import call_tuple
-from tasks.probes import Probe, plan_probes
+from tasks.outputs import call_tuple, describe_outputs
+from tasks.probes import Probe, plan_probes, timed
 from tasks.verdict import Difference, compare, discriminating, within
+from tasks.weights import compare_with_files
 from tracefleet.manifest import OutputSpec, Tolerance
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ class ProbePlan:
 
     Attributes:
         facts: the model.
-        outputs: elements of the returned tuple.
         lengths: standard lengths, ascending.
         whole: the lengths that get every probe; the others get the proving ones.
         batch: rows in one traced call.
@@ -42,7 +42,6 @@ class ProbePlan:
     """
 
     facts: ModelFacts
-    outputs: tuple[OutputSpec, ...]
     lengths: tuple[int, ...]
     whole: tuple[int, ...]
     batch: int
@@ -54,11 +53,15 @@ class Reference:
     """Where the eager outputs lie and what they are worth.
 
     Attributes:
+        plan: which probes.
+        outputs: elements of the tuple that each probe returned.
         folder: one safetensors file for each probe, by its index in the plan.
         vacuous: names of probes, as ``length/name``, that can't move this model.
         latency: milliseconds of one eager call of the traced shape, by length.
     """
 
+    plan: ProbePlan
+    outputs: tuple[OutputSpec, ...]
     folder: Path
     vacuous: frozenset[str]
     latency: dict[int, float]
@@ -70,6 +73,7 @@ def compute_reference(
     """Compute and store the eager outputs of every probe; the whole job of one child.
 
     Raises:
+        UnsafeCheckpointError: a loaded weight differs from the file's.
         UnsupportedCheckpointError: eager disagrees with itself, so that nothing can be compared
             with it, or an output never moves whatever the ids are.
     """
@@ -77,12 +81,21 @@ def compute_reference(
 
     say("loading the eager reference")
     model = load_eager(checkpoint, options)
+    if not options.allow_pickle:
+        compare_with_files(model, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
-    session = _Session(model, plan, folder)
+    outputs = describe_outputs(model, plan.facts)
+    session = _Session(model, plan, outputs, folder)
     with torch.no_grad():
         session.run()
         session.check_itself()
-    return Reference(folder=folder, vacuous=frozenset(session.vacuous), latency=session.latency)
+    return Reference(
+        plan=plan,
+        outputs=outputs,
+        folder=folder,
+        vacuous=frozenset(session.vacuous),
+        latency=session.latency,
+    )
 
 
 def save_outputs(path: Path, outputs: Outputs) -> None:
@@ -113,15 +126,19 @@ def valid_positions(
 
 
 def differences(
-    plan: ProbePlan, judged: Outputs, reference: Outputs, feed: dict[str, torch.Tensor]
+    specs: tuple[OutputSpec, ...],
+    tolerance: Tolerance,
+    judged: Outputs,
+    reference: Outputs,
+    feed: dict[str, torch.Tensor],
 ) -> list[Difference]:
     """Compare two tuples of outputs on the positions that both have and ``feed`` shows."""
     found = []
-    for spec, one, two in zip(plan.outputs, judged, reference, strict=True):
+    for spec, one, two in zip(specs, judged, reference, strict=True):
         if _has_length(spec):
             shared = min(one.shape[1], two.shape[1])
             one, two = one[:, :shared], two[:, :shared]
-        found.append(compare(one, two, plan.tolerance, valid_positions(spec, feed, two.shape)))
+        found.append(compare(one, two, tolerance, valid_positions(spec, feed, two.shape)))
     return found
 
 
@@ -137,44 +154,46 @@ def _has_length(spec: OutputSpec) -> bool:
 class _Session:
     """One pass over the plan with the model in memory."""
 
-    def __init__(self, model: Any, plan: ProbePlan, folder: Path) -> None:
-        self.model, self.plan, self.folder = model, plan, folder
+    def __init__(
+        self, model: Any, plan: ProbePlan, outputs: tuple[OutputSpec, ...], folder: Path
+    ) -> None:
+        self.model, self.plan, self.specs, self.folder = model, plan, outputs, folder
         self.vacuous: set[str] = set()
         self.latency: dict[int, float] = {}
-        self.ever_moved = [False] * len(plan.outputs)
+        self.ever_moved = [False] * len(outputs)
 
     def run(self) -> None:
         """Compute every probe's reference and find the vacuous ones."""
-        first: dict[int, tuple[Probe, Outputs]] = {}
+        first: Outputs | None = None
+        announced = 0
         for index, probe in enumerate(plan_probes(self.plan)):
-            if probe.length not in first:
+            if probe.length != announced:
+                announced = probe.length
                 say(f"eager reference at length {probe.length}")
             outputs = self._call(probe)
             save_outputs(self.folder / f"{index}.safetensors", outputs)
-            self._judge(probe, outputs, first)
-            first.setdefault(probe.length, (probe, outputs))
+            if first is None:
+                first = outputs
+            else:
+                self._judge(probe, outputs, first)
 
     def _call(self, probe: Probe) -> Outputs:
         started = time.perf_counter()
-        outputs = call_tuple(self.model, probe.eager_feed, self.plan.outputs)
+        outputs = call_tuple(self.model, probe.eager_feed, self.specs)
         took = (time.perf_counter() - started) * 1e3
-        if probe.eager_feed["input_ids"].shape == (self.plan.batch, probe.length):
+        if timed(probe, self.plan.batch):
             self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
         return outputs
 
-    def _judge(
-        self, probe: Probe, outputs: Outputs, first: dict[int, tuple[Probe, Outputs]]
-    ) -> None:
+    def _judge(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
         """Does this probe move the model? Padding and masks against themselves switched off."""
+        control = first
         if probe.control is not None:
-            control = call_tuple(self.model, probe.control, self.plan.outputs)
-        elif probe.length in first:
-            control = first[probe.length][1]
-        else:
-            return
+            control = call_tuple(self.model, probe.control, self.specs)
         rows = min(outputs[0].shape[0], control[0].shape[0])
         found = differences(
-            self.plan,
+            self.specs,
+            self.plan.tolerance,
             tuple(t[:rows] for t in control),
             tuple(t[:rows] for t in outputs),
             {name: t[:rows] for name, t in probe.eager_feed.items()},
@@ -187,7 +206,7 @@ class _Session:
 
     def check_itself(self) -> None:
         """Refuse a reference that is constant, keeps state, or depends on how it is computed."""
-        for spec, answer in zip(self.plan.outputs, self.ever_moved, strict=True):
+        for spec, answer in zip(self.specs, self.ever_moved, strict=True):
             if not answer:
                 raise self._refusal(f"output {spec.name} never moves, whatever the ids are")
         probe = next(iter(plan_probes(self.plan)))
@@ -215,7 +234,7 @@ class _Session:
             feed = probe.feed
             if probe.dispatch and feed["input_ids"].shape[1] < probe.length:
                 padded = pad_right(self.plan.facts, feed, probe.length)
-                outputs = call_tuple(self.model, padded, self.plan.outputs)
+                outputs = call_tuple(self.model, padded, self.specs)
                 stored = load_outputs(self.folder / f"{index}.safetensors")
                 self._agree(probe, outputs, stored, "padding on the right changes the outputs")
                 return
@@ -229,7 +248,7 @@ class _Session:
         bound: float | None = None,
     ) -> None:
         limit = self.plan.tolerance.rtol if bound is None else bound
-        found = differences(self.plan, judged, reference, probe.eager_feed)
+        found = differences(self.specs, self.plan.tolerance, judged, reference, probe.eager_feed)
         worst = max(d.max_rel for d in found)
         if not all(within(d, limit) for d in found):
             raise self._refusal(

@@ -1,7 +1,9 @@
 """Named tensors against the checkpoint's safetensors files, bit for bit.
 
-Used twice: on the eager model (did transformers load what the file holds?) and on the reloaded
-bundle (does the artifact hold it too?). Probes can't see a wrong value in a row that no probe
+Used twice: on the eager reference (did transformers load what the file holds? Its issues #48154,
+#43880 and #47620 are cases where it did not) and on the reloaded bundle (does the artifact hold
+it too?). A comparison of traced with eager outputs can't see a model that was loaded wrong, and
+probes can't see a wrong value in a row that no probe
 reads; this comparison sees every element.
 """
 

@@ -61,7 +61,6 @@ class Bench:
     def plan(self) -> ProbePlan:
         return ProbePlan(
             facts=self.facts,
-            outputs=self.outputs,
             lengths=self.lengths,
             whole=self.lengths if self.whole is None else self.whole,
             batch=self.batch,
@@ -72,6 +71,4 @@ class Bench:
         return compute_reference(self.folder, self.options, self.plan(), self.work / "reference")
 
     def validate(self, bundle: TracedFile, *, same_files: bool = True) -> ValidationReport:
-        return validate_bundle(
-            bundle.path, self.folder, self.plan(), self.reference(), same_files=same_files
-        )
+        return validate_bundle(bundle.path, self.folder, self.reference(), same_files=same_files)

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from fetch_support import CARD, NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole, write
 
 from tasks import digests
 from tasks.digests import cache_root, file_sha256
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, normalise_source, resolve
 from tasks.sources.verify import check_safetensors
+from tests.fetch_support import CARD, NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole, write
 
 LATER_NS = 3_000_000_000
 

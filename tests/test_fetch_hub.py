@@ -6,11 +6,11 @@ import hashlib
 import json
 
 import pytest
-from fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
-from hub_server import Hub, start
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, resolve
+from tests.fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
+from tests.hub_server import Hub, start
 
 SOURCE = "hf://acme/tiny"
 WEIGHTS = "model.safetensors"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import boto3
 import pytest
-from fetch_support import NEEDED_OF_WHOLE, sharded, whole
 from moto.server import ThreadedMotoServer
 
 from tasks.digests import cache_root
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, resolve
 from tasks.sources import s3
+from tests.fetch_support import NEEDED_OF_WHOLE, sharded, whole
 
 SOURCE = "s3://models/org/tiny"
 WEIGHTS = "model.safetensors"

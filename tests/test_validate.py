@@ -274,7 +274,7 @@ def test_the_planted_fault_is_taken_back(checkpoint, tmp_path):
     bundle = bench.trace()
     module = torch.jit.load(bundle.path)
     before = {name: p.clone() for name, p in module.named_parameters()}
-    gate = _Gate(module, bench.plan(), bench.reference())
+    gate = _Gate(module, bench.reference())
     with torch.no_grad():
         assert gate._catches_wrong_weight()
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
