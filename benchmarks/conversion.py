@@ -2,6 +2,7 @@
 
 A BERT-base built from its config (110 M parameters, random weights), six standard lengths. Both
 run as fresh processes, interleaved, in one session on one machine; what counts are the ratios.
+Wall times are taken undisturbed; memory and CPU in a round of their own, since watching costs.
 """
 
 from __future__ import annotations
@@ -11,33 +12,13 @@ import json
 import shutil
 import statistics
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.measure import Cost, folder_bytes, measure
+from benchmarks.measure import Cost, folder_bytes, wall_seconds, watch
 
 LENGTHS = (32, 64, 128, 256, 384, 512)
 WORK = Path(".bench")
-
-
-def main() -> int:
-    """Measure, print the table, write ``.bench/conversion.json``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds (default: 2)")
-    parser.add_argument("--model", choices=sorted(MODELS), default="bert-base")
-    options = parser.parse_args()
-    checkpoint = build(options.model)
-    weights = (checkpoint / "model.safetensors").stat().st_size
-    script, ours = [], []
-    for number in range(options.rounds):
-        print(f"round {number + 1} of {options.rounds}: documented script", flush=True)
-        script.append(run_script(checkpoint))
-        print(f"round {number + 1} of {options.rounds}: tracefleet", flush=True)
-        ours.append(run_ours(checkpoint))
-    report(options.model, weights, script, ours)
-    return 0
-
-
+SCRIPT_STORE, STORE = WORK / "script-store", WORK / "store"
 MODELS = {
     "bert-base": ("BertModel", "BertConfig", {}),
     "bert-large": (
@@ -54,6 +35,30 @@ MODELS = {
 }
 
 
+def main() -> int:
+    """Measure, print the table, write ``.bench/conversion.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds (default: 2)")
+    parser.add_argument("--model", choices=sorted(MODELS), default="bert-base")
+    options = parser.parse_args()
+    checkpoint = build(options.model)
+    theirs, ours = [], []
+    for number in range(options.rounds):
+        for name, commands, walls in (
+            ("documented script", script_commands(checkpoint), theirs),
+            ("tracefleet", [our_command(checkpoint)], ours),
+        ):
+            clear()
+            walls.append(sum(wall_seconds(command) for command in commands))
+            print(f"round {number + 1} of {options.rounds}: {name} {walls[-1]:.1f} s", flush=True)
+    clear()
+    print("watching memory and CPU: documented script, tracefleet", flush=True)
+    script_cost = sum_up([watch(command) for command in script_commands(checkpoint)])
+    our_cost = watch(our_command(checkpoint))
+    report(options.model, checkpoint, (theirs, script_cost), (ours, our_cost))
+    return 0
+
+
 def build(name: str) -> Path:
     """Save the random checkpoint of a name, once."""
     folder = WORK / name
@@ -68,72 +73,64 @@ def build(name: str) -> Path:
     return folder.resolve()
 
 
-def run_script(checkpoint: Path) -> tuple[Cost, int]:
-    """One process per length, one after the other."""
-    store = WORK / "script-store"
-    shutil.rmtree(store, ignore_errors=True)
-    costs = [
-        measure(["-m", "benchmarks.script", str(checkpoint), str(length), str(store)])
+def clear() -> None:
+    """Start every run with empty stores."""
+    for store in (SCRIPT_STORE, STORE):
+        shutil.rmtree(store, ignore_errors=True)
+
+
+def script_commands(checkpoint: Path) -> list[list[str]]:
+    """One process per length."""
+    return [
+        ["-m", "benchmarks.script", str(checkpoint), str(length), str(SCRIPT_STORE)]
         for length in LENGTHS
     ]
-    whole = Cost(
-        wall=sum(c.wall for c in costs),
-        cpu=sum(c.cpu for c in costs),
-        peak_process=max(c.peak_process for c in costs),
-        peak_tree=max(c.peak_tree for c in costs),
+
+
+def our_command(checkpoint: Path) -> list[str]:
+    """The command line, as people run it."""
+    return [
+        "-m", "flows", "convert", "--engine", "none", "--quiet",
+        "--source", f"file://{checkpoint}", "--task", "feature-extraction",
+        "--lengths", ",".join(map(str, LENGTHS)), "--store", str(STORE),
+    ]  # fmt: skip
+
+
+def sum_up(costs: list[Cost]) -> Cost:
+    """Processes one after the other: CPU adds up, the largest peak counts."""
+    return Cost(
+        cpu=sum(cost.cpu for cost in costs),
+        peak_process=max(cost.peak_process for cost in costs),
+        peak_tree=max(cost.peak_tree for cost in costs),
     )
-    return whole, folder_bytes(store)
-
-
-def run_ours(checkpoint: Path) -> tuple[Cost, int]:
-    """The command line, as people run it, into an empty store."""
-    store = WORK / "store"
-    shutil.rmtree(store, ignore_errors=True)
-    cost = measure(
-        ["-m", "flows", "convert", "--engine", "none", "--quiet",
-         "--source", f"file://{checkpoint}", "--task", "feature-extraction",
-         "--lengths", ",".join(map(str, LENGTHS)), "--store", str(store)]
-    )  # fmt: skip
-    return cost, folder_bytes(store)
 
 
 def report(
-    name: str, weights: int, script: list[tuple[Cost, int]], ours: list[tuple[Cost, int]]
+    name: str, checkpoint: Path, script: tuple[list[float], Cost], ours: tuple[list[float], Cost]
 ) -> None:
     """Print medians, ratios and each step's share."""
-    rows = [("", "script", "tracefleet", "ratio")]
-    for label, pick, unit in (
-        ("wall s", lambda run: run[0].wall, 1),
-        ("cpu s", lambda run: run[0].cpu, 1),
-        ("peak MB, largest process", lambda run: run[0].peak_process, 1e6),
-        ("peak MB, whole tree", lambda run: run[0].peak_tree, 1e6),
-        ("stored MB", lambda run: run[1], 1e6),
-    ):
-        theirs = statistics.median(pick(run) for run in script)
-        mine = statistics.median(pick(run) for run in ours)
-        rows.append((label, f"{theirs / unit:.1f}", f"{mine / unit:.1f}", f"1/{theirs / mine:.2f}"))
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    stored = folder_bytes(SCRIPT_STORE), folder_bytes(STORE)
+    rows = {
+        "wall s": (statistics.median(script[0]), statistics.median(ours[0])),
+        "cpu s": (script[1].cpu, ours[1].cpu),
+        "peak MB, largest process": (script[1].peak_process / 1e6, ours[1].peak_process / 1e6),
+        "peak MB, whole tree": (script[1].peak_tree / 1e6, ours[1].peak_tree / 1e6),
+        "stored MB": (stored[0] / 1e6, stored[1] / 1e6),
+    }
     print(f"\n{name} × {len(LENGTHS)} lengths, weights {weights / 1e6:.0f} MB")
-    for row in rows:
-        print(f"{row[0]:26}{row[1]:>10}{row[2]:>12}{row[3]:>9}")
-    stored = ours[-1][1] / weights
-    peak = statistics.median(run[0].peak_process for run in ours) / weights
-    print(f"stored {stored:.3f} × the weights; peak {peak:.2f} × the weights")
-    (attestation,) = (WORK / "store" / "attestations").rglob("*.json")
+    print(f"{'':26}{'script':>10}{'tracefleet':>12}{'ratio':>9}")
+    for label, (theirs, mine) in rows.items():
+        print(f"{label:26}{theirs:>10.1f}{mine:>12.1f}{f'1/{theirs / mine:.2f}':>9}")
+    peak = ours[1].peak_process / weights
+    print(f"stored {stored[1] / weights:.3f} × the weights; peak {peak:.2f} × the weights")
+    (attestation,) = (STORE / "attestations").rglob("*.json")
     seconds = json.loads(attestation.read_text())["seconds"]
-    whole = ours[-1][0].wall
+    whole = sum(seconds.values())
     shares = "  ".join(f"{step} {took:.1f} ({took / whole:.0%})" for step, took in seconds.items())
-    print(f"steps of the last round: {shares}")
+    print(f"steps (watched round): {shares}")
     (WORK / "conversion.json").write_text(
-        json.dumps(
-            {
-                "model": name,
-                "weights": weights,
-                "script": [{**asdict(cost), "stored": stored} for cost, stored in script],
-                "tracefleet": [{**asdict(cost), "stored": stored} for cost, stored in ours],
-                "seconds": seconds,
-            },
-            indent=2,
-        )
+        json.dumps({"model": name, "rows": rows, "seconds": seconds}, indent=2)
     )
 
 

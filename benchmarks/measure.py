@@ -1,8 +1,7 @@
-"""Wall time, CPU time and peak memory of a command with everything it starts."""
+"""Wall time of a command, and CPU time and peak memory with everything it starts."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -10,10 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 _SAMPLE_SECONDS = 0.05
+_SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,39 +22,41 @@ class Cost:
     """What a command took.
 
     Attributes:
-        wall: seconds.
         cpu: seconds of user and system time over all processes.
         peak_process: largest resident size that any one process had, in bytes.
         peak_tree: largest sum of proportional set sizes over the tree (shared pages count once).
     """
 
-    wall: float
     cpu: float
     peak_process: int
     peak_tree: int
 
 
-def measure(command: Sequence[str]) -> Cost:
-    """Run a Python module and measure it; raises if it fails."""
-    before = os.times()
+def wall_seconds(command: Sequence[str]) -> float:
+    """Run a Python module, undisturbed, and return its wall time; raises if it fails."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    _check(subprocess.run(_quiet(command), **_SILENT, check=False).returncode, command)
+    return time.perf_counter() - started
+
+
+def watch(command: Sequence[str]) -> Cost:
+    """Run a Python module and watch its processes, which slows it; raises if it fails."""
+    process = subprocess.Popen(_quiet(command), **_SILENT)
     watcher = _Watcher(process.pid)
     watcher.start()
     code = process.wait()
-    wall = time.perf_counter() - started
     watcher.stop()
-    after = os.times()
+    _check(code, command)
+    return Cost(cpu=watcher.cpu, peak_process=watcher.peak_process, peak_tree=watcher.peak_tree)
+
+
+def _quiet(command: Sequence[str]) -> list[str]:
+    return [sys.executable, *command]
+
+
+def _check(code: int, command: Sequence[str]) -> None:
     if code:
         raise RuntimeError(f"{' '.join(command)} failed with exit code {code}")
-    cpu = after.children_user + after.children_system
-    cpu -= before.children_user + before.children_system
-    return Cost(
-        wall=wall,
-        cpu=max(cpu, watcher.cpu),
-        peak_process=watcher.peak_process,
-        peak_tree=watcher.peak_tree,
-    )
 
 
 def folder_bytes(folder: Path) -> int:

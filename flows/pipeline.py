@@ -212,13 +212,24 @@ class _Conversion:
         toolchain: Toolchain,
         checkpoint: Checkpoint,
         facts: ModelFacts,
+        *,
+        share: bool = True,
     ) -> tuple[TraceResult, ValidationReport]:
         request, folder = self.request, checkpoint.folder
         options, lengths = request.load_options, request.lengths
         # The stem is part of the archive's bytes: always model.pt.
         target = work / "model.pt"
         traced: TraceResult = self._child(
-            work, "trace", backend.trace, folder, options, facts, lengths, request.batch, target
+            work,
+            "trace",
+            backend.trace,
+            folder,
+            options,
+            facts,
+            lengths,
+            request.batch,
+            target,
+            share,
         )
         plan = ProbePlan(
             facts=facts,
@@ -235,6 +246,11 @@ class _Conversion:
         try:
             report = self._child(work, "validate", gate, target, folder, reference)
         except NumericsMismatchError as error:
+            if traced.shared:
+                logger.info("one graph does not hold at every length: tracing each")
+                return self._trace_and_validate(
+                    work, store, backend, toolchain, checkpoint, facts, share=False
+                )
             if error.report is not None:
                 about = self._report_facts(checkpoint, toolchain, traced)
                 url = self._write_report(store, about, error.report)

@@ -53,7 +53,7 @@ def write_bundle(
     traced: torch.jit.ScriptModule,
     inputs: tuple[InputSpec, ...],
     outputs: tuple[OutputSpec, ...],
-    lengths: tuple[int, ...],
+    graphs: dict[int, str],
     batch: int,
     target: Path,
 ) -> TracedFile:
@@ -62,10 +62,10 @@ def write_bundle(
     The module's weights are on the meta device afterwards: it can't be run any more.
 
     Args:
-        traced: has a method ``_traced_<length>`` for each length.
+        traced: the recorded module.
         inputs: arguments of every method, in order.
         outputs: elements of the returned tuple.
-        lengths: standard lengths, ascending.
+        graphs: standard length, ascending -> name of the traced method that serves it.
         batch: rows in one traced call.
         target: the file to write.
 
@@ -74,7 +74,7 @@ def write_bundle(
     """
     from tasks.dispatcher import dispatcher_source
 
-    for source in dispatcher_source(inputs, outputs, lengths, batch):
+    for source in dispatcher_source(inputs, outputs, graphs, batch):
         traced.define(source)
     weights = {
         **dict(traced.named_parameters(remove_duplicate=False)),

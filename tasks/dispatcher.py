@@ -13,7 +13,7 @@ from tracefleet.manifest import InputSpec, OutputSpec
 def dispatcher_source(
     inputs: tuple[InputSpec, ...],
     outputs: tuple[OutputSpec, ...],
-    lengths: tuple[int, ...],
+    graphs: dict[int, str],
     batch: int,
 ) -> list[str]:
     """Return the methods to define, in order: ``forward_<length>``, ``_run_batch``, ``forward``.
@@ -21,14 +21,14 @@ def dispatcher_source(
     Args:
         inputs: the arguments, each ``(batch, length)`` or ``(batch, decoder_length)``.
         outputs: the returned tuple's elements.
-        lengths: standard lengths, ascending.
+        graphs: standard length, ascending -> name of the traced method that serves it.
         batch: rows in one traced call.
     """
-    exact = [_exact_source(inputs, outputs, length, batch) for length in lengths]
+    exact = [_exact_source(inputs, outputs, length, batch, graphs[length]) for length in graphs]
     return [
         *exact,
-        _batch_source(inputs, outputs, lengths),
-        _forward_source(inputs, outputs, lengths, batch),
+        _batch_source(inputs, outputs, graphs),
+        _forward_source(inputs, outputs, batch),
     ]
 
 
@@ -39,7 +39,11 @@ def _signature(name: str, inputs: tuple[InputSpec, ...], outputs: tuple[OutputSp
 
 
 def _exact_source(
-    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], length: int, batch: int
+    inputs: tuple[InputSpec, ...],
+    outputs: tuple[OutputSpec, ...],
+    length: int,
+    batch: int,
+    graph: str,
 ) -> str:
     """A guard before the graph: a trace computes nonsense on other shapes without complaining."""
     checks = "\n".join(
@@ -52,12 +56,12 @@ def _exact_source(
     arguments = ", ".join(spec.name for spec in inputs)
     return (
         f"{_signature(f'forward_{length}', inputs, outputs)}\n{checks}\n"
-        f"    return self._traced_{length}({arguments})\n"
+        f"    return self.{graph}({arguments})\n"
     )
 
 
 def _batch_source(
-    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], lengths: tuple[int, ...]
+    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], graphs: dict[int, str]
 ) -> str:
     """Pad one full batch to the smallest standard length that fits, run it, slice it back."""
     axes = sorted({spec.axes[1] for spec in inputs})
@@ -66,26 +70,41 @@ def _batch_source(
         first = next(spec.name for spec in inputs if spec.axes[1] == axis)
         lines.append(f"    {axis} = {first}.size(1)")
     longest = axes[0] if len(axes) == 1 else f"max({', '.join(axes)})"
-    lines.append(f"    longest = {longest}")
-    padded = ", ".join(
-        f"torch.constant_pad_nd({spec.name}, [0, STANDARD - {spec.axes[1]}], {spec.pad_value})"
-        for spec in inputs
-    )
-    results = ", ".join(f"out{i}" for i in range(len(outputs))) + ("," if len(outputs) == 1 else "")
-    for index, length in enumerate(lengths):
+    lines += [f"    longest = {longest}", "    standard = 0"]
+    for index, length in enumerate(graphs):
         word = "if" if index == 0 else "elif"
-        lines.append(f"    {word} longest <= {length}:")
-        lines.append(
-            f"        {results} = self.forward_{length}({padded.replace('STANDARD', str(length))})"
-        )
+        lines += [f"    {word} longest <= {length}:", f"        standard = {length}"]
     lines.append("    else:")
     lines.append(
         f'        raise ValueError("input has " + str(longest) + " tokens; expected at most '
-        f'{lengths[-1]}, the largest standard length of this bundle")'
+        f'{max(graphs)}, the largest standard length of this bundle")'
     )
+    for spec in inputs:
+        lines.append(
+            f"    {spec.name} = torch.constant_pad_nd({spec.name}, "
+            f"[0, standard - {spec.axes[1]}], {spec.pad_value})"
+        )
+    lines += _routed_call(inputs, outputs, graphs)
     sliced = ", ".join(_sliced(f"out{i}", spec) for i, spec in enumerate(outputs))
     lines.append(f"    return ({sliced},)")
     return "\n".join(lines) + "\n"
+
+
+def _routed_call(
+    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], graphs: dict[int, str]
+) -> list[str]:
+    """Call the graph of the length; one shared graph is named once and so compiled once."""
+    results = ", ".join(f"out{i}" for i in range(len(outputs))) + ("," if len(outputs) == 1 else "")
+    arguments = ", ".join(spec.name for spec in inputs)
+    routes = list(graphs.items())
+    if len(set(graphs.values())) == 1:
+        return [f"    {results} = self.{routes[0][1]}({arguments})"]
+    lines = []
+    for index, (length, graph) in enumerate(routes):
+        last = index == len(routes) - 1
+        word = "else" if last else f"{'if' if index == 0 else 'elif'} standard == {length}"
+        lines += [f"    {word}:", f"        {results} = self.{graph}({arguments})"]
+    return lines
 
 
 def _sliced(name: str, spec: OutputSpec) -> str:
@@ -96,10 +115,7 @@ def _sliced(name: str, spec: OutputSpec) -> str:
 
 
 def _forward_source(
-    inputs: tuple[InputSpec, ...],
-    outputs: tuple[OutputSpec, ...],
-    lengths: tuple[int, ...],
-    batch: int,
+    inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], batch: int
 ) -> str:
     """Split the rows into traced batches; a last incomplete batch repeats its first row."""
     lead = inputs[0].name

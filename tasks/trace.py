@@ -1,12 +1,17 @@
-"""Record one graph for each standard length, in one process, over one set of weights.
+"""Record a checkpoint's graphs for its standard lengths, in one process, over one set of weights.
 
-The recorded module has a method ``_traced_<length>`` for each length; ``tasks.bundle`` gives it
-the guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
+Most architectures give the same program at every length: then one graph serves all of them, and
+only the shortest and the longest length are traced to see it. Others (Longformer, LED, models that
+bake a length in) get a graph for each. Either way the gate proves every length it serves.
+
+The recorded module has a method ``_traced_<length>`` for each graph; ``tasks.bundle`` gives it the
+guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
 megabytes, and only a fresh process makes the same bytes twice (class names count up).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _INTEGER = re.compile(r"-?\d+")
+#: Source positions, and the counters that keep class names apart within one process.
+_NOISE = re.compile(r"#.*|___torch_mangle_\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +48,14 @@ class TraceResult:
         tied_groups: names that shared storage before untying.
         same_program: the graphs of all lengths are one program but for literal lengths, so that
             what the whole probe set proves at one length holds for the others.
+        shared: one and the same graph serves every length.
     """
 
     file: TracedFile
     outputs: tuple[OutputSpec, ...]
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
+    shared: bool
 
 
 def trace_checkpoint(
@@ -56,6 +65,7 @@ def trace_checkpoint(
     lengths: tuple[int, ...],
     batch: int,
     target: Path,
+    share: bool = True,
 ) -> TraceResult:
     """Load, untie, trace at every length and write one bundle; the whole job of one child.
 
@@ -66,6 +76,7 @@ def trace_checkpoint(
         lengths: standard lengths, ascending.
         batch: rows in one traced call.
         target: where the bundle is written; its name should be ``model.pt``.
+        share: whether one graph may serve all lengths where it looks as if it could.
 
     Raises:
         UnsupportedCheckpointError: eager can't run it from ids.
@@ -76,11 +87,18 @@ def trace_checkpoint(
     model = load_eager(folder, options)
     outputs = describe_outputs(model, facts)
     groups = _untie_proved(model, facts, outputs, lengths[0], batch)
-    traced = trace_lengths(model, facts, outputs, lengths, batch)
-    same = same_program({length: getattr(traced, f"_traced_{length}") for length in lengths})
-    say(f"writing the bundle ({'one program' if same else 'a program per length'})")
-    file = write_bundle(traced, input_specs(facts), outputs, lengths, batch, target)
-    return TraceResult(file=file, outputs=outputs, tied_groups=groups, same_program=same)
+    record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
+    traced = record(lengths[:1])
+    shared = share and same_graph(traced, lengths[0], record(lengths[-1:]), lengths[-1])
+    if not shared and len(lengths) > 1:
+        traced = record(lengths)
+    same = shared or same_program(traced, lengths)
+    say(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
+    graphs = {length: f"_traced_{lengths[0] if shared else length}" for length in lengths}
+    file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
+    return TraceResult(
+        file=file, outputs=outputs, tied_groups=groups, same_program=same, shared=shared
+    )
 
 
 def trace_lengths(
@@ -120,14 +138,22 @@ def trace_lengths(
         ) from error
 
 
-def same_program(methods: dict[int, Any]) -> bool:
-    """Tell whether graphs differ in nothing but integers that are their own lengths.
+def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
+    """Tell whether two traced modules hold the very same program, baked tensors included."""
+    return _equal(_program(one, first), _program(two, second), lambda a, b: a == b)
 
-    Args:
-        methods: standard length -> traced method.
-    """
-    (first, reference), *others = ((n, _program(m)) for n, m in sorted(methods.items()))
-    return all(_differ_by_length(reference, program, first, n) for n, program in others)
+
+def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
+    """Tell whether a module's graphs differ in nothing but integers that are their own lengths."""
+    first, reference = lengths[0], _program(traced, lengths[0])
+    return all(
+        _equal(
+            reference,
+            _program(traced, length),
+            functools.partial(_same_but_length, first=first, second=length),
+        )
+        for length in lengths[1:]
+    )
 
 
 def _untie_proved(
@@ -182,14 +208,14 @@ def _recorder(
     return Traced().eval()
 
 
-def _program(method: Any) -> tuple[list[str], list[Any]]:
-    """Return a method's inlined graph as lines, and the tensors baked into it."""
+def _program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
+    """Return a length's inlined graph as lines, and the tensors baked into it."""
     import torch
 
-    graph = method.inlined_graph.copy()
+    graph = getattr(traced, f"_traced_{length}").inlined_graph.copy()
     torch._C._jit_pass_erase_shape_information(graph)
     torch._C._jit_pass_canonicalize(graph)
-    lines = re.sub(r"#.*", "", str(graph)).splitlines()
+    lines = _NOISE.sub("", str(graph)).splitlines()
     return lines, list(_baked_tensors(graph))
 
 
@@ -202,21 +228,24 @@ def _baked_tensors(block: Any) -> Iterator[Any]:
             yield from _baked_tensors(inner)
 
 
-def _differ_by_length(
-    one: tuple[list[str], list[Any]], two: tuple[list[str], list[Any]], first: int, second: int
+def _equal(
+    one: tuple[list[str], list[Any]],
+    two: tuple[list[str], list[Any]],
+    equal_lines: Callable[[str, str], bool],
 ) -> bool:
     import torch
 
-    if len(one[0]) != len(two[0]) or len(one[1]) != len(two[1]):
+    (lines, tensors), (other_lines, other_tensors) = one, two
+    if len(lines) != len(other_lines) or len(tensors) != len(other_tensors):
         return False
-    if not all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True)):
-        return False
-    return all(
-        a == b or _same_but_length(a, b, first, second) for a, b in zip(one[0], two[0], strict=True)
+    return all(map(torch.equal, tensors, other_tensors)) and all(
+        map(equal_lines, lines, other_lines)
     )
 
 
 def _same_but_length(one: str, two: str, first: int, second: int) -> bool:
+    if one == two:
+        return True
     if _INTEGER.sub("#", one) != _INTEGER.sub("#", two):
         return False
     pairs = zip(_INTEGER.findall(one), _INTEGER.findall(two), strict=True)

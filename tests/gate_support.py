@@ -48,12 +48,12 @@ class Bench:
             spoil(model)
         facts = traced_facts or self.facts
         traced = trace_lengths(model, facts, self.outputs, self.lengths, self.batch)
-        self.same = same_program({n: getattr(traced, f"_traced_{n}") for n in self.lengths})
+        self.same = same_program(traced, self.lengths)
         return write_bundle(
             traced,
             input_specs(self.facts),
             self.outputs,
-            self.lengths,
+            {length: f"_traced_{length}" for length in self.lengths},
             self.batch,
             self.work / "model.pt",
         )

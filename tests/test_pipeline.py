@@ -199,7 +199,7 @@ def test_a_hang_ends_at_the_requests_timeout(checkpoint, tmp_path):
     assert _published(tmp_path / "store") == []
 
 
-def _mistrace(folder, options, facts, lengths, batch, target):
+def _mistrace(folder, options, facts, lengths, batch, target, share):
     """Trace a model with one wrong weight, everything else right."""
     import tasks.load
     from tasks import trace
@@ -212,7 +212,7 @@ def _mistrace(folder, options, facts, lengths, batch, target):
         return model
 
     setattr(trace, "load_eager", wrong)  # noqa: B010  a child, thrown away
-    return trace.trace_checkpoint(folder, options, facts, lengths, batch, target)
+    return trace.trace_checkpoint(folder, options, facts, lengths, batch, target, share)
 
 
 def test_a_wrong_bundle_stops_the_line(checkpoint, tmp_path):
@@ -242,6 +242,32 @@ def test_a_numeric_mismatch_keeps_its_report_and_publishes_nothing(checkpoint, t
         "reports/bad/index.html"
     ]
     assert "nothing was published" in (store / "reports/bad/index.html").read_text()
+
+
+def _share_anyway(*arguments: Any) -> Any:
+    """Trace as if the graph of the shortest length served every length."""
+    from tasks import trace
+
+    setattr(trace, "same_graph", lambda *_: True)  # noqa: B010  a child, thrown away
+    return trace.trace_checkpoint(*arguments)
+
+
+def test_a_shared_graph_that_fails_the_gate_is_traced_for_each_length(checkpoint, tmp_path, caplog):
+    """Longformer's program depends on the length; the gate sees it and each length is traced."""
+    caplog.set_level("INFO", logger="flows")
+    request = _request(checkpoint("longformer-mlm"), tmp_path, "fill-mask", lengths=[8, 24])
+    result = convert(request, _steps_with("trace", _share_anyway_first))
+    assert "tracing each" in caplog.text
+    assert not result.manifest.same_program
+    assert all(v.passed and v.probes >= 10 for v in result.manifest.validation.lengths)
+
+
+def _share_anyway_first(*arguments: Any) -> Any:
+    if arguments[-1]:
+        return _share_anyway(*arguments)
+    from tasks.trace import trace_checkpoint
+
+    return trace_checkpoint(*arguments)
 
 
 # --- bad input: a typed error before work starts, and the store untouched ------------------------

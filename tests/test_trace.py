@@ -16,7 +16,7 @@ from tasks.errors import TraceError
 from tasks.inputs import pad_right, random_feed
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.outputs import call_tuple
-from tasks.trace import same_program
+from tasks.trace import same_program, trace_checkpoint
 from tests.gate_support import Bench
 from tracefleet.manifest import InputSpec, OutputSpec
 
@@ -148,6 +148,30 @@ def test_one_output_is_still_a_tuple(checkpoint, tmp_path):
     assert [tuple(t.shape) for t in outputs] == [(3, 4, 256)]
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "shared", "same"),
+    [
+        ("bert", "feature-extraction", True, True),
+        ("t5", "text2text-generation", True, True),
+        ("longformer-mlm", "fill-mask", False, False),
+    ],
+)
+def test_one_graph_serves_all_lengths_where_it_can(name, task, shared, same, checkpoint, tmp_path):
+    folder, options = checkpoint(name), LoadOptions(task=task)
+    facts = inspect(folder, options, (8, 16, 24))
+    arguments = (folder, options, facts, (8, 16, 24), 1)
+    result = trace_checkpoint(*arguments, tmp_path / "model.pt")
+    assert (result.shared, result.same_program) == (shared, same)
+    module = torch.jit.load(result.file.path)
+    assert hasattr(module, "_traced_16") != shared
+    each = trace_checkpoint(*arguments, tmp_path / "each.pt", False)
+    assert not each.shared
+    one, two = module, torch.jit.load(each.file.path)
+    for tokens in (3, 8, 13, 24):
+        feed = random_feed(facts, batch=2, length=tokens, seed=tokens).values()
+        assert all(map(torch.equal, one(*feed), two(*feed)))
+
+
 def _toy(function):
     class Toy(torch.nn.Module):
         def _traced_8(self, x):
@@ -159,7 +183,7 @@ def _toy(function):
     examples = {f"_traced_{n}": (torch.ones(1, n),) for n in (8, 16)}
     warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
     module = torch.jit.trace_module(Toy(), examples, check_trace=False)
-    return same_program({n: getattr(module, f"_traced_{n}") for n in (8, 16)})
+    return same_program(module, (8, 16))
 
 
 def test_programs_that_differ_by_their_length_are_one_program():
@@ -231,7 +255,7 @@ def test_the_dispatcher_of_one_length_and_output_compiles():
             return (x * 10,)
 
     module = torch.jit.trace_module(Toy(), {"_traced_4": (torch.ones(1, 4).long(),)})
-    for source in dispatcher_source(inputs, outputs, (4,), 1):
+    for source in dispatcher_source(inputs, outputs, {4: "_traced_4"}, 1):
         module.define(source)
     assert module(torch.tensor([[1, 2], [3, 4]]))[0].tolist() == [[10, 20], [30, 40]]
 

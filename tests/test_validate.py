@@ -211,10 +211,10 @@ def test_a_guard_that_lets_other_shapes_through_is_caught(checkpoint, tmp_path, 
     bench = _bench(checkpoint, tmp_path)
     monkeypatch.setattr(
         "tasks.dispatcher._exact_source",
-        lambda inputs, outputs, length, batch: (
+        lambda inputs, outputs, length, batch, graph: (
             f"def forward_{length}(self, input_ids: Tensor, attention_mask: Tensor, "
             f"token_type_ids: Tensor) -> Tuple[Tensor, Tensor]:\n"
-            f"    return self._traced_{length}(input_ids, attention_mask, token_type_ids)\n"
+            f"    return self.{graph}(input_ids, attention_mask, token_type_ids)\n"
         ),
     )
     with pytest.raises(NumericsMismatchError, match="to be refused"):
