@@ -42,7 +42,8 @@ def main() -> int:
     parser.add_argument("--model", choices=sorted(MODELS), default="bert-base")
     options = parser.parse_args()
     checkpoint = build(options.model)
-    theirs, ours = [], []
+    theirs: list[float] = []
+    ours: list[float] = []
     for number in range(options.rounds):
         for name, commands, walls in (
             ("documented script", script_commands(checkpoint), theirs),

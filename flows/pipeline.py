@@ -169,6 +169,9 @@ class _Conversion:
         traced, report = self._trace_and_validate(
             work, store, backend, toolchain, checkpoint, facts
         )
+        if resolved.source.startswith("file://"):
+            # Used in place: whoever wrote to it meanwhile changed what the key stands for.
+            self._timed("confirm", lambda: self.steps.fetch(resolved))
         triton = work / "config.pbtxt"
         triton.write_bytes(triton_config(input_specs(facts), traced.outputs))
         files = collect_files(traced.file, checkpoint.folder, triton)

@@ -10,24 +10,10 @@ import pytest
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, resolve
 from tests.fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
-from tests.hub_server import Hub, start
 
 SOURCE = "hf://acme/tiny"
 WEIGHTS = "model.safetensors"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub = Hub()
-    server = start(hub)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield hub
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import tracefleet
 from flows.pipeline import Steps, convert
@@ -242,6 +242,42 @@ def test_a_numeric_mismatch_keeps_its_report_and_publishes_nothing(checkpoint, t
         "reports/bad/index.html"
     ]
     assert "nothing was published" in (store / "reports/bad/index.html").read_text()
+
+
+def test_a_folder_that_changes_meanwhile_is_refused(own_checkpoint, tmp_path):
+    folder = own_checkpoint("bert")
+
+    def run(function: Any, *arguments: Any, **options: Any) -> Any:
+        outcome = child.run(function, *arguments, **options)
+        if options["step"] == "validate":
+            tiny.edit_config(folder, note="written to while it was converted")
+        return outcome
+
+    with pytest.raises(UnsafeCheckpointError, match="changed since"):
+        convert(_request(folder, tmp_path / "store"), Steps(run=run))
+    assert _published(tmp_path / "store") == []
+
+
+def test_from_a_hub_to_the_reader(hub, checkpoint, tmp_path):
+    """The real hub client against a hub on loopback, then the whole way through."""
+    folder, store = checkpoint("bert-cls"), tmp_path / "store"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files["README.md"] = b"---\nlicense: apache-2.0\n---\n# Tiny"
+    commit = hub.push(files)
+    request = _request(folder, store, "text-classification", source="hf://acme/tiny@main")
+    manifest = convert(request).manifest
+    assert (manifest.source, manifest.commit) == ("hf://acme/tiny", commit)
+    assert manifest.license == "apache-2.0"
+    model = tracefleet.open(store, "hf://acme/tiny", task="text-classification")
+    assert model([[5, 6, 7]])["logits"].shape == (1, 3)
+    assert convert(request).fresh
+
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 1
+    hub.push({**files, "model.safetensors": save(weights, {"format": "pt"})})
+    moved = convert(request)  # the branch moved: a new commit, a new conversion
+    assert not moved.fresh
+    assert moved.publication.number == 2
 
 
 def _share_anyway(*arguments: Any) -> Any:
