@@ -1,0 +1,1 @@
+"""The C++ consumer and how to build it."""

@@ -1,0 +1,45 @@
+// A C++ consumer of a conversion: load the bundle, call it with any rows and length, print a
+// few values. Build and run: make cpp
+//
+//   consumer model.pt INPUTS ID [ID …]
+//
+// INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros).
+#include <torch/script.h>
+
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+int main(int argc, char** argv) {
+  if (argc < 4) {
+    std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n";
+    return 2;
+  }
+  try {
+    torch::jit::Module bundle = torch::jit::load(argv[1]);
+    bundle.eval();
+    torch::NoGradGuard no_grad;
+
+    std::vector<int64_t> ids;
+    for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
+    const auto tensor = torch::tensor(ids, torch::kInt64).unsqueeze(0);  // one row
+
+    std::vector<torch::jit::IValue> inputs{tensor};
+    const int count = std::atoi(argv[2]);
+    if (count > 1) inputs.push_back(torch::ones_like(tensor));   // attention_mask
+    if (count > 2) inputs.push_back(torch::zeros_like(tensor));  // token_type_ids
+
+    // forward() routes to the smallest standard length that fits, pads, runs and slices.
+    const auto outputs = bundle.forward(inputs).toTuple()->elements();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const auto output = outputs[i].toTensor();
+      std::cout << "output " << i << " " << output.sizes() << " sum "
+                << output.to(torch::kFloat64).sum().item<double>() << "\n";
+    }
+  } catch (const c10::Error& error) {
+    std::cerr << "error: " << error.what_without_backtrace() << "\n";
+    return 1;
+  }
+  return 0;
+}
