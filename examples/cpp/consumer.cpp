@@ -40,6 +40,9 @@ int main(int argc, char** argv) {
   } catch (const c10::Error& error) {
     std::cerr << "error: " << error.what_without_backtrace() << "\n";
     return 1;
+  } catch (const std::exception& error) {  // what the bundle itself refuses, such as its length
+    std::cerr << "error: " << error.what() << "\n";
+    return 1;
   }
   return 0;
 }
