@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _EPILOG = """\
-exit codes: 0 published and validated, or published already; 1 refused or failed (nothing was
-published); 2 wrong usage.
+exit codes: 0 published and validated, or published already; 1 refused or failed; 2 wrong usage;
+130 interrupted.
 
 examples:
   python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConversionError, ArtifactError) as error:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        print("interrupted; nothing was published", file=sys.stderr)
+        print(
+            "interrupted; a conversion is published only if its channel line was printed",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:  # network and capacity errors keep their library's type
         logging.getLogger("flows").debug("traceback", exc_info=True)
@@ -151,6 +154,8 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     from tasks.errors import RequestError
 
     fields: dict[str, Any] = {}
+    if options.entry is not None and options.fleet is None:
+        raise RequestError("--entry: expected --fleet FILE beside it, got none")
     if options.fleet is not None:
         spec = read_fleet(options.fleet)
         if options.entry not in spec.entries:

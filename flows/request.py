@@ -226,6 +226,8 @@ def read_fleet(path: Path) -> FleetSpec:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         return FleetSpec.model_validate(raw)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"fleet file {path}: expected UTF-8 text, got: {error}") from error
     except OSError as error:
         raise RequestError(
             f"fleet file {path}: expected a readable file, got {error.strerror}. Check the path."

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tasks.errors import TraceError
+from tasks.errors import TraceError, first_line
 from tracefleet.manifest import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def write_bundle(
         torch.jit.save(traced, skeleton)
     except RuntimeError as error:
         raise TraceError(
-            f"expected torch.jit to save the traced module, got: {str(error).splitlines()[0]}. "
+            f"expected torch.jit to save the traced module, got: {first_line(error)}. "
             "The architecture calls a Python autograd function that TorchScript can't store."
         ) from error
     skeleton.seek(0)
@@ -119,10 +119,15 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
     reader = torch._C.PyTorchFileReader(skeleton)
     structure = reader.get_record("data.pkl")
     layouts = _storage_layouts(structure)
+    # Where the record lies depends on the version itself.
+    place = next(name for name in reader.get_all_records() if name in (".data/version", "version"))
+    version = int(reader.get_record(place))
     weight_bytes = 0
     with target.open("wb") as file:
         stream = _HashingFile(file)
         writer = torch._C.PyTorchFileWriter(stream)  # type: ignore[call-overload]
+        # Without it the archive claims version 3, and torch "upgrades" today's operators at load.
+        writer.set_min_version(version)
         for record in reader.get_all_records():
             if record.startswith(_LEFT_OUT) or record.endswith(".debug_pkl"):
                 continue

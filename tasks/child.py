@@ -31,12 +31,13 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 
-from tasks.errors import ConversionCrashedError, ConversionError
+from tasks.errors import ConversionCrashedError, ConversionError, first_line
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 20
+_MESSAGE_CHARACTERS = 500
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 1 << 30  # mallopt(3)
 _to_parent: connection.Connection | None = None
 _starting = threading.Lock()
@@ -77,7 +78,8 @@ def say(message: str) -> None:
     if _to_parent is None:
         logger.info(message)
     else:
-        _to_parent.send(("progress", message))
+        # Short enough for the pipe to take it in one piece (PIPE_BUF).
+        _to_parent.send(("progress", message[:_MESSAGE_CHARACTERS]))
 
 
 def warm_up() -> None:
@@ -112,8 +114,9 @@ def run(
     """
     started = time.monotonic()
     receiver, sender = _context().Pipe(duplex=False)
+    log.touch()
     process = _context().Process(
-        target=_child_main, args=(sender, str(log), limits.threads, function, arguments)
+        target=_child_main, args=(sender, str(log), step, limits.threads, function, arguments)
     )
     with _starting, _no_main():
         process.start()
@@ -160,18 +163,15 @@ def _await_result(
 ) -> tuple[Any, int]:
     deadline = time.monotonic() + limits.timeout
     while True:
-        ready = connection.wait([receiver, process.sentinel], timeout=_POLL_SECONDS)
+        watched: list[Any] = [process.sentinel] if receiver.closed else [receiver, process.sentinel]
+        ready = connection.wait(watched, timeout=_POLL_SECONDS)
         if receiver in ready:
-            with contextlib.suppress(EOFError):
-                kind, payload = receiver.recv()
-                if kind == "result":
-                    value, peak = pickle.loads(payload)  # noqa: S301  written by our own child
-                    return value, peak
-                if kind == "error":
-                    raise pickle.loads(payload)  # noqa: S301
-                logger.info(payload)
-                continue
-        if process.sentinel in ready:
+            kind, text = _receive(receiver)
+            if kind == "done":
+                return _read_result(log, step)
+            if kind == "progress":
+                logger.info(text)
+        if process.sentinel in ready and receiver not in ready:
             process.join()
             raise _crashed(step, _exit_reason(process.exitcode), log)
         if time.monotonic() > deadline:
@@ -179,6 +179,32 @@ def _await_result(
         if limits.memory is not None and (used := _resident(process.pid)) > limits.memory:
             reason = f"memory limit: {used / 1e6:.0f} MB used of {limits.memory / 1e6:.0f} MB"
             raise _crashed(step, reason, log)
+
+
+def _receive(receiver: connection.Connection) -> tuple[str, str]:
+    """Return the next message; the pipe of a dead child is closed, so that it waits no more."""
+    try:
+        kind, text = receiver.recv()
+    except EOFError:
+        receiver.close()
+        return "end", ""
+    return kind, text
+
+
+def _read_result(log: Path, step: str) -> tuple[Any, int]:
+    """Read what the child left beside its log: a value with its peak, or a typed error."""
+    try:
+        outcome = pickle.loads(_result_path(log).read_bytes())  # noqa: S301  our own child's
+    except Exception as error:
+        raise _crashed(step, f"a result that can't be read: {error}", log) from error
+    if isinstance(outcome, ConversionError):
+        raise outcome
+    value, peak = outcome
+    return value, peak
+
+
+def _result_path(log: Path) -> Path:
+    return log.with_name(f"{log.name}.result")
 
 
 def _exit_reason(code: int | None) -> str:
@@ -222,6 +248,7 @@ def _kill_group(process: ForkServerProcess) -> None:
 def _child_main(
     sender: connection.Connection,
     log: str,
+    step: str,
     threads: int,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -229,6 +256,16 @@ def _child_main(
     global _to_parent
     _to_parent = sender
     _isolate(log)
+    outcome = _outcome(step, Path(log), threads, function, arguments)
+    # Results go through a file: a pipe that is cut in the middle of one would stall the parent.
+    _result_path(Path(log)).write_bytes(pickle.dumps(outcome))
+    sender.send(("done", ""))
+    sender.close()
+
+
+def _outcome(
+    step: str, log: Path, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, int] | ConversionError:
     import resource
 
     import torch
@@ -236,17 +273,13 @@ def _child_main(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     try:
         value = function(*arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        sender.send(("result", pickle.dumps((value, peak))))
     except ConversionError as error:
-        sender.send(("error", pickle.dumps(error)))
-    except MemoryError:
-        sender.send(("error", pickle.dumps(_crashed(function.__name__, "MemoryError", Path(log)))))
+        return error
     except Exception as error:
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-        sender.send(("error", pickle.dumps(_crashed(function.__name__, reason, Path(log)))))
-    sender.close()
+        sys.stderr.flush()
+        return _crashed(step, f"{type(error).__name__}: {first_line(error)}", log)
+    return value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _isolate(log: str) -> None:

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from tasks.verdict import ValidationReport
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something, for our own message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line that says something: where TorchScript puts what was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
 class ConversionError(Exception):
     """Base of every failure that running again would only repeat."""
 

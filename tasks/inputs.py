@@ -88,6 +88,7 @@ def feed_of(
 
 def pad_right(facts: ModelFacts, feed: Feed, length: int) -> Feed:
     """Pad a feed on the right up to ``length`` as the bundle's dispatcher does."""
+    assert all(tensor.shape[1] <= length for tensor in feed.values())
     from torch.nn.functional import pad
 
     return {
@@ -103,6 +104,9 @@ def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
 
     The decoder keeps its own mask: its first token must stay visible.
     """
+    if facts.vocabulary.eos is not None:  # BART's and T5's classifiers read the end token
+        mask = mask.clone()
+        mask[:, -1] = 1
     masked = dict(feed)
     masked["attention_mask"] = mask.to(feed["attention_mask"].dtype)
     masked["input_ids"] = feed["input_ids"].masked_fill(mask == 0, facts.vocabulary.pad)

@@ -8,11 +8,17 @@ is the file's is proved by ``tasks.weights``.
 from __future__ import annotations
 
 import inspect as python_inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.errors import (
+    RequestError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+    first_line,
+)
 from tasks.vocabulary import Vocabulary, read_vocabulary
 
 #: Hugging Face task name -> the auto class that builds the model with the task's head.
@@ -31,6 +37,12 @@ _TRACED_INPUTS = (
     "token_type_ids",
     "decoder_input_ids",
     "decoder_attention_mask",
+)
+
+#: Leftovers of pre-training and of old versions that no head of these tasks computes with:
+#: bert-base-uncased, roberta-base and albert-base carry them beside their masked-LM head.
+_HARMLESS = re.compile(
+    r"(^|\.)(pooler|seq_relationship|nsp_classifier|sop_classifier)\.|\.masked_bias$|position_ids$"
 )
 
 
@@ -79,9 +91,13 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
         RequestError: a length is over the model's positions.
     """
     config = _read_config(folder, options)
+    _check_not_quantised(config)
     kind = _model_class(config, options)
     model = _on_meta(kind, config)
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
     if not hasattr(embedding, "weight"):
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
@@ -123,13 +139,21 @@ def _read_config(folder: Path, options: LoadOptions) -> Any:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=options.trust_remote_code
         )
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+    except Exception as error:  # configs are validated in many ways, each with its own error
         if "trust_remote_code" in str(error):
             raise _untrusted_code(folder) from error
         raise UnsupportedCheckpointError(
             f"{folder.name}: config.json expected to name a model type that transformers knows, "
-            f"got: {_first_line(error)}. Check model_type, or convert with a newer transformers."
+            f"got: {first_line(error)}. Check model_type, or convert with a newer transformers."
         ) from error
+
+
+def _check_not_quantised(config: Any) -> None:
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedCheckpointError(
+            "config.json: expected weights in float32, float16 or bfloat16, got a "
+            "quantization_config. Convert the checkpoint that it was quantised from."
+        )
 
 
 def _untrusted_code(folder: Path) -> UnsafeCheckpointError:
@@ -173,7 +197,7 @@ def _on_meta(kind: Any, config: Any) -> Any:
     except Exception as error:
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected to be built from config.json, got "
-            f"{type(error).__name__}: {_first_line(error)}. Correct the checkpoint's config."
+            f"{type(error).__name__}: {first_line(error)}. Correct the checkpoint's config."
         ) from error
 
 
@@ -181,7 +205,8 @@ def _traced_inputs(kind: Any, config: Any) -> tuple[str, ...]:
     names = list(python_inspect.signature(kind.forward).parameters)
     is_pair = bool(getattr(config, "is_encoder_decoder", False))
     chosen = [name for name in names if name in _TRACED_INPUTS]
-    if not is_pair:
+    if not is_pair or kind.__name__.endswith("ForSequenceClassification"):
+        # Classifiers of pairs (BART, T5) make the decoder's ids from the encoder's.
         chosen = [name for name in chosen if not name.startswith("decoder_")]
     if (getattr(config, "type_vocab_size", 0) or 0) < 2:
         chosen = [name for name in chosen if name != "token_type_ids"]
@@ -197,7 +222,10 @@ def _max_length(model: Any, config: Any) -> int | None:
     """Most tokens that fit the positions; RoBERTa's start behind the padding index."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             return int(module.num_embeddings - module.padding_idx - 1)
     return int(limit) if isinstance(limit, int) and limit > 0 else None
 
@@ -228,10 +256,10 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # reported, and refused by name in _check_keys
             **extra,
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected the checkpoint's weights to load, got "
-            f"{type(error).__name__}: {_first_line(error)}. Check the checkpoint's files."
+            f"{type(error).__name__}: {first_line(error)}. Check the checkpoint's files."
         ) from error
     return model, keys
 
@@ -254,7 +282,7 @@ def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
             f"{architecture}: expected weights of the config's shapes, got {mismatched}. "
             "Config and weights are of different models."
         )
-    unused = sorted(keys["unexpected_keys"])
+    unused = sorted(key for key in keys["unexpected_keys"] if not _HARMLESS.search(key))
     if unused and architecture in (config.architectures or []):
         raise UnsupportedCheckpointError(
             f"{architecture}: expected to use every weight in the checkpoint, got unused "
@@ -278,7 +306,3 @@ def _has_experts(model: Any) -> bool:
     return bool(model._can_set_experts_implementation()) and any(
         "expert" in name for name, _ in model.named_modules()
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -64,7 +64,7 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         if length in plan.whole:
             example = example_feed(plan.facts, batch=plan.batch, length=length)
             yield Probe(name="traced-input", length=length, feed=example)
-        yield _proving_probe(plan.facts, plan.batch, length, below)
+        yield from _proving_probes(plan.facts, plan.batch, length, below)
         if length in plan.whole:
             yield from _whole_probes(plan.facts, plan.batch, length)
 
@@ -74,18 +74,30 @@ def timed(probe: Probe, batch: int) -> bool:
 
     Eager then sees all tokens but the one that the dispatcher pads.
     """
-    rows, tokens = probe.feed["input_ids"].shape
-    return rows == batch and tokens >= probe.length - 1 and probe.truth is None
+    shapes = [tensor.shape for tensor in probe.feed.values()]
+    full = all(rows == batch and tokens >= probe.length - 1 for rows, tokens in shapes)
+    return full and probe.truth is None
 
 
-def _proving_probe(facts: ModelFacts, batch: int, length: int, below: int) -> Probe:
+def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> Iterator[Probe]:
     """What every standard length gets: fresh ids, one token short, through the dispatcher.
 
-    ``below`` is the next smaller standard length: an input must be longer to get to this graph.
+    Encoder-decoder models get it again with either side shorter than the other. ``below`` is the
+    next smaller standard length: an input must be longer to get to this graph.
     """
     real = max(below + 1, length - 1)
     fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
-    return Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    if "decoder_input_ids" not in facts.inputs or real < 2:
+        return
+    for side in ("encoder", "decoder"):
+        cut = {
+            name: tensor[:, : real // 2].contiguous()
+            if name.startswith("decoder_") == (side == "decoder")
+            else tensor
+            for name, tensor in fresh.items()
+        }
+        yield Probe(name=f"dispatch-short-{side}", length=length, feed=cut, dispatch=True)
 
 
 def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
@@ -117,7 +129,7 @@ def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
 
 
 def _padding_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
-    for real in sorted({1, 2, length // 2, length - 1} - {0, length}):
+    for real in sorted(n for n in {1, 2, length // 2, length - 1} if 0 < n < length):
         short = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + 100 + real)
         padded = pad_right(facts, short, length)
         yield Probe(
@@ -144,6 +156,10 @@ def _mask_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
     for name, mask in masks.items():
         feed = with_mask(facts, whole, mask.long())
         yield Probe(name=name, length=length, feed=feed, control=_all_visible(feed))
+    if "decoder_attention_mask" in facts.inputs:
+        visible = (positions == 0) | (positions > length // 2)  # its first token must stay
+        feed = {**whole, "decoder_attention_mask": visible.long()}
+        yield Probe(name="decoder-hole", length=length, feed=feed, control=_all_visible(feed))
 
 
 def _row_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:

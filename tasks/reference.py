@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.child import say
-from tasks.errors import UnsupportedCheckpointError
+from tasks.errors import UnsupportedCheckpointError, first_line
 from tasks.inputs import pad_right
 from tasks.load import LoadOptions, ModelFacts, load_eager
 from tasks.outputs import call_tuple, describe_outputs
 from tasks.probes import Probe, plan_probes, timed
 from tasks.verdict import Difference, compare, discriminating, within
-from tasks.weights import compare_with_files
+from tasks.weights import compare_with_files, digests, named_tensors
 from tracefleet.manifest import OutputSpec, Tolerance
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Reference:
     Attributes:
         plan: which probes.
         outputs: elements of the tuple that each probe returned.
+        weights: name -> digest of every parameter and buffer.
         folder: one safetensors file for each probe, by its index in the plan.
         vacuous: names of probes, as ``length/name``, that can't move this model.
         latency: milliseconds of one eager call of the traced shape, by length.
@@ -62,6 +63,7 @@ class Reference:
 
     plan: ProbePlan
     outputs: tuple[OutputSpec, ...]
+    weights: dict[str, str]
     folder: Path
     vacuous: frozenset[str]
     latency: dict[int, float]
@@ -81,8 +83,8 @@ def compute_reference(
 
     say("loading the eager reference")
     model = load_eager(checkpoint, options)
-    if not options.allow_pickle:
-        compare_with_files(model, checkpoint)
+    compare_with_files(model, checkpoint)
+    weights = digests(named_tensors(model))
     folder.mkdir(parents=True, exist_ok=True)
     outputs = describe_outputs(model, plan.facts)
     session = _Session(model, plan, outputs, folder)
@@ -92,6 +94,7 @@ def compute_reference(
     return Reference(
         plan=plan,
         outputs=outputs,
+        weights=weights,
         folder=folder,
         vacuous=frozenset(session.vacuous),
         latency=session.latency,
@@ -179,11 +182,25 @@ class _Session:
 
     def _call(self, probe: Probe) -> Outputs:
         started = time.perf_counter()
-        outputs = call_tuple(self.model, probe.eager_feed, self.specs)
+        try:
+            outputs = call_tuple(self.model, probe.eager_feed, self.specs)
+        except Exception as error:
+            raise self._refusal(f"it fails on {probe.name}: {first_line(error)}") from error
         took = (time.perf_counter() - started) * 1e3
         if timed(probe, self.plan.batch):
             self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
+        self._refuse_nan(probe, outputs)
         return outputs
+
+    def _refuse_nan(self, probe: Probe, outputs: Outputs) -> None:
+        """Two NaN are no agreement: an overflow in half precision proves nothing."""
+        for spec, tensor in zip(self.specs, outputs, strict=True):
+            valid = valid_positions(spec, probe.eager_feed, tensor.shape)
+            if bool((tensor if valid is None else tensor[valid]).isnan().any()):
+                raise self._refusal(
+                    f"output {spec.name} is NaN for {probe.name} at length {probe.length}; try "
+                    "dtype bfloat16 or float32"
+                )
 
     def _judge(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
         """Does this probe move the model? Padding and masks against themselves switched off."""

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.child import say
-from tasks.errors import NumericsMismatchError, TraceError
+from tasks.errors import (
+    NumericsMismatchError,
+    TraceError,
+    UnsafeCheckpointError,
+    last_line,
+)
 from tasks.inputs import random_feed
 from tasks.probes import Probe, plan_probes, timed
 from tasks.reference import Reference, differences, load_outputs
-from tasks.verdict import Difference, ProbeResult, ValidationReport
-from tasks.weights import compare_tensors
+from tasks.verdict import Difference, ProbeResult, ValidationReport, incomparable
+from tasks.weights import digests, named_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -33,34 +38,32 @@ _FAULT_CANDIDATES = 6
 _SHOWN_FAILURES = 6
 
 
-def validate_bundle(
-    bundle: Path, checkpoint: Path, reference: Reference, *, same_files: bool
-) -> ValidationReport:
+def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
     """Run the whole gate on a saved bundle; the whole job of one child.
 
     Args:
         bundle: the archive as it will be published.
-        checkpoint: the folder whose files hold the true weights.
-        reference: eager's outputs for every probe of its plan.
-        same_files: whether the weights lie in safetensors and can be compared bit for bit.
+        reference: eager's weights, and its outputs for every probe of its plan.
 
     Raises:
         TraceError: the saved file does not load.
-        UnsafeCheckpointError: a weight in the bundle differs from the checkpoint's.
+        UnsafeCheckpointError: a weight in the bundle differs from eager's.
         NumericsMismatchError: a probe failed, or the gate missed a planted fault.
     """
     import torch
 
     say("loading the saved bundle")
     module = _load(bundle)
-    matched = _check_weights(module, checkpoint) if same_files else 0
+    matched = _check_weights(module, reference)
     gate = _Gate(module, reference)
     with torch.no_grad():
         # The profiling executor spends seconds on the first two calls of every method, to rewrite
-        # what it has watched: once for a method is enough to see that its rewriting is right.
+        # what it has watched. It gets one graph to show that its rewriting is right; every probe
+        # then runs the graphs as they were recorded.
         gate.check_profiled()
         torch._C._jit_set_profiling_mode(False)
         gate.run_probes()
+        gate.check_proved()
         gate.check_refusals()
         controls = gate.negative_controls()
     report = ValidationReport(
@@ -90,11 +93,16 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
         ) from error
 
 
-def _check_weights(module: torch.jit.ScriptModule, checkpoint: Path) -> int:
-    named: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
-    named.update(module.named_buffers(remove_duplicate=False))
-    inner = {name.removeprefix("model."): tensor for name, tensor in named.items()}
-    return compare_tensors(inner, checkpoint)
+def _check_weights(module: torch.jit.ScriptModule, reference: Reference) -> int:
+    """Compare every name in the bundle, untied copies and fused tensors included."""
+    for name, digest in digests(named_tensors(module)).items():
+        inner = name.removeprefix("model.")
+        if reference.weights.get(inner) != digest:
+            raise UnsafeCheckpointError(
+                f"{inner}: expected the bundle to hold the reference's value bit for bit, got "
+                "another one. Nothing was published; trace again, and report it if it stays."
+            )
+    return len(reference.weights)
 
 
 class _Gate:
@@ -116,6 +124,12 @@ class _Gate:
             if not result.difference.passed:
                 self.failures.append(_sentence(result))
 
+    def check_proved(self) -> None:
+        """A length without a single probe that can move the model is not proved by agreement."""
+        for length in self.plan.lengths:
+            if not any(r.length == length and not r.vacuous for r in self.results):
+                self.failures.append(f"length {length}: expected a probe that counts, got none")
+
     def check_refusals(self) -> None:
         """Other shapes than were traced must raise, and so must inputs that are too long."""
         facts, batch, largest = self.plan.facts, self.plan.batch, self.plan.lengths[-1]
@@ -126,10 +140,10 @@ class _Gate:
                 self._must_raise(f"forward_{length}", feed)
 
     def check_profiled(self) -> None:
-        """What the default executor of Python, C++ and Triton makes of a graph must agree too."""
+        """What the default executor of C++ and Triton makes of the first graph must agree."""
         probe = next(iter(plan_probes(self.plan)))
         for attempt in _EXECUTOR_CALLS:
-            found = self._differences(0, probe, self._call(probe, probe.feed))
+            found = self._outcome(0, probe, probe.feed)
             if not all(difference.passed for difference in found):
                 worst = max(difference.max_rel for difference in found)
                 self.failures.append(
@@ -155,12 +169,7 @@ class _Gate:
         return tuple(caught)
 
     def _judge(self, index: int, probe: Probe) -> ProbeResult:
-        started = time.perf_counter()
-        outputs = self._call(probe, probe.feed)
-        took = (time.perf_counter() - started) * 1e3
-        if timed(probe, self.plan.batch):
-            self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
-        found = self._differences(index, probe, outputs)
+        found = self._outcome(index, probe, probe.feed)
         worst = max(range(len(found)), key=lambda i: (not found[i].passed, found[i].max_rel))
         return ProbeResult(
             name=probe.name,
@@ -170,24 +179,38 @@ class _Gate:
             output=self.reference.outputs[worst].name,
         )
 
+    def _outcome(self, index: int, probe: Probe, feed: Feed) -> list[Difference]:
+        """Call and compare; a bundle that raises has failed the probe like one that differs."""
+        import torch
+
+        try:
+            outputs = self._call(probe, feed)
+        except (torch.jit.Error, RuntimeError) as error:
+            return [incomparable(f"raised: {last_line(error)}")] * len(self.reference.outputs)
+        return self._differences(index, probe, outputs)
+
     def _call(self, probe: Probe, feed: Feed) -> Outputs:
         method: Callable[..., Outputs] = getattr(
             self.module, "forward" if probe.dispatch else f"forward_{probe.length}"
         )
-        return method(*feed.values())
+        started = time.perf_counter()
+        outputs = method(*feed.values())
+        took = (time.perf_counter() - started) * 1e3
+        if feed is probe.feed and timed(probe, self.plan.batch):
+            self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
+        return outputs
 
     def _differences(self, index: int, probe: Probe, outputs: Outputs) -> list[Difference]:
         stored = load_outputs(self.reference.folder / f"{index}.safetensors")
-        if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
-            for spec, one, two in zip(self.reference.outputs, outputs, stored, strict=True):
-                if one.shape != two.shape:
-                    self.failures.append(
-                        f"{probe.name} at length {probe.length}: {spec.name} expected shape "
-                        f"{tuple(two.shape)}, got {tuple(one.shape)}"
-                    )
-        return differences(
+        found = differences(
             self.reference.outputs, self.plan.tolerance, outputs, stored, probe.eager_feed
         )
+        if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
+            for index, (one, two) in enumerate(zip(outputs, stored, strict=True)):
+                if one.shape != two.shape:
+                    wrong = f"expected shape {tuple(two.shape)}, got {tuple(one.shape)}"
+                    found[index] = incomparable(wrong)
+        return found
 
     def _must_raise(self, method: str, feed: Feed) -> None:
         import torch
@@ -205,7 +228,7 @@ class _Gate:
         for weight in self._matrices():
             kept = weight.clone()
             weight.mul_(_FAULT_FACTOR)
-            found = self._differences(0, probe, self._call(probe, probe.feed))
+            found = self._outcome(0, probe, probe.feed)
             weight.copy_(kept)
             if not all(difference.passed for difference in found):
                 return True
@@ -221,7 +244,7 @@ class _Gate:
     def _catches_dropped_mask(self, index: int, probe: Probe) -> bool:
         """Call the bundle with its mask ignored; the probe must fail."""
         assert probe.control is not None
-        found = self._differences(index, probe, self._call(probe, probe.control))
+        found = self._outcome(index, probe, probe.control)
         if all(difference.passed for difference in found):
             self.failures.append(
                 f"negative control: expected {probe.name} without its mask to fail, got a pass"

@@ -129,7 +129,7 @@ def compare(
         valid: mask over the leading axes, shape ``(batch, length)``; None: everything counts.
     """
     if traced.shape != eager.shape or traced.dtype != eager.dtype:
-        return _incomparable(
+        return incomparable(
             f"expected {tuple(eager.shape)} {eager.dtype}, got {tuple(traced.shape)} {traced.dtype}"
         )
     if valid is not None:
@@ -138,7 +138,7 @@ def compare(
         traced, eager = traced.double(), eager.double()
     finite = eager.isfinite()
     if not _same_pattern(traced, eager):
-        return _incomparable("expected the same NaN and infinity pattern, got another")
+        return incomparable("expected the same NaN and infinity pattern, got another")
     return _measure(traced.float(), eager.float(), finite, tolerance)
 
 
@@ -189,7 +189,8 @@ def _measure(
     )
 
 
-def _incomparable(reason: str) -> Difference:
+def incomparable(reason: str) -> Difference:
+    """Return the worst difference there is, with its reason."""
     worst = float("inf")
     return Difference(
         max_abs=worst, max_rel=worst, cosine=-1.0, top1=0.0, reason=reason, passed=False

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import UnsafeCheckpointError
+
 _SPECIAL_NAMES = ("bos", "eos", "pad", "cls", "sep", "mask", "unk", "decoder_start")
 
 
@@ -77,5 +79,11 @@ def _tokenizer_pad(folder: Path) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsafeCheckpointError(
+            f"{path.name}: expected JSON, got something else ({error}). It is damaged, or a "
+            "git-lfs pointer that was never pulled; fetch the checkpoint again."
+        ) from error
     return value if isinstance(value, dict) else {}

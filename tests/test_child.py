@@ -135,6 +135,30 @@ def test_an_exit_without_result_is_a_crash(tmp_path):
         _run(_exit, tmp_path=tmp_path)
 
 
+def _chatter() -> None:
+    while True:
+        say("still here " * 100)
+
+
+def test_a_talkative_child_ends_at_its_deadline_too(tmp_path):
+    with pytest.raises(ConversionCrashedError, match="timeout"):
+        _run(_chatter, tmp_path=tmp_path, timeout=1)
+
+
+class _UnreadableError(RequestError):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def _refuse_unreadably() -> None:
+    raise _UnreadableError("a", "b")
+
+
+def test_a_result_that_can_not_be_read_is_a_crash(tmp_path):
+    with pytest.raises(ConversionCrashedError, match="can't be read"):
+        _run(_refuse_unreadably, tmp_path=tmp_path)
+
+
 def test_the_next_child_is_fine_after_a_crash(tmp_path):
     with pytest.raises(ConversionCrashedError):
         _run(_exit, tmp_path=tmp_path)

@@ -125,6 +125,34 @@ def test_weights_that_the_architecture_does_not_use_are_refused(own_checkpoint):
         load_eager(folder, LoadOptions(task="feature-extraction"))
 
 
+@pytest.mark.parametrize(
+    "leftover", ["bert.pooler.dense.weight", "cls.seq_relationship.weight", "bert.x.masked_bias"]
+)
+def test_leftovers_of_pre_training_are_no_reason_to_refuse(leftover, own_checkpoint):
+    """bert-base-uncased carries a pooler and a next-sentence head beside its masked-LM head."""
+    folder = own_checkpoint("bert-mlm")
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), leftover: torch.ones(2, 32)}, path, metadata={"format": "pt"})
+    assert load_eager(folder, LoadOptions(task="fill-mask"))
+
+
+def test_files_that_are_not_loaded_are_not_compared(own_checkpoint):
+    folder = own_checkpoint("bert")
+    tensors = {n: t + 1 for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.other.safetensors")
+    assert compare_with_files(tiny.build("bert"), folder) > 10
+
+
+def test_a_damaged_tokenizer_and_a_quantised_config_are_named(own_checkpoint):
+    folder = own_checkpoint("bert")
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UnsafeCheckpointError, match=r"tokenizer\.json"):
+        _inspect(folder, "feature-extraction")
+    tiny.edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedCheckpointError, match="quantization_config"):
+        _inspect(folder, "feature-extraction")
+
+
 def test_weights_of_another_shape_are_refused(own_checkpoint):
     folder = own_checkpoint("bert")
     tiny.edit_config(folder, vocab_size=300)

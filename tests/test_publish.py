@@ -138,6 +138,7 @@ def test_publishing_again_changes_nothing(tmp_path):
         dataclasses.replace(VALIDATED, verdict="unvalidated-on-device"),
         dataclasses.replace(VALIDATED, lengths=(dataclasses.replace(PASSED, passed=False),)),
         dataclasses.replace(VALIDATED, lengths=()),
+        dataclasses.replace(VALIDATED, lengths=(dataclasses.replace(PASSED, probes=0),)),
         dataclasses.replace(VALIDATED, negative_controls=()),
     ],
 )
@@ -154,9 +155,21 @@ def test_other_bytes_under_the_same_key_are_a_conflict(tmp_path):
     manifest, files = _conversion(tmp_path / "work")
     publish(store, manifest, files, channel="latest")
     before = _snapshot(tmp_path / "store")
-    other = dataclasses.replace(manifest, license="mit")
+    other = dataclasses.replace(manifest, license="mit")  # not measured: it can't differ
     with pytest.raises(PublishConflictError, match="another writer"):
         publish(store, other, files, channel="latest")
+    assert _snapshot(tmp_path / "store") == before
+
+
+def test_two_machines_that_measured_other_rounding_errors_converge(tmp_path):
+    store = open_store(tmp_path / "store")
+    manifest, files = _conversion(tmp_path / "work")
+    publish(store, manifest, files, channel="latest")
+    before = _snapshot(tmp_path / "store")
+    measured = dataclasses.replace(PASSED, max_abs_error=2e-7)
+    validation = dataclasses.replace(VALIDATED, lengths=(measured,))
+    other = dataclasses.replace(manifest, validation=validation)
+    assert publish(store, other, files, channel="latest").manifest_digest == manifest.digest
     assert _snapshot(tmp_path / "store") == before
 
 

@@ -60,6 +60,18 @@ def test_two_processes_write_the_same_digest_without_paths_of_this_machine(check
     assert b"site-packages" not in code
 
 
+def test_the_archive_says_which_operators_it_means(checkpoint, tmp_path):
+    """An archive that claims an old version has its operators "upgraded" at load."""
+    bundle = _bench(checkpoint, tmp_path, "deberta-cls", "text-classification").trace()
+    torch.jit.save(torch.jit.load(bundle.path), tmp_path / "torch.pt")
+    versions = []
+    for path in (tmp_path / "torch.pt", bundle.path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("version"))
+            versions.append(int(archive.read(name)))
+    assert versions[0] == versions[1] > 3
+
+
 def test_the_digest_is_of_the_bytes_on_disk(checkpoint, tmp_path):
     import hashlib
 

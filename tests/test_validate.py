@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.probes import plan_probes
 from tasks.validate import _Gate
 from tasks.verdict import TOLERANCES, compare
 from tests.gate_support import Bench
@@ -28,6 +29,8 @@ SOUND = {
     "marian": "text2text-generation",
     "t5": "text2text-generation",
     "longformer-mlm": "fill-mask",
+    "bart-cls": "text-classification",
+    "deberta-cls": "text-classification",
 }
 
 
@@ -59,7 +62,7 @@ def _bench(checkpoint, tmp_path, name="bert") -> Bench:
 
 def _failures(bench: Bench, bundle) -> set[str]:
     with pytest.raises(NumericsMismatchError) as caught:
-        bench.validate(bundle, same_files=False)
+        bench.validate(bundle, bits=False)
     report = caught.value.report
     assert report is not None
     assert not report.passed
@@ -81,7 +84,7 @@ def test_a_wrong_element_that_no_probe_reads_is_caught_bit_for_bit(checkpoint, t
 
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace(spoil)
-    assert bench.validate(bundle, same_files=False).passed  # numerics alone can't see it
+    assert bench.validate(bundle, bits=False).passed  # numerics alone can't see it
     with pytest.raises(UnsafeCheckpointError, match="position_embeddings"):
         bench.validate(bundle)
 
@@ -196,6 +199,93 @@ def test_rows_that_see_each_other_are_caught(checkpoint, tmp_path):
 
     bench = _bench(checkpoint, tmp_path)
     assert "batch-3" in _failures(bench, bench.trace(spoil))
+
+
+def test_an_untied_copy_is_compared_bit_for_bit(checkpoint, tmp_path):
+    """The file stores a tied weight once; the copy that has no name there counts too."""
+
+    def spoil(model):
+        model.model.decoder.embed_tokens.weight.data[1] += 5
+
+    bench = _bench(checkpoint, tmp_path, "bart")
+    with pytest.raises(UnsafeCheckpointError, match=r"decoder\.embed_tokens"):
+        bench.validate(bench.trace(spoil))
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "marian"])
+def test_an_ignored_decoder_mask_is_caught(name, checkpoint, tmp_path):
+    def spoil(model):
+        forward = model.forward
+        model.forward = lambda decoder_attention_mask, **rest: forward(
+            decoder_attention_mask=torch.ones_like(decoder_attention_mask), **rest
+        )
+
+    bench = _bench(checkpoint, tmp_path, name)
+    assert "decoder-hole" in _failures(bench, bench.trace(spoil))
+
+
+def test_outputs_sliced_to_the_wrong_side_are_caught(checkpoint, tmp_path, monkeypatch):
+    from tasks import dispatcher
+
+    sliced = dispatcher._sliced
+    monkeypatch.setattr(
+        dispatcher,
+        "_sliced",
+        lambda name, spec: sliced(name, spec).replace("decoder_length", "length"),
+    )
+    bench = _bench(checkpoint, tmp_path, "bart")
+    failed = _failures(bench, bench.trace())
+    assert failed & {"dispatch-short-encoder", "dispatch-short-decoder"}
+
+
+def test_not_a_number_is_no_agreement(own_checkpoint, tmp_path):
+    """An overflow in half precision: eager and traced are NaN alike, and that proves nothing."""
+    from safetensors.torch import load_file, save_file
+
+    folder = own_checkpoint("bert")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.position_embeddings.weight"][9:] = 6e4
+    tensors["embeddings.word_embeddings.weight"] += 3e4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    bench = Bench(folder=folder, work=tmp_path, task="feature-extraction", dtype="float16")
+    bundle = bench.trace()
+    with pytest.raises(UnsupportedCheckpointError, match="NaN"):
+        bench.validate(bundle)
+
+
+def test_a_length_without_a_counting_probe_is_not_proved(checkpoint, tmp_path, monkeypatch):
+    bench = _bench(checkpoint, tmp_path)
+    bundle, reference = bench.trace(), bench.reference()
+    from tasks.validate import validate_bundle
+
+    names = {f"16/{p.name}" for p in plan_probes(bench.plan()) if p.length == 16}
+    with pytest.raises(NumericsMismatchError, match="length 16: expected a probe that counts"):
+        validate_bundle(bundle.path, dataclasses.replace(reference, vacuous=frozenset(names)))
+
+
+def test_a_bundle_that_raises_has_failed_its_probes(checkpoint, tmp_path):
+    def spoil(model):
+        forward = model.forward
+
+        def fixed(input_ids, **rest):
+            outputs = forward(input_ids=input_ids, **rest)
+            ids = torch.arange(int(input_ids.max()) + 1)[input_ids]  # baked: larger ids raise
+            outputs["last_hidden_state"] = outputs["last_hidden_state"] + 0.0 * ids[..., None]
+            return outputs
+
+        model.forward = fixed
+
+    bench = _bench(checkpoint, tmp_path)
+    with pytest.raises(NumericsMismatchError, match="raised"):
+        bench.validate(bench.trace(spoil), bits=False)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 2, 3), (5,)])
+def test_the_shortest_lengths_are_lengths_too(lengths, checkpoint, tmp_path):
+    bench = Bench(
+        folder=checkpoint("bert"), work=tmp_path, task="feature-extraction", lengths=lengths
+    )
+    assert bench.validate(bench.trace()).passed
 
 
 def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):

@@ -74,6 +74,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DistilBertConfig",
         {"vocab_size": 256, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     ),
+    "bart-cls": ("BartForSequenceClassification", "BartConfig", {**PAIR, "num_labels": 3}),
+    "deberta-cls": (
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "num_labels": 3},
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
