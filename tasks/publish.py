@@ -16,6 +16,7 @@ from typing import Any
 from tasks.bundle import TracedFile
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
+from tasks.sources.needed import CONFIG, TOKENIZER
 from tasks.verdict import ValidationReport
 from tracefleet.channel import (
     advance,
@@ -38,21 +39,6 @@ from tracefleet.manifest import (
 from tracefleet.store import Store
 
 BUNDLE_PATH = "model/1/model.pt"
-_COPIED = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "source.spm",
-    "target.spm",
-)
 _TRITON_TYPES = {
     "int64": "TYPE_INT64",
     "float32": "TYPE_FP32",
@@ -115,7 +101,7 @@ def key_of(manifest: Manifest) -> str:
 def collect_files(bundle: TracedFile, checkpoint: Path, triton: Path) -> dict[str, Path]:
     """Map each published path to its local file: bundle, Triton's config, config and tokenizer."""
     files = {BUNDLE_PATH: bundle.path, "model/config.pbtxt": triton}
-    for name in _COPIED:
+    for name in (CONFIG, *TOKENIZER):
         if (path := checkpoint / name).is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
     return files

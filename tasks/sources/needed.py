@@ -17,9 +17,8 @@ CARD = "README.md"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 
-_DESCRIPTION = (
-    CARD,
-    "generation_config.json",
+#: What a consumer needs to turn text into ids; published beside the bundle.
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,6 +31,11 @@ _DESCRIPTION = (
     "tokenizer.model",
     "source.spm",
     "target.spm",
+)
+_DESCRIPTION = (
+    CARD,
+    "generation_config.json",
+    *TOKENIZER,
     # How sentence-transformers pools token vectors into one.
     "modules.json",
     "1_Pooling/config.json",
