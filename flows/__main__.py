@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
     from flows.request import ConversionRequest
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED = 1  # argparse exits with 2 on wrong usage
 _EPILOG = """\
 exit codes: 0 published and validated, or published already; 1 refused or failed; 2 wrong usage;
 130 interrupted.
@@ -38,29 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.quiet:
         for name in ("tasks", "flows"):
             logging.getLogger(name).setLevel(logging.INFO)
-    from tasks.errors import ConversionError, RequestError
-    from tracefleet.errors import ArtifactError
-
     try:
         return int(options.command(options))
-    except RequestError as error:
-        return _fail(error, EXIT_FAILED)
-    except (ConversionError, ArtifactError) as error:
-        return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
         print(
             "interrupted; a conversion is published only if its channel line was printed",
             file=sys.stderr,
         )
         return 130
-    except Exception as error:  # network and capacity errors keep their library's type
+    except Exception as error:  # ours are typed; network errors keep their library's type
         logging.getLogger("flows").debug("traceback", exc_info=True)
-        return _fail(error, EXIT_FAILED)
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    return code
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
