@@ -193,6 +193,9 @@ class _Conversion:
             "publish",
             lambda: self.steps.publish(store, manifest, files, channel=request.channel),
         )
+        if publication.manifest_digest != manifest.digest:
+            # Another machine published the same bytes first: its manifest is the one that counts.
+            manifest = find_published(store, manifest.source, key) or manifest
         about = self._report_facts(checkpoint, toolchain, traced)
         url = self._record(store, manifest, about, report)
         return ConversionResult(

@@ -67,7 +67,7 @@ def trace_checkpoint(
     target: Path,
     share: bool = True,
 ) -> TraceResult:
-    """Load, untie, trace at every length and write one bundle; the whole job of one child.
+    """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
 
     Args:
         folder: the checkpoint.
@@ -89,8 +89,9 @@ def trace_checkpoint(
     groups = _untie_proved(model, facts, outputs, lengths[0], batch)
     record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
     traced = record(lengths[:1])
-    shared = share and same_graph(traced, lengths[0], record(lengths[-1:]), lengths[-1])
-    if not shared and len(lengths) > 1:
+    several = len(lengths) > 1
+    shared = share and several and same_graph(traced, lengths[0], record(lengths[-1:]), lengths[-1])
+    if several and not shared:
         traced = record(lengths)
     same = shared or same_program(traced, lengths)
     say(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")

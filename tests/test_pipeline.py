@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tasks.errors import (
     UnsupportedCheckpointError,
 )
 from tasks.load import LoadOptions, load_eager
+from tasks.publish import publish
 from tests import tiny
 from tests.gate_support import blind_to_weights
 from tracefleet.errors import ManifestError, StoreError
@@ -95,6 +97,27 @@ def test_a_second_run_reads_no_weights_and_starts_no_child(checkpoint, tmp_path)
     assert second.fresh
     assert second.manifest == first.manifest
     assert {p: p.stat().st_mtime_ns for p in _published(store)} == before
+
+
+def test_the_manifest_that_came_first_is_the_one_that_is_told(checkpoint, tmp_path):
+    """Two machines race; ours finds, while it publishes, a manifest with other rounding errors."""
+    store = tmp_path / "store"
+    request = _request(checkpoint("bert"), store)
+
+    def beaten(opened: Any, manifest: Any, files: Any, *, channel: str) -> Any:
+        first = manifest.validation.lengths[0]
+        worse = dataclasses.replace(first, max_abs_error=first.max_abs_error + 1e-9)
+        lengths = (worse, *manifest.validation.lengths[1:])
+        validation = dataclasses.replace(manifest.validation, lengths=lengths)
+        publish(
+            opened, dataclasses.replace(manifest, validation=validation), files, channel=channel
+        )
+        return publish(opened, manifest, files, channel=channel)
+
+    result = convert(request, Steps(publish=beaten), run_id="second")
+    assert result.manifest.digest == result.publication.manifest_digest
+    (path,) = (store / "attestations").rglob("second.json")
+    assert json.loads(path.read_text())["manifest"] == result.publication.manifest_digest
 
 
 def test_two_stores_get_the_same_manifest(checkpoint, tmp_path):

@@ -184,6 +184,23 @@ def test_one_graph_serves_all_lengths_where_it_can(name, task, shared, same, che
         assert all(map(torch.equal, one(*feed), two(*feed)))
 
 
+def test_one_length_is_traced_once(checkpoint, tmp_path, monkeypatch):
+    from tasks import trace
+
+    calls = []
+    original = trace.trace_lengths
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(trace, "trace_lengths", counted)
+    folder, options = checkpoint("bert"), LoadOptions(task="feature-extraction")
+    facts = inspect(folder, options, (8,))
+    result = trace_checkpoint(folder, options, facts, (8,), 1, tmp_path / "model.pt")
+    assert (len(calls), result.shared, result.same_program) == (1, False, True)
+
+
 def _toy(function):
     class Toy(torch.nn.Module):
         def _traced_8(self, x):
