@@ -1,4 +1,4 @@
-"""Command line of the pipeline: ``python -m flows convert …``.
+"""Command line of the pipeline: ``python -m flows convert|gc|promote|rollback|schema …``.
 
 Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
 """
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import upkeep
+
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
     from flows.request import ConversionRequest
@@ -28,6 +30,8 @@ examples:
   python -m flows convert --source file:///models/bert --task text-classification \\
       --lengths 64,256 --dtype float16 --store file:///srv/models
   python -m flows convert --fleet examples/fleet.yaml --entry minilm
+  python -m flows convert --source hf://org/name --task fill-mask --lengths 128 \\
+      --store s3://bucket/models
 """
 
 
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not options.quiet:
-        for name in ("tasks", "flows"):
+        for name in ("tasks", "flows", "tracefleet"):
             logging.getLogger(name).setLevel(logging.INFO)
     try:
         return int(options.command(options))
@@ -54,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m flows", description="Convert checkpoints into validated artifacts."
+        prog="python -m flows",
+        description="Convert checkpoints into validated artifacts, and look after their store.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     convert = commands.add_parser(
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
     convert.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    upkeep.add_commands(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of a request or fleet file")
     schema.add_argument("kind", choices=("request", "fleet"))
     schema.set_defaults(command=_schema, quiet=True)
@@ -87,7 +93,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--revision", help="branch, tag or commit of a hub source")
     add("--task", help="Hugging Face task name, such as fill-mask")
     add("--lengths", help="standard lengths in tokens, such as 32,128,512")
-    add("--store", help="root of the store, such as ./store or file:///srv/models")
+    add("--store", help="root of the store, such as ./store or s3://bucket/models")
     add("--channel", help="channel that will point to the conversion (default: latest)")
     add("--backend", help="jit (default), neuronx or neuron")
     add("--dtype", help="float32 (default), float16 or bfloat16")
@@ -183,6 +189,7 @@ def _as_json(result: ConversionResult) -> dict[str, Any]:
         "url": result.publication.url,
         "channel": result.publication.channel,
         "number": result.publication.number,
+        "withdrawn": result.publication.withdrawn,
         "manifest_digest": result.publication.manifest_digest,
         "report": result.report_url,
         "manifest": json.loads(result.manifest.to_bytes()),

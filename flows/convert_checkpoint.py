@@ -20,13 +20,15 @@ from tasks.fetch import fetch, fetch_description, resolve
 from tasks.publish import publish
 from tasks.report import markdown_report
 from tracefleet.channel import source_slug
-from tracefleet.errors import ArtifactError
+from tracefleet.errors import ArtifactError, StoreUnavailableError
 
 
 def _is_transient(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
     """Network and capacity errors are worth another try; a verdict or a refusal never is."""
     try:
         state.result()
+    except StoreUnavailableError:
+        return True
     except (ConversionError, ArtifactError):
         return False
     except Exception:

@@ -20,6 +20,7 @@ from tasks.verdict import TOLERANCES
 from tracefleet.channel import check_channel
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest import Tolerance, Variant
+from tracefleet.store import open_store
 
 #: A request may loosen the tolerance by this factor and no more: planted faults start at 0.1.
 MAX_LOOSENING = 10.0
@@ -54,7 +55,7 @@ class ConversionRequest(BaseModel):
     )
     store: str = Field(
         default="file://./store",
-        description="Root URL of the store, such as file:///srv/models.",
+        description="Root URL of the store, such as file:///srv/models or s3://bucket/models.",
         json_schema_extra={"position": 5},
     )
     channel: str = Field(
@@ -132,6 +133,12 @@ class ConversionRequest(BaseModel):
     @classmethod
     def _sane_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return check_lengths(value)
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        _refusing(open_store, value)
+        return value
 
     @field_validator("channel")
     @classmethod

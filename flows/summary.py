@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows.pipeline import ConversionResult
+from tasks.publish import Publication
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
@@ -19,11 +20,21 @@ def summary(result: ConversionResult) -> str:
         f"caught   planted faults: {', '.join(manifest.validation.negative_controls)}",
         f"key      {manifest.key}",
         f"at       {result.publication.url}",
-        f"channel  {result.publication.channel} #{result.publication.number}",
+        f"channel  {_channel(result.publication)}",
     ]
     if result.report_url:
         lines.append(f"report   {result.report_url}")
     return "\n".join(lines)
+
+
+def _channel(publication: Publication) -> str:
+    current = f"{publication.channel} #{publication.number}"
+    if not publication.withdrawn:
+        return current
+    return (
+        f"{current}, rolled back from this conversion: `python -m flows rollback --number N` "
+        "brings it back"
+    )
 
 
 def _rows(result: ConversionResult) -> list[tuple[str, ...]]:

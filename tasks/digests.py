@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tasks.errors import UnsafeCheckpointError
+from tracefleet.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,6 @@ class _Identity:
     mtime_ns: int
     ctime_ns: int
     inode: int
-
-
-def cache_root() -> Path:
-    """Return the user's cache folder: ``TRACEFLEET_CACHE``, else ``~/.cache/tracefleet``."""
-    configured = os.environ.get("TRACEFLEET_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "tracefleet"
 
 
 def file_sha256(path: Path) -> str:

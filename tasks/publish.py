@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.bundle import TracedFile
+from tasks.claim import claimed
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
 from tasks.sources.needed import CONFIG, TOKENIZER
 from tasks.verdict import ValidationReport
 from tracefleet.channel import (
+    ChannelEntry,
     advance,
     channel_folder,
     conversion_folder,
     current,
+    read_entry,
     source_slug,
 )
-from tracefleet.errors import DigestMismatchError, ManifestError
+from tracefleet.errors import DigestMismatchError, ManifestError, StoreUnavailableError
 from tracefleet.manifest import (
     BUNDLE_MEDIA_TYPE,
     FileEntry,
@@ -37,6 +41,8 @@ from tracefleet.manifest import (
     parse,
 )
 from tracefleet.store import Store
+
+logger = logging.getLogger(__name__)
 
 BUNDLE_PATH = "model/1/model.pt"
 _TRITON_TYPES = {
@@ -56,13 +62,15 @@ class Publication:
         url: of the conversion's folder.
         manifest_digest: sha256 of the manifest's bytes.
         channel: the channel that points to it.
-        number: the entry's number in the channel's log.
+        number: the current number of the channel's log.
+        withdrawn: the channel was rolled back from this very conversion and stays so.
     """
 
     url: str
     manifest_digest: str
     channel: str
     number: int
+    withdrawn: bool = False
 
 
 def find_published(store: Store, source: str, key: str) -> Manifest | None:
@@ -132,44 +140,83 @@ def publish(
         StoreError: the store can't take it (full, not writable); nothing becomes visible.
     """
     check_publishable(manifest.validation)
+    with claimed(store, source_slug(manifest.source), manifest.key):
+        winner = _publish_files(store, manifest, files)
+        return _point(store, winner, channel)
+
+
+def _publish_files(store: Store, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+    """Publish a conversion for no channel yet; return the manifest that counts."""
     folder = conversion_folder(manifest.source, manifest.key)
     for entry in manifest.files:
         local = files[entry.path]
         store.put_file(f"{folder}/{entry.path}", local, size=entry.size, sha256=entry.sha256)
     data = manifest.to_bytes()
     path = f"{folder}/manifest.json"
-    if not store.put_new(path, data) and (there := store.read(path)) != data:
-        # Another machine measured other rounding errors of the same bytes: theirs was first.
-        other = parse(there)
-        if dataclasses.replace(other, validation=manifest.validation) == manifest:
-            check_publishable(other.validation)
-            return point_channel(store, other, channel=channel)
-        raise PublishConflictError(
-            f"{path}: expected the bytes of this conversion (sha256 {manifest.digest}), got others "
-            f"({hashlib.sha256(there).hexdigest()}) from another writer. Nothing was changed. "
-            "Compare the two with `tracefleet show`; if the published one is wrong, raise RECIPE."
-        )
-    return point_channel(store, manifest, channel=channel)
+    if store.put_new(path, data) or (there := store.read(path)) == data:
+        return manifest
+    # Another machine measured other rounding errors of the same bytes: theirs was first.
+    other = parse(there)
+    if dataclasses.replace(other, validation=manifest.validation) == manifest:
+        check_publishable(other.validation)
+        return other
+    raise PublishConflictError(
+        f"{path}: expected the bytes of this conversion (sha256 {manifest.digest}), got others "
+        f"({hashlib.sha256(there).hexdigest()}) from another writer. Nothing was changed. "
+        "Compare the two with `tracefleet show`; if the published one is wrong, raise RECIPE."
+    )
 
 
 def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publication:
-    """Make a channel point to a published conversion; no new entry if it does already.
+    """Make a channel point to a conversion that is published; no new entry if it does already.
 
     Raises:
         DigestMismatchError: the channel points to this key with another manifest: it was edited.
+        StoreUnavailableError: the conversion is being collected, or was a moment ago.
     """
+    newest = current(store, channel_folder(manifest.source, manifest.variant, channel))
+    if newest and newest[1].key == manifest.key:
+        return _point(store, manifest, channel)
+    with claimed(store, source_slug(manifest.source), manifest.key):
+        # From here on it can't be collected; up to here it could.
+        if find_published(store, manifest.source, manifest.key) is None:
+            raise StoreUnavailableError(
+                f"{store.url}/{conversion_folder(manifest.source, manifest.key)}: expected the "
+                "conversion that was found a moment ago, but gc has collected it. Run again."
+            )
+        return _point(store, manifest, channel)
+
+
+def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
     log = channel_folder(manifest.source, manifest.variant, channel)
     newest = current(store, log)
     if newest and newest[1].key == manifest.key and newest[1].manifest != manifest.digest:
         path = f"{conversion_folder(manifest.source, manifest.key)}/manifest.json"
         raise DigestMismatchError(path, expected=newest[1].manifest, got=manifest.digest)
-    number = advance(store, log, manifest_digest=manifest.digest, key=manifest.key)
+    withdrawn = newest is not None and manifest.digest in withdrawn_manifests(store, log, *newest)
+    if newest is not None and withdrawn:
+        number = newest[0]
+        logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
+    else:
+        number = advance(store, log, manifest_digest=manifest.digest, key=manifest.key)
     return Publication(
         url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
         manifest_digest=manifest.digest,
         channel=channel,
         number=number,
+        withdrawn=withdrawn,
     )
+
+
+def withdrawn_manifests(store: Store, log: str, number: int, newest: ChannelEntry) -> set[str]:
+    """Return the manifests that a channel was rolled back from, if its newest entry is a rollback.
+
+    A scheduled run of an unchanged request would otherwise undo what an operator did.
+    """
+    if (newest.previous or 0) == number - 1:
+        return set()
+    passed = range((newest.previous or 0) + 1, number)
+    return {read_entry(store, log, one).manifest for one in passed} - {newest.manifest}
 
 
 def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) -> str:

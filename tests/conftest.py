@@ -1,15 +1,17 @@
-"""Shared fixtures: tiny checkpoints, an empty cache, and the sample checkpoint."""
+"""Shared fixtures: tiny checkpoints, an empty cache, S3 servers, and the sample checkpoint."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import s3_servers, tiny
 from tests.hub_server import Hub, start
+from tests.s3_servers import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,45 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     yield hub
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_aws_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads the user's AWS settings, or asks this machine for credentials."""
+    none = str(tmp_path_factory.getbasetemp() / "no-aws-settings")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", none)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", none)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Swift, for all tests together: keep to a prefix of your own, or empty it."""
+    with s3_servers.swift(tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """moto's server, for all tests together: keep to a prefix of your own, or empty it."""
+    with s3_servers.moto() as server:
+        yield server
+
+
+@pytest.fixture
+def aws_env(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], S3Server]:
+    """Point the standard AWS environment at a server."""
+
+    def point(server: S3Server) -> S3Server:
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        return server
+
+    return point
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tracefleet.channel import advance, channel_folder, conversion_folder
+from tracefleet.file_store import FileStore
 from tracefleet.manifest import (
     BUNDLE_MEDIA_TYPE,
     FileEntry,
@@ -30,7 +31,7 @@ from tracefleet.manifest import (
     Validation,
     Variant,
 )
-from tracefleet.store import FileStore
+from tracefleet.store import Store
 
 SOURCE = "hf://acme/tiny-bert"
 LENGTHS = (4, 8)
@@ -93,7 +94,7 @@ def entry(path: str, data: bytes, media_type: str = "application/octet-stream") 
 
 
 def publish(
-    store: FileStore,
+    store: Store,
     *,
     source: str = SOURCE,
     variant: Variant | None = None,

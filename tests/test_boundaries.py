@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_NOT = {"tracefleet": {"tasks", "flows"}, "tasks": {"flows"}, "flows": set()}
-LATE_ONLY = {"torch", "numpy", "tokenizers", "boto3", "botocore", "s3fs"}  # inside functions
+S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
+LATE_ONLY = {"torch", "numpy", "tokenizers", *S3}  # inside functions
 
 
 def imports(source: str) -> Iterator[tuple[str, bool]]:

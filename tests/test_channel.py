@@ -19,8 +19,8 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import ManifestError
+from tracefleet.file_store import FileStore
 from tracefleet.manifest import Variant
-from tracefleet.store import FileStore
 
 FOLDER = "channels/a"
 ONE, TWO, KEY = "1" * 64, "2" * 64, "a" * 64
@@ -159,15 +159,15 @@ def test_everything_published_is_found_and_strays_are_not(store: FileStore):
         ("hf://a/b", Variant(task="fill-mask", dtype="float16"), "latest"),
         ("hf://c/d", Variant(task="fill-mask"), "latest"),
     ]
-    assert find_variants(store) == []
+    assert list(find_variants(store)) == []
     for source, variant, channel in places:
         folder = channel_folder(source, variant, channel)
         advance(store, folder, manifest_digest=ONE, key=KEY)
     store.put_new("channels/README", b"a stray file")
     store.put_new(f"channels/{source_slug('hf://a/b')}/notes/x", b"a stray folder")
-    expected = sorted(Published(source_slug(s), v.label, c) for s, v, c in places)
-    assert find_variants(store) == expected
+    expected = sorted(Published(source_slug(s), v.label, c, 1) for s, v, c in places)
+    assert list(find_variants(store)) == expected
     only = [one for one in expected if one.slug == source_slug("hf://c/d")]
-    assert find_variants(store, "hf://c/d") == only
-    assert find_variants(store, source_slug("hf://c/d")) == only
-    assert find_variants(store, "hf://absent/x") == []
+    assert list(find_variants(store, "hf://c/d")) == only
+    assert list(find_variants(store, source_slug("hf://c/d"))) == only
+    assert list(find_variants(store, "hf://absent/x")) == []

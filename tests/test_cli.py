@@ -23,8 +23,8 @@ from tests.reader_support import (
 )
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
+from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest, Variant, parse
-from tracefleet.store import FileStore
 
 Capture = pytest.CaptureFixture[str]
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tasks import digests
-from tasks.digests import cache_root, file_sha256
+from tasks.digests import file_sha256
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, normalise_source, resolve
 from tasks.sources.verify import check_safetensors
 from tests.fetch_support import CARD, NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole, write
+from tracefleet.cache import cache_root
 
 LATER_NS = 3_000_000_000
 

@@ -12,55 +12,31 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from tasks.digests import cache_root
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import fetch, fetch_description, resolve
 from tasks.sources import s3
 from tests.fetch_support import NEEDED_OF_WHOLE, sharded, whole
+from tracefleet.cache import cache_root
 
 SOURCE = "s3://models/org/tiny"
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def _bucket():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    resource = boto3.resource(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-    )
-    bucket = resource.Bucket("models")
+@pytest.fixture
+def aws(moto_server, aws_env, monkeypatch):
+    """The standard AWS environment, with one attempt for each request."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return aws_env(moto_server)
+
+
+@pytest.fixture
+def bucket(aws):
+    # A session of its own: the default one remembers the first credentials that it met.
+    bucket = boto3.session.Session().resource("s3").Bucket("models")
     bucket.create()
     yield bucket
-    server.stop()
-
-
-@pytest.fixture
-def aws(monkeypatch, tmp_path):
-    """The standard AWS environment, with nothing of the user's in it."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-
-
-@pytest.fixture
-def bucket(_bucket, aws, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", _bucket.meta.client.meta.endpoint_url)
-    yield _bucket
-    _bucket.objects.all().delete()
+    bucket.objects.all().delete()
 
 
 def put(bucket, files, prefix="org/tiny"):

@@ -39,8 +39,8 @@ from tracefleet import (
     Variant,
 )
 from tracefleet.channel import advance, channel_folder, conversion_folder, source_slug
+from tracefleet.file_store import FileStore
 from tracefleet.manifest import canonical_json
-from tracefleet.store import FileStore
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_an_empty_store_and_an_empty_channel_say_so(store: FileStore):
         tracefleet.open(store, SOURCE)
     folder = channel_folder(SOURCE, Variant(task="fill-mask"), "latest")
     (store.root / folder).mkdir(parents=True)
-    with pytest.raises(NoSuchVariantError, match="empty channel"):
+    with pytest.raises(NoSuchVariantError, match="holds nothing at all"):
         tracefleet.open(store, SOURCE)
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_and_a_missing_file_are_refused(store: FileStore, never_load
     with pytest.raises(DigestMismatchError):
         tracefleet.open(store, SOURCE)
     bundle.unlink()
-    with pytest.raises(StoreError, match=r"model\.pt: expected \d+ bytes, but it can't be opened"):
+    with pytest.raises(StoreError, match=r"model\.pt: expected \d+ bytes, but it is not there"):
         tracefleet.open(store, SOURCE)
 
 

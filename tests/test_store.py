@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pytest
 
 from tests.reader_support import put_rounds, put_same_file, race
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
-from tracefleet.file_store import sha256_of
-from tracefleet.store import FileStore, Store, open_store
+from tracefleet.file_store import FileStore, sha256_of
+from tracefleet.store import Store, open_store
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def everything(root: Path) -> list[str]:
 
 def put(store: Store, path: str, local: Path) -> None:
     store.put_file(path, local, size=local.stat().st_size, sha256=sha256_of(local))
+
+
+def opened(store: Store) -> Callable[[str], object]:
+    return lambda path: store.open_checked(path, size=0, sha256=sha256_of(Path(os.devnull)))
+
+
+def copied(store: Store) -> Callable[[str], object]:
+    return lambda path: store.copy_out(path, io.BytesIO())
 
 
 # URLs
@@ -63,8 +72,11 @@ def test_urls_and_paths_name_the_same_store(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("gs://bucket/x", "unknown scheme 'gs', expected file:///"),
-        ("s3://bucket/x", "not available yet in this version"),
+        ("gs://bucket/x", "unknown scheme 'gs', expected s3://"),
+        ("s3://", r"expected s3://bucket/prefix, got bucket ''"),
+        ("s3://bucket//x", "expected s3://bucket/prefix"),
+        ("s3://bucket/../x", "expected s3://bucket/prefix"),
+        ("s3://bucket/x?versionId=1", "expected s3://bucket/prefix"),
         ("file://host/x", "takes no host name"),
         ("file://", "takes no host name"),
         ("", "path is empty"),
@@ -85,7 +97,7 @@ def test_what_was_put_reads_back(store: FileStore, weights: Path):
     store.put_over("reports/r.html", b"new")
     assert store.read("a/b/one.json") == b"1"
     assert store.read("reports/r.html") == b"new"
-    assert store.local("a/b/weights").read_bytes() == weights.read_bytes()
+    assert store.read("a/b/weights") == weights.read_bytes()
     assert everything(store.root) == [
         "a",
         "a/b",
@@ -155,7 +167,7 @@ def test_a_file_that_changed_since_it_was_hashed_never_becomes_visible(
         store.put_file("a/w", weights, size=size, sha256=promised)
     assert caught.value.expected == promised
     assert caught.value.got == sha256_of(weights)
-    assert not store.exists("a/w")
+    assert not (store.root / "a/w").exists()
     assert everything(store.root) == ["a"]
 
 
@@ -172,8 +184,8 @@ def test_what_is_not_there_is_said_so(store: FileStore):
     for _ in range(2):  # before the store's folder exists, and after
         assert store.names("") == []
         assert store.names("a/b") == []
-        assert not store.exists("a")
-        for read in (store.read, store.local):
+        assert list(store.walk("")) == []
+        for read in (store.read, opened(store), copied(store)):
             with pytest.raises(FileNotFoundError):
                 read("a")
         store.root.mkdir(exist_ok=True)
@@ -199,9 +211,11 @@ def test_no_path_leaves_the_store(store: FileStore, tmp_path: Path, weights: Pat
         lambda: store.put_over(path, b""),
         lambda: put(store, path, weights),
         lambda: store.read(path),
-        lambda: store.exists(path),
         lambda: store.names(path),
-        lambda: store.local(path),
+        lambda: list(store.walk(path)),
+        lambda: opened(store)(path),
+        lambda: copied(store)(path),
+        lambda: store.remove([path]),
     ):
         with pytest.raises(ManifestError, match="path expected relative"):
             attempt()
@@ -222,8 +236,8 @@ def test_no_symbolic_link_leads_out(store: FileStore, tmp_path: Path, link: str)
         path = "door"
     for attempt in (
         lambda: store.read(path),
-        lambda: store.local(path),
-        lambda: store.exists(path),
+        lambda: opened(store)(path),
+        lambda: copied(store)(path),
         lambda: store.put_over(path, b"overwritten"),
         lambda: store.put_new(f"{path}-new" if link == "folder" else path, b"planted"),
     ):
@@ -268,8 +282,9 @@ def test_a_store_below_a_file_is_refused_with_its_url(tmp_path: Path):
             with pytest.raises(StoreError, match=f"{store.url}.*Check that") as caught:
                 attempt()
             assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(StoreError, match="can't list"):
-        FileStore(root=tmp_path / "file").names("channels")
+    for listing in (FileStore.names, lambda store, path: list(store.walk(path))):
+        with pytest.raises(StoreError, match="can't list"):
+            listing(FileStore(root=tmp_path / "file"), "channels")
     assert everything(tmp_path) == ["file"]
 
 
@@ -302,7 +317,7 @@ def test_a_full_disk_says_how_much_is_missing_and_leaves_nothing(
     assert everything(store.root) == ["a"]
     monkeypatch.undo()
     put(store, "a/w", weights)
-    assert store.exists("a/w"), "the control: with space it works"
+    assert (store.root / "a/w").exists(), "the control: with space it works"
 
 
 @contextlib.contextmanager

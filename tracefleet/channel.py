@@ -9,9 +9,11 @@ readers ``current`` and ``find_variants``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ from tracefleet.manifest import Variant, canonical_json
 from tracefleet.store import Store
 
 _ENTRY_NAME = re.compile(r"([0-9]{10})\.json")
+_ENTRY_PATH = re.compile(r"channels/([^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
+_SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)\.([a-z0-9-]+)\.b([1-9][0-9]*)")
@@ -33,7 +37,8 @@ class ChannelEntry:
     Attributes:
         manifest: sha256 of the manifest's bytes.
         key: the conversion key, which is the conversion folder's name.
-        previous: the number before this one, None for the first.
+        previous: the number that a rollback goes back to: the one before this one, or for an
+            entry that is itself a rollback the one before what it restored; None: none.
         nonce: random, so that a writer whose answer was lost can tell its own entry.
     """
 
@@ -51,18 +56,23 @@ class ChannelEntry:
                     "edited; publish again."
                 )
 
+    def to_bytes(self) -> bytes:
+        """Return the canonical JSON."""
+        return canonical_json(asdict(self))
+
 
 class Published(NamedTuple):
-    """Something that can be opened: a channel of a variant of a source."""
+    """Something that can be opened: a channel of a variant of a source, at its newest number."""
 
     slug: str
     variant: str
     channel: str
+    number: int
 
     @property
     def folder(self) -> str:
         """The channel's folder in the store."""
-        return f"channels/{self.slug}/{self.variant}/{self.channel}"
+        return _folder(self.slug, self.variant, self.channel)
 
 
 def source_slug(source: str) -> str:
@@ -90,7 +100,7 @@ def channel_folder(source: str, variant: Variant, channel: str) -> str:
     Raises:
         ValueError: the channel's name can't be one path segment.
     """
-    return Published(source_slug(source), variant.label, check_channel(channel)).folder
+    return _folder(source_slug(source), variant.label, check_channel(channel))
 
 
 def check_channel(channel: str) -> str:
@@ -123,16 +133,25 @@ def current(store: Store, folder: str) -> tuple[int, ChannelEntry] | None:
         ManifestError: the entry is malformed.
     """
     numbers = [int(m[1]) for name in store.names(folder) if (m := _ENTRY_NAME.fullmatch(name))]
-    if not numbers:
-        return None
-    path = entry_path(folder, max(numbers))
+    return (max(numbers), read_entry(store, folder, max(numbers))) if numbers else None
+
+
+def read_entry(store: Store, folder: str, number: int) -> ChannelEntry:
+    """Return what one number of a channel says.
+
+    Raises:
+        ManifestError: it is missing or malformed.
+    """
+    path = entry_path(folder, number)
     try:
         raw = json.loads(store.read(path))
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: expected this number of the channel, got none") from error
     except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path}: expected JSON, got {error}. The channel is damaged; publish again."
         ) from error
-    return max(numbers), decode(ChannelEntry, raw, where=path)
+    return decode(ChannelEntry, raw, where=path)
 
 
 def advance(store: Store, folder: str, *, manifest_digest: str, key: str) -> int:
@@ -147,13 +166,30 @@ def advance(store: Store, folder: str, *, manifest_digest: str, key: str) -> int
         number, entry = newest if newest else (None, None)
         if number is not None and entry is not None and entry.manifest == manifest_digest:
             return number
-        mine = ChannelEntry(
-            manifest=manifest_digest, key=key, previous=number, nonce=secrets.token_hex(16)
+        following = append(
+            store, folder, after=number, manifest_digest=manifest_digest, key=key, previous=number
         )
-        following = (number or 0) + 1
-        if store.put_new(entry_path(folder, following), canonical_json(asdict(mine))):
+        if following is not None:
             return following
         # Another publisher took the number: look at what it published and decide again.
+
+
+def append(
+    store: Store,
+    folder: str,
+    *,
+    after: int | None,
+    manifest_digest: str,
+    key: str,
+    previous: int | None,
+) -> int | None:
+    """Write the number that follows ``after``; return it, or None if somebody else took it."""
+    following = (after or 0) + 1
+    entry = ChannelEntry(
+        manifest=manifest_digest, key=key, previous=previous, nonce=secrets.token_hex(16)
+    )
+    path = entry_path(folder, following)
+    return following if store.put_new(path, entry.to_bytes()) else None
 
 
 def entry_path(folder: str, number: int) -> str:
@@ -161,15 +197,30 @@ def entry_path(folder: str, number: int) -> str:
     return f"{folder}/{number:010d}.json"
 
 
-def find_variants(store: Store, source: str | None = None) -> list[Published]:
-    """Return every channel in the store, or those of one source or slug, sorted."""
-    slugs = store.names("channels")
-    if source is not None:
-        slugs = [slug for slug in slugs if slug == slug_of(source)]
-    return [
-        Published(slug, label, channel)
-        for slug in slugs
-        for label in store.names(f"channels/{slug}")
-        if parse_label(label) is not None
-        for channel in store.names(f"channels/{slug}/{label}")
-    ]
+def find_variants(
+    store: Store, source: str | None = None, *, after: str = ""
+) -> Iterator[Published]:
+    """Yield every channel in the store, or those of one source or slug, in order, lazily.
+
+    Args:
+        store: where to look.
+        source: a source or a slug; None: all.
+        after: start behind the channel with this folder (``Published.folder``).
+    """
+    if source is not None and not _SLUG.fullmatch(slug_of(source)):
+        return
+    prefix = "channels" if source is None else f"channels/{slug_of(source)}"
+    behind = f"{after}/~" if after else ""  # behind every number of that channel
+    entries = (
+        (found[1], int(found[2]))
+        for file in store.walk(prefix, after=behind)
+        if (found := _ENTRY_PATH.fullmatch(file.path))
+    )
+    for folder, numbers in itertools.groupby(entries, key=lambda entry: entry[0]):
+        slug, label, channel = folder.split("/")
+        if parse_label(label) is not None:
+            yield Published(slug, label, channel, max(number for _, number in numbers))
+
+
+def _folder(slug: str, label: str, channel: str) -> str:
+    return f"channels/{slug}/{label}/{channel}"

@@ -21,9 +21,20 @@ _DOES = {
     "list": "List every channel with its current conversion.",
     "show": "Print what one conversion is, from its checked manifest.",
     "verify": "Check every byte of current conversions against their digests.",
-    "pull": "Copy one conversion's files, checked, into a new folder.",
+    "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
     "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
 }
+
+
+_EPILOG = """\
+exit codes: 0 done, 1 damage or an error (see standard error), 2 wrong usage
+
+environment:
+  AWS_*                the standard AWS configuration, for s3:// stores
+  TRACEFLEET_CACHE     where downloads are kept (~/.cache/tracefleet)
+  TRACEFLEET_CACHE_GB  how much of them (50); the least recently used goes first
+  TRACEFLEET_OFFLINE   1: open what the cache holds, without a network
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tracefleet",
         description="Open validated conversions of Hugging Face checkpoints from a store.",
-        epilog="exit codes: 0 done, 1 damage or an error (see standard error), 2 wrong usage",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -61,16 +73,26 @@ def _parser() -> argparse.ArgumentParser:
         text = _DOES[name]
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("store", metavar="STORE", help="a folder, file:///… or file://./…")
+        sub.add_argument("store", metavar="STORE", help="a folder, file:///… or s3://bucket/prefix")
         _add_selection(sub, channel)
         return sub
 
-    add("list", commands.list_command, channel=None)
+    sub = add("list", commands.list_command, channel=None)
+    sub.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows")
+    sub.add_argument("--after", metavar="SLUG/VARIANT/CHANNEL", help="start behind this channel")
     _add_source(add("show", commands.show_command, channel="latest"))
     _add_source(add("verify", commands.verify_command, channel=None), optional=True)
     sub = add("pull", commands.pull_command, channel="latest")
     _add_source(sub)
-    sub.add_argument("dest", metavar="DEST", type=Path, help="folder to create, absent or empty")
+    sub.add_argument(
+        "dest", metavar="DEST", nargs="?", type=Path, help="folder to create, absent or empty"
+    )
+    sub.add_argument(
+        "--presign", action="store_true", help="print URLs of the files instead (s3:// stores)"
+    )
+    sub.add_argument(
+        "--expires", type=int, default=3600, metavar="S", help="their life in seconds (3600)"
+    )
     sub = add("run", commands.run_command, channel="latest")
     _add_source(sub)
     rows = sub.add_mutually_exclusive_group(required=True)
@@ -78,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
     sub.add_argument("--decoder-ids", action="append", help="decoder_input_ids, one for each row")
     return parser
+
+
+def _rows(text: str) -> int:
+    if not text.isdigit() or text.strip("0") == "":
+        raise argparse.ArgumentTypeError(f"expected a number of rows from 1, got {text!r}")
+    return int(text)
 
 
 def _add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tracefleet.channel import Published
 from tracefleet.checks import verify
 from tracefleet.copying import pull
 from tracefleet.errors import ArtifactError, NoSuchVariantError
-from tracefleet.manifest import Manifest
+from tracefleet.manifest import FileEntry, Manifest
 from tracefleet.model import Outputs
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.reader import open_selected
 from tracefleet.store import Store, open_store
 
 _TOKENIZER = "model/tokenizer.json"
+#: Rows of ``list`` that are looked up together and printed at once, and by how many threads.
+_PAGE = 50
+_READERS = 16
 
 
 def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -33,24 +39,46 @@ def _selected(arguments: argparse.Namespace) -> tuple[Store, Selection]:
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    """List every channel that fits, with its current conversion; damaged ones on stderr."""
+    """List channels with their current conversions, page by page; damaged ones on stderr."""
     store = open_store(arguments.store)
-    lines, damaged = [], []
-    for published in find(store, **_filters(arguments)):
-        try:
-            selection = resolve(store, published)
-            lines.append(_line(selection, load_manifest(store, selection)))
-        except ArtifactError as error:
-            damaged.append(str(error))
+    after = f"channels/{arguments.after}" if arguments.after else ""
+    found = find(store, after=after, **_filters(arguments))
+    shown = itertools.islice(found, arguments.limit)
+    lines: list[dict[str, Any]] = []
+    table, damaged, last = _Table(), 0, None
+    while page := list(itertools.islice(shown, _PAGE)):
+        for line in _looked_up(store, page):
+            if isinstance(line, ArtifactError):
+                print(f"error: {line}", file=sys.stderr)
+                damaged += 1
+            elif arguments.json:
+                lines.append(line)
+            else:
+                table.add(line)
+        if not arguments.json:
+            table.flush()
+        last = page[-1]
     if arguments.json:
         _print_json(lines)
-    elif lines:
-        _print_table(lines)
-    else:
+    elif last is None:
         print(f"nothing that fits is published in {store.url}")
-    for message in damaged:
-        print(f"error: {message}", file=sys.stderr)
+    if last and arguments.limit is not None and next(found, None):
+        print(f"more: --after {last.folder.removeprefix('channels/')}", file=sys.stderr)
     return 1 if damaged else 0
+
+
+def _looked_up(store: Store, page: list[Published]) -> list[dict[str, Any] | ArtifactError]:
+    """Read many entries and manifests side by side: over a network each waits for an answer."""
+
+    def look_up(published: Published) -> dict[str, Any] | ArtifactError:
+        try:
+            selection = resolve(store, published)
+            return _line(selection, load_manifest(store, selection))
+        except ArtifactError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(look_up, page))
 
 
 def _line(selection: Selection, manifest: Manifest) -> dict[str, Any]:
@@ -66,21 +94,36 @@ def _line(selection: Selection, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _print_table(lines: list[dict[str, Any]]) -> None:
-    shown = [
-        {
+class _Table:
+    """Rows in columns, printed as they come: columns only ever get wider."""
+
+    def __init__(self) -> None:
+        self._rows: list[list[str]] = []
+        self._widths: list[int] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take one row."""
+        shown = {
             **line,
             "lengths": ",".join(map(str, line["lengths"])),
             "size": _human_size(line["size"]),
             "key": line["key"][:12],
         }
-        for line in lines
-    ]
-    rows = [list(shown[0]), *([str(cell) for cell in line.values()] for line in shown)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        if not self._widths:
+            self._rows.append(list(shown))
+            self._widths = [0] * len(shown)
+        self._rows.append([str(cell) for cell in shown.values()])
+
+    def flush(self) -> None:
+        """Print the rows taken since the last time."""
+        for column in range(len(self._widths)):
+            cells = (len(row[column]) for row in self._rows)
+            self._widths[column] = max(self._widths[column], *cells, 0)
+        for row in self._rows:
+            cells_of = (cell.ljust(width) for cell, width in zip(row, self._widths, strict=True))
+            print("  ".join(cells_of).rstrip())
+        self._rows.clear()
+        sys.stdout.flush()
 
 
 def show_command(arguments: argparse.Namespace) -> int:
@@ -118,7 +161,7 @@ def show_command(arguments: argparse.Namespace) -> int:
 def verify_command(arguments: argparse.Namespace) -> int:
     """Check every file of every channel that fits, and name each damaged one on stderr."""
     store = open_store(arguments.store)
-    chosen = find(store, arguments.source, **_filters(arguments))
+    chosen = list(find(store, arguments.source, **_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")
     checks = [check for published in chosen for check in verify(store, published)]
@@ -134,14 +177,43 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 
 def pull_command(arguments: argparse.Namespace) -> int:
-    """Copy one conversion to a folder."""
+    """Copy one conversion to a folder, or print URLs that others can fetch it by."""
+    if (arguments.dest is None) != arguments.presign:
+        raise ValueError("pull: expected either a DEST folder or --presign, got both or neither")
     store, selection = _selected(arguments)
+    if arguments.presign:
+        return _presign(store, selection, arguments)
     manifest = pull(store, selection, arguments.dest)
     files = [str(arguments.dest / file.path) for file in manifest.files]
     if arguments.json:
         _print_json({"dest": str(arguments.dest), "key": manifest.key, "files": files})
     else:
         print(f"{arguments.dest}: {len(files) + 1} files of {manifest.source}, all checked")
+    return 0
+
+
+def _presign(store: Store, selection: Selection, arguments: argparse.Namespace) -> int:
+    manifest = load_manifest(store, selection)
+    own = FileEntry(
+        path="manifest.json",
+        size=len(manifest.to_bytes()),
+        sha256=manifest.digest,
+        media_type="application/json",
+    )
+    signed = [
+        {
+            "path": file.path,
+            "size": file.size,
+            "sha256": file.sha256,
+            "url": store.presign(selection.path_of(file), seconds=arguments.expires),
+        }
+        for file in (own, *manifest.files)
+    ]
+    if arguments.json:
+        _print_json({"key": manifest.key, "expires": arguments.expires, "files": signed})
+        return 0
+    for one in signed:
+        print(f"{one['path']}\n  sha256 {one['sha256']}\n  {one['url']}")
     return 0
 
 

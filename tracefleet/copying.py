@@ -6,17 +6,14 @@ program opens. Called by the command line and by deployment scripts.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 import shutil
-from io import BufferedReader
 from pathlib import Path
 
-from tracefleet.errors import DigestMismatchError, StoreError
-from tracefleet.file_store import CHUNK, TEMP_PREFIX
+from tracefleet.errors import StoreError
+from tracefleet.file_store import TEMP_PREFIX
 from tracefleet.manifest import Manifest
-from tracefleet.published import Selection, load_manifest, open_file
+from tracefleet.published import Selection, load_manifest, needed, remember
 from tracefleet.store import Store
 
 
@@ -44,6 +41,7 @@ def pull(store: Store, selection: Selection, target: Path) -> Manifest:
         ) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+    remember(store, selection, manifest)
     return manifest
 
 
@@ -51,20 +49,6 @@ def _copy_all(store: Store, selection: Selection, manifest: Manifest, folder: Pa
     for file in manifest.files:
         copy = folder / file.path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with open_file(store, selection, file) as handle:
-            got = _copy(handle, copy)
-        if got != file.sha256:
-            raise DigestMismatchError(selection.path_of(file), expected=file.sha256, got=got)
+        with needed(store, selection, file) as path:
+            store.place(path, copy, size=file.size, sha256=file.sha256)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
-
-
-def _copy(handle: BufferedReader, copy: Path) -> str:
-    """Copy a file and return the digest of the bytes that were written, read once."""
-    digest = hashlib.sha256()
-    with copy.open("xb") as out:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@
     ├── DigestMismatchError   bytes that are not the bytes the manifest or the channel names
     ├── InputTooLongError     more tokens than the largest standard length
     └── StoreError            a store that can't be opened, read or written
+        └── StoreUnavailableError   what may pass by itself: network, capacity, another writer
 
 Each message says what happened, what was expected, what was got and what to do next.
 """
@@ -54,3 +55,11 @@ class InputTooLongError(ArtifactError, ValueError):
 
 class StoreError(ArtifactError):
     """The store itself can't serve: bad URL, unreadable, not writable, full."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer now, or another writer is at the same place; later it may work.
+
+    The client library's own retries are used up when this is raised. It is the one error of this
+    tree that is worth another try.
+    """

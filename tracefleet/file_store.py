@@ -11,16 +11,19 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
-from tracefleet.errors import DigestMismatchError, StoreError
+from tracefleet.errors import StoreError
 from tracefleet.manifest import check_relative
+from tracefleet.store import Stored, Upload
+from tracefleet.streams import CheckedReader, CheckedSink, Sink, check_digest, copy
 
 TEMP_PREFIX = ".tmp-"
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +44,11 @@ class FileStore:
     def put_new(self, path: str, data: bytes) -> bool:
         """See `tracefleet.store.Store.put_new`."""
         try:
-            self._write(path, iter([data]), len(data), os.link)
+            self._write(path, lambda file: file.write(data), len(data), os.link)
         except FileExistsError:
             # The winner may not have come to its own fsync yet; what we report must last too.
-            _sync(self._inside(path).parent)
+            with suppress(FileNotFoundError):  # removed already
+                _sync(self._inside(path).parent)
             return False
         return True
 
@@ -52,7 +56,9 @@ class FileStore:
         """See `tracefleet.store.Store.put_file`."""
         if not self._inside(path).exists():
             try:
-                self._write(path, _checked_chunks(path, local, sha256), size, os.link)
+                with local.open("rb") as file:
+                    reader = CheckedReader(path, file, size=size, sha256=sha256)
+                    self._write(path, lambda sink: copy(reader, sink), size, os.link)
             except FileExistsError:
                 pass  # lost a race: what the winner put is compared below
             else:
@@ -70,16 +76,12 @@ class FileStore:
 
     def put_over(self, path: str, data: bytes) -> None:
         """See `tracefleet.store.Store.put_over`."""
-        self._write(path, iter([data]), len(data), os.replace)
+        self._write(path, lambda file: file.write(data), len(data), os.replace)
 
     def read(self, path: str) -> bytes:
         """See `tracefleet.store.Store.read`."""
         with self._explained(path, "read"):
             return self._inside(path).read_bytes()
-
-    def exists(self, path: str) -> bool:
-        """See `tracefleet.store.Store.exists`."""
-        return self._inside(path).exists()
 
     def names(self, prefix: str) -> list[str]:
         """See `tracefleet.store.Store.names`."""
@@ -95,12 +97,66 @@ class FileStore:
                 raise
         return sorted(name for name in children if not name.startswith(TEMP_PREFIX))
 
-    def local(self, path: str) -> Path:
-        """See `tracefleet.store.Store.local`."""
-        final = self._inside(path)
-        if not final.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such file in the store", str(final))
-        return final
+    def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """See `tracefleet.store.Store.walk`."""
+        folder = self._inside(prefix) if prefix else self.root
+        with self._explained(prefix, "list"):
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
+            yield from self._files(folder, f"{prefix}/" if prefix else "", after)
+
+    def copy_out(self, path: str, sink: Sink) -> None:
+        """See `tracefleet.store.Store.copy_out`."""
+        with self._explained(path, "read"):
+            file = self._inside(path).open("rb")
+        with file:
+            copy(file, sink)
+
+    def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
+        """See `tracefleet.store.Store.open_checked`."""
+        with self._explained(path, "read"):
+            return open_checked(self._inside(path), path, size=size, sha256=sha256)
+
+    def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:
+        """See `tracefleet.store.Store.place`."""
+        with target.open("xb") as file:
+            sink = CheckedSink(path, file, size=size)
+            self.copy_out(path, sink)
+            _flush(file.fileno(), file.flush)
+        sink.check(size=size, sha256=sha256)
+
+    def remember(self, files: dict[str, bytes]) -> None:
+        """See `tracefleet.store.Store.remember`: a folder is always at hand."""
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """See `tracefleet.store.Store.remove`; folders that become empty go too."""
+        for path in paths:
+            final = self._inside(path)
+            with self._explained(path, "remove"):
+                final.unlink(missing_ok=True)
+                _remove_empty(final.parent, self.root)
+
+    def uploads(self) -> Iterator[Upload]:
+        """See `tracefleet.store.Store.uploads`: temporary files."""
+        for temp in self.root.rglob(f"{TEMP_PREFIX}*"):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                path = temp.relative_to(self.root).as_posix()
+                yield Upload(path=path, identifier="", started=temp.stat().st_mtime)
+
+    def abort(self, upload: Upload) -> None:
+        """See `tracefleet.store.Store.abort`."""
+        self.remove([upload.path])
+
+    def presign(self, path: str, *, seconds: int) -> str:
+        """See `tracefleet.store.Store.presign`.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(
+            f"{self.url}: expected an s3:// store, whose server can sign URLs; a folder has none. "
+            "Pull without --presign."
+        )
 
     def check_writable(self) -> None:
         """See `tracefleet.store.Store.check_writable`."""
@@ -126,19 +182,41 @@ class FileStore:
             )
         return final
 
+    def _files(self, folder: Path, prefix: str, after: str) -> Iterator[Stored]:
+        """Yield files in the order of their whole paths, as S3 does: ``a-b`` before ``a/b``."""
+        try:
+            with os.scandir(folder) as entries:
+                # Links are not followed: they can lead round in circles, or out of the store.
+                found = {
+                    f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name: e for e in entries
+                }
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in sorted(found):
+            path = f"{prefix}{name}"
+            if name.endswith("/"):
+                if path > after or after.startswith(path):
+                    yield from self._files(folder / name, path, after)
+            elif path > after and not name.startswith(TEMP_PREFIX):
+                with suppress(FileNotFoundError):  # removed since the folder was read
+                    stat = found[name].stat()
+                    yield Stored(path=path, size=stat.st_size, modified=stat.st_mtime)
+
     def _write(
-        self, path: str, chunks: Iterator[bytes], size: int, place: Callable[[Path, Path], None]
+        self,
+        path: str,
+        fill: Callable[[Sink], object],
+        size: int,
+        place: Callable[[Path, Path], None],
     ) -> None:
         """Write a temporary file beside ``path``, make it last, then ``place`` it there."""
         final = self._inside(path)
         temp = _temp_in(final.parent)
         with self._explained(path, "write", needed=size):
             made = [p for p in (final.parent, *final.parent.parents) if not p.exists()]
-            _make_folder(final.parent)
             try:
-                with temp.open("xb") as file:
-                    for chunk in chunks:
-                        file.write(chunk)
+                with _created(temp) as file:
+                    fill(file)
                     _flush(file.fileno(), file.flush)
                 place(temp, final)
             finally:
@@ -174,15 +252,44 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked_chunks(path: str, local: Path, sha256: str) -> Iterator[bytes]:
-    """Yield the file's bytes, failing at the end unless they are the ones ``sha256`` names."""
-    digest = hashlib.sha256()
-    with local.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            yield chunk
-    if digest.hexdigest() != sha256:
-        raise DigestMismatchError(path, expected=sha256, got=digest.hexdigest())
+def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedReader:
+    """Open a file after a check of every byte through the handle that is returned.
+
+    Args:
+        file: the file.
+        path: its path in the store, for the error.
+        size: in bytes.
+        sha256: what it must be.
+
+    Raises:
+        DigestMismatchError: the bytes are not the promised ones.
+    """
+    handle = file.open("rb")
+    try:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        check_digest(path, (size, sha256), (handle.tell(), digest))
+        handle.seek(0)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Remove a folder and those above it as far as they are empty; the topmost ones stay."""
+    with suppress(OSError):  # not empty, or another process was first
+        while folder.parent.is_relative_to(root) and folder.parent != root:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _created(temp: Path) -> BinaryIO:
+    """Create a file and its folder, which a `FileStore.remove` may take away in between."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            _make_folder(temp.parent)
+            return temp.open("xb")
+    raise OSError(errno.EBUSY, "the folder is removed again and again", str(temp.parent))
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ command line choose with ``select`` and check with ``load_manifest`` and ``open_
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from tracefleet.channel import (
     ChannelEntry,
     Published,
     check_channel,
-    current,
+    entry_path,
     find_variants,
     parse_label,
+    read_entry,
     slug_of,
     source_slug,
 )
@@ -32,20 +34,26 @@ from tracefleet.errors import (
 from tracefleet.manifest import FileEntry, Manifest, parse
 from tracefleet.store import Store, open_store
 
+#: How many of a store's sources an error lists.
+_CHOICES_SHOWN = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """The current conversion of one channel, not checked yet.
 
     Attributes:
-        published: the source's slug, the variant's label and the channel.
-        number: which number of the channel is current.
+        published: the source's slug, the variant's label, the channel and its newest number.
         entry: what that number says.
     """
 
     published: Published
-    number: int
     entry: ChannelEntry
+
+    @property
+    def number(self) -> int:
+        """Which number of the channel is current."""
+        return self.published.number
 
     @property
     def folder(self) -> str:
@@ -76,15 +84,19 @@ def find(
     dtype: str | None = None,
     batch: int | None = None,
     channel: str | None = None,
-) -> list[Published]:
-    """Return every published channel that fits what is given; None fits everything."""
+    after: str = "",
+) -> Iterator[Published]:
+    """Yield every published channel that fits what is given; None fits everything.
+
+    Reads are lazy, a thousand channels at a time; ``after`` is a `Published.folder`.
+    """
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch}
-    return [
-        one
-        for one in find_variants(store, source)
-        if channel in (None, one.channel)
-        and all(v is None or getattr(parse_label(one.variant), k) == v for k, v in wanted.items())
-    ]
+    for one in find_variants(store, source, after=after):
+        variant = parse_label(one.variant)
+        if channel in (None, one.channel) and all(
+            value is None or getattr(variant, name) == value for name, value in wanted.items()
+        ):
+            yield one
 
 
 def select(
@@ -114,8 +126,8 @@ def select(
     """
     check_channel(channel)
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch, "channel": channel}
-    fitting = find(
-        store, source, task=task, backend=backend, dtype=dtype, batch=batch, channel=channel
+    fitting = list(
+        find(store, source, task=task, backend=backend, dtype=dtype, batch=batch, channel=channel)
     )
     if len(fitting) != 1:
         asked = ", ".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
@@ -124,19 +136,13 @@ def select(
 
 
 def resolve(store: Store, published: Published) -> Selection:
-    """Return what a channel points to now.
+    """Return what a channel's newest number points to.
 
     Raises:
-        NoSuchVariantError: the channel has no number yet.
         ManifestError: the channel's entry is malformed.
     """
-    newest = current(store, published.folder)
-    if newest is None:
-        raise NoSuchVariantError(
-            f"{store.url}/{published.folder}: expected a published number, got an empty channel. "
-            "A publisher stopped half-way; run the conversion again."
-        )
-    return Selection(published=published, number=newest[0], entry=newest[1])
+    entry = read_entry(store, published.folder, published.number)
+    return Selection(published=published, entry=entry)
 
 
 def _choices(store: Store, source: str, fitting: list[Published], asked: str) -> str:
@@ -152,12 +158,14 @@ def _choices(store: Store, source: str, fitting: list[Published], asked: str) ->
             f"{source}: expected one variant for {asked}, got {len(fitting)}: {labels}. "
             f"Add {' or '.join(differing)}."
         )
-    there = find_variants(store, source)
+    there = list(find_variants(store, source))
     if there:
         labels = ", ".join(f"{one.variant} (channel {one.channel})" for one in there)
         return f"{source}: nothing published for {asked}; {store.url} holds {labels}."
-    slugs = sorted({one.slug for one in find_variants(store)})
-    held = ", ".join(slugs) if slugs else "nothing at all"
+    some = list(itertools.islice(find_variants(store), _CHOICES_SHOWN + 1))
+    slugs = sorted({one.slug for one in some[:_CHOICES_SHOWN]})
+    more = ", …" if len(some) > _CHOICES_SHOWN else ""
+    held = ", ".join(slugs) + more if slugs else "nothing at all"
     return (
         f"{source}: no conversion is published in {store.url} (looked for {slug_of(source)}); it "
         f"holds {held}. Convert the source first, or give one of those."
@@ -202,38 +210,36 @@ def load_manifest(store: Store, selection: Selection) -> Manifest:
     return manifest
 
 
-def open_file(store: Store, selection: Selection, file: FileEntry) -> BufferedReader:
-    """Open a file of a conversion, not checked yet.
-
-    Raises:
-        StoreError: the file is missing or can't be read.
-    """
-    path = selection.path_of(file)
-    try:
-        return store.local(path).open("rb")
-    except OSError as error:
-        raise StoreError(
-            f"{store.url}/{path}: expected {file.size} bytes, but it can't be opened: {error}. "
-            "Restore it from a copy, or convert the checkpoint again."
-        ) from error
-
-
-@contextmanager
-def open_verified(store: Store, selection: Selection, file: FileEntry) -> Iterator[BufferedReader]:
-    """Open a file whose every byte was checked through the handle that is handed out.
+def open_verified(store: Store, selection: Selection, file: FileEntry) -> BufferedReader:
+    """Open a file every byte of which was checked through the handle that is handed out.
 
     Raises:
         DigestMismatchError: the bytes are not those the manifest names.
         StoreError: the file is missing or can't be read.
     """
-    with open_file(store, selection, file) as handle:
-        got = hashlib.file_digest(handle, "sha256").hexdigest()
-        if got != file.sha256:
-            raise DigestMismatchError(selection.path_of(file), expected=file.sha256, got=got)
-        if handle.tell() != file.size:
-            raise ManifestError(
-                f"{selection.path_of(file)}: the manifest says {file.size} bytes, but the file "
-                f"that its digest names has {handle.tell()}. Convert the checkpoint again."
-            )
-        handle.seek(0)
-        yield handle
+    with needed(store, selection, file) as path:
+        return store.open_checked(path, size=file.size, sha256=file.sha256)
+
+
+def remember(store: Store, selection: Selection, manifest: Manifest) -> None:
+    """Let the cache keep what was chosen and checked, to choose it again without a network."""
+    published = selection.published
+    store.remember(
+        {
+            entry_path(published.folder, published.number): selection.entry.to_bytes(),
+            selection.manifest_path: manifest.to_bytes(),
+        }
+    )
+
+
+@contextmanager
+def needed(store: Store, selection: Selection, file: FileEntry) -> Iterator[str]:
+    """Yield a file's path in the store, and say so if it turns out to be missing there."""
+    path = selection.path_of(file)
+    try:
+        yield path
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{store.url}/{path}: expected {file.size} bytes, but it is not there: {error}. "
+            "Restore it from a copy, or convert the checkpoint again."
+        ) from error

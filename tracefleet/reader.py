@@ -75,7 +75,9 @@ def open_selected(store: Store, selection: Selection, *, allow_unvalidated: bool
             with open_verified(store, selection, file):
                 pass
     with open_verified(store, selection, manifest.bundle) as handle:
-        return Model(manifest, _load(handle, selection.path_of(manifest.bundle)))
+        module = _load(handle, selection.path_of(manifest.bundle))
+    published.remember(store, selection, manifest)
+    return Model(manifest, module)
 
 
 def load_manifest(

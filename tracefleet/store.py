@@ -9,15 +9,50 @@ it, not by ``..`` and not by a symbolic link.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
+from tracefleet.cache import Cache, is_offline
 from tracefleet.errors import StoreError
-from tracefleet.file_store import FileStore
+from tracefleet.streams import Sink
 
-__all__ = ["FileStore", "Store", "open_store"]
-_SUPPORTED = "file:///absolute/folder, file://./relative/folder or a plain folder path"
+_SUPPORTED = (
+    "s3://bucket/prefix, file:///absolute/folder, file://./relative/folder or a plain folder path"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A file in a store.
+
+    Attributes:
+        path: relative to the store's root.
+        size: in bytes.
+        modified: seconds since the epoch, by the clock of whoever holds the store.
+    """
+
+    path: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A write that was begun and not finished: visible to nobody, but it takes up room.
+
+    Attributes:
+        path: what was being written, or for ``file://`` the temporary file itself.
+        identifier: S3's upload id; empty for ``file://``.
+        started: seconds since the epoch.
+    """
+
+    path: str
+    identifier: str
+    started: float
 
 
 class Store(Protocol):
@@ -26,6 +61,14 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """The root, as a URL."""
+        ...
+
+    def check_writable(self) -> None:
+        """Return if the store can be written to and keeps its promises.
+
+        Raises:
+            StoreError: it can't or doesn't, with the reason and the next step.
+        """
         ...
 
     def put_new(self, path: str, data: bytes) -> bool:
@@ -46,34 +89,74 @@ class Store(Protocol):
         ...
 
     def read(self, path: str) -> bytes:
-        """Return the file's bytes.
+        """Return the bytes of a small file.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        ...
-
-    def exists(self, path: str) -> bool:
-        """Return whether there is a file or folder under ``path``."""
         ...
 
     def names(self, prefix: str) -> list[str]:
         """Return the immediate children of a folder (``""`` is the root), sorted."""
         ...
 
-    def local(self, path: str) -> Path:
-        """Return a local path that holds the file.
+    def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
+        """Yield every file below a folder, sorted by path, lazily.
+
+        Args:
+            prefix: the folder.
+            after: start behind this path; it need not exist.
+        """
+        ...
+
+    def copy_out(self, path: str, sink: Sink) -> None:
+        """Write the bytes that the store itself holds, in order, into ``sink``, unchecked.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
         ...
 
-    def check_writable(self) -> None:
-        """Return if the store can be written to, leaving nothing behind.
+    def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
+        """Open a local file every byte of which was checked through the handle handed out.
 
         Raises:
-            StoreError: it can't, with the reason and the next step.
+            FileNotFoundError: there is no such file.
+            DigestMismatchError: the bytes are not those that ``sha256`` names.
+        """
+        ...
+
+    def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:
+        """Create the local file ``target`` with the checked bytes of ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such file in the store.
+            DigestMismatchError: the bytes are not those that ``sha256`` names; ``target`` is
+                left behind, for the caller to remove.
+        """
+        ...
+
+    def remember(self, files: dict[str, bytes]) -> None:
+        """Keep small files that were read and checked, for when the store can't be reached."""
+        ...
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files; those that are gone already count as removed."""
+        ...
+
+    def uploads(self) -> Iterator[Upload]:
+        """Yield the writes that were begun and not finished, those still running among them."""
+        ...
+
+    def abort(self, upload: Upload) -> None:
+        """Give back the room of an unfinished write; one that is gone already counts as done."""
+        ...
+
+    def presign(self, path: str, *, seconds: int) -> str:
+        """Return a URL that lets anyone fetch a file for a time, without credentials.
+
+        Raises:
+            StoreError: this kind of store has no such URLs.
         """
         ...
 
@@ -81,9 +164,15 @@ class Store(Protocol):
 def open_store(url: str | Path) -> Store:
     """Return the store at ``url``; nothing is read or created yet.
 
+    With ``TRACEFLEET_OFFLINE=1`` a store on S3 is what the cache holds of it.
+
     Raises:
         StoreError: the URL names no kind of store that this version knows.
     """
+    from tracefleet.file_store import FileStore
+    from tracefleet.offline import OfflineStore
+    from tracefleet.s3_store import S3Store
+
     text = str(url)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -93,10 +182,8 @@ def open_store(url: str | Path) -> Store:
             raise StoreError(f"store {text!r}: expected {_SUPPORTED}; file:// takes no host name")
         return FileStore(root=_absolute(unquote(rest), text))
     if scheme == "s3":
-        raise StoreError(
-            f"store {text!r}: s3:// stores are not available yet in this version of tracefleet. "
-            f"Use {_SUPPORTED}."
-        )
+        store = S3Store.at(text)
+        return OfflineStore(url=store.url, cache=Cache()) if is_offline() else store
     raise StoreError(f"store {text!r}: unknown scheme {scheme!r}, expected {_SUPPORTED}")
 
 

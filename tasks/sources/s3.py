@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.digests import cache_root, rate
+from tasks.digests import rate
 from tasks.errors import RequestError, UnsafeCheckpointError
 from tasks.sources.base import CheckpointFile, Resolved, Wish, content_commit
 from tasks.sources.needed import needed_files
 from tasks.sources.verify import check_files
+from tracefleet.cache import cache_root
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,108 @@
+"""Conversions to publish and readers to watch: shared by the tests of faults, crashes and races."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.bundle import TracedFile
+from tasks.publish import collect_files, describe_files, find_published, key_of, triton_config
+from tests.reader_support import SOURCE, example_manifest
+from tracefleet.channel import conversion_folder
+from tracefleet.errors import ArtifactError
+from tracefleet.manifest import Manifest
+from tracefleet.published import load_manifest, select
+from tracefleet.store import Store
+from tracefleet.streams import CheckedSink
+
+
+def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest, dict[str, Path]]:
+    """A conversion with a bundle of ``size`` bytes; the same number gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = example_manifest(options={"n": str(number)})
+    data = random.Random(number).randbytes(size)
+    (folder / "model.pt").write_bytes(data)
+    (folder / "config.json").write_text(f'{{"n": {number}}}')
+    (folder / "config.pbtxt").write_bytes(triton_config(plain.inputs, plain.outputs))
+    bundle = TracedFile(
+        path=folder / "model.pt",
+        size=size,
+        sha256=hashlib.sha256(data).hexdigest(),
+        weight_bytes=size,
+    )
+    files = collect_files(bundle, folder, folder / "config.pbtxt")
+    manifest = example_manifest(
+        options=plain.options, key=key_of(plain), files=describe_files(files, bundle)
+    )
+    return manifest, files
+
+
+def contents(store: Store, manifest: Manifest) -> dict[str, str]:
+    """Digest of every file below the conversion's folder, by path in it."""
+    folder = conversion_folder(manifest.source, manifest.key)
+    found = {}
+    for file in store.walk(folder):
+        sink = CheckedSink(file.path)
+        store.copy_out(file.path, sink)
+        found[file.path.removeprefix(f"{folder}/")] = sink.sha256
+    return found
+
+
+def whole(manifest: Manifest) -> dict[str, str]:
+    """What ``contents`` gives of a conversion that is published whole."""
+    files = {file.path: file.sha256 for file in manifest.files}
+    return files | {"manifest.json": manifest.digest}
+
+
+def check_never_half(store: Store, manifest: Manifest) -> bool:
+    """Return whether a conversion is visible; if it is, every file has to be there and right."""
+    visible = find_published(store, manifest.source, manifest.key) is not None
+    if visible:
+        assert contents(store, manifest) == whole(manifest)
+    return visible
+
+
+@dataclass
+class Look:
+    """What a reader saw in the channel at one moment."""
+
+    number: int
+    key: str
+
+
+def look(store: Store, *, channel: str = "latest") -> Look:
+    """Read the current conversion as consumers do, with every digest checked.
+
+    Raises:
+        ArtifactError: a reader met a half or a wrong conversion.
+    """
+    selection = select(store, SOURCE, channel=channel)
+    manifest = load_manifest(store, selection)
+    for file in manifest.files:
+        path = selection.path_of(file)
+        sink = CheckedSink(path)
+        try:
+            store.copy_out(path, sink)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path}: named by a manifest, and missing") from error
+        sink.check(size=file.size, sha256=file.sha256)
+    return Look(selection.number, manifest.key)
+
+
+def normalised(store: Store) -> dict[str, str]:
+    """Everything that lasts in a store: digests by path; of channel entries what is no chance."""
+    found = {}
+    for file in store.walk(""):
+        if file.path.split("/")[0] in ("conversions", "channels"):
+            sink = CheckedSink(file.path)
+            store.copy_out(file.path, sink)
+            entry = file.path.startswith("channels/")
+            found[file.path] = _without_nonce(store.read(file.path)) if entry else sink.sha256
+    return found
+
+
+def _without_nonce(entry: bytes) -> str:
+    return re.sub(rb'"nonce":"[0-9a-f]+",', b"", entry).decode()

@@ -1,0 +1,343 @@
+"""Collecting: everything that nothing wants, nothing that anybody wants, whatever the timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from tasks import gc
+from tasks.claim import claim_prefix, claimed, marker_path
+from tasks.gc import Collection, collect
+from tasks.publish import key_of, point_channel
+from tests.reader_support import SOURCE, example_manifest, publish
+from tests.s3_servers import S3Server
+from tests.test_store_contract import begin_upload
+from tracefleet.channel import (
+    advance,
+    channel_folder,
+    conversion_folder,
+    find_variants,
+    read_entry,
+    source_slug,
+)
+from tracefleet.errors import StoreUnavailableError
+from tracefleet.file_store import FileStore
+from tracefleet.manifest import Manifest
+from tracefleet.s3_store import S3Store
+from tracefleet.store import Store, open_store
+
+SLUG = source_slug(SOURCE)
+HOUR = 3600.0
+BUNDLE = b"no model, but bytes"
+
+
+@pytest.fixture(params=["file", "swift"])
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
+) -> Store:
+    if request.param == "file":
+        return FileStore(root=tmp_path / "store")
+    server = aws_env(request.getfixturevalue("swift_server"))
+    return open_store(f"s3://{server.bucket}/{uuid.uuid4().hex}")
+
+
+def later(store: Store, *, hours: float = 24, keep: int | None = None) -> Collection:
+    """Collect as if ``hours`` had passed, with a grace time of one hour."""
+    now = time.time() + hours * HOUR
+    return collect(store, before=now - HOUR, now=now, keep=keep)
+
+
+def put(store: Store, number: int) -> Manifest:
+    """Publish the nth conversion of one channel."""
+    return publish(store, bundle=BUNDLE, options={"n": str(number)})
+
+
+def unreferenced(store: Store) -> Manifest:
+    """A conversion that was published and that no channel names yet."""
+    manifest = example_manifest(files=(), options={"n": "unreferenced"})
+    path = f"{conversion_folder(SOURCE, manifest.key)}/manifest.json"
+    store.put_new(path, manifest.to_bytes())
+    return manifest
+
+
+def there(store: Store, manifest: Manifest) -> bool:
+    return bool(list(store.walk(conversion_folder(SOURCE, manifest.key))))
+
+
+def test_what_a_channel_names_stays_whatever_its_age(store: Store):
+    manifests = [put(store, number) for number in range(3)]
+    assert later(store, hours=10_000) == Collection(removed=(), kept=(), damaged=())
+    assert all(there(store, manifest) for manifest in manifests)
+
+
+def test_what_no_channel_names_goes_when_it_is_old(store: Store):
+    named, stray = put(store, 1), unreferenced(store)
+    assert later(store, hours=0.5).removed == ()
+    (removed,) = later(store).removed
+    assert (removed.kind, removed.path) == ("conversion", conversion_folder(SOURCE, stray.key))
+    assert removed.files == 1
+    assert not there(store, stray)
+    assert there(store, named)
+
+
+def test_files_of_a_publish_that_crashed_go_and_a_dry_run_only_says_so(store: Store):
+    store.put_new(f"conversions/{SLUG}/{'0' * 64}/model/1/model.pt", b"12345")
+    now = time.time() + 24 * HOUR
+    said = collect(store, before=now - HOUR, now=now, dry_run=True)
+    assert [(one.kind, one.size) for one in said.removed] == [("files", 5)]
+    assert list(store.walk("conversions"))
+    assert later(store) == said
+    assert list(store.walk("conversions")) == []
+
+
+def test_only_the_newest_numbers_hold_their_conversions_if_asked(store: Store):
+    manifests = [put(store, number) for number in range(4)]
+    assert len(later(store, keep=2).removed) == 2
+    assert [there(store, manifest) for manifest in manifests] == [False, False, True, True]
+
+
+def test_a_claim_keeps_the_collector_away(store: Store):
+    stray = unreferenced(store)
+    now = time.time() + 2 * HOUR
+    with claimed(store, SLUG, stray.key):
+        # The claim is young, the conversion is old.
+        found = collect(store, before=time.time() - 1, now=now)
+        assert found.removed == ()
+        young_claim = collect(store, before=time.time() + 60, now=now, dry_run=True)
+        assert [one.kind for one in young_claim.removed] == ["conversion", "claim"]
+    assert there(store, stray)
+    assert [one.kind for one in later(store).removed] == ["conversion"], "the control: unclaimed"
+
+
+def old_conversion_young_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """An unreferenced conversion that looks a day old."""
+    stray = unreferenced(store)
+    real = type(store).walk
+
+    def aged(self: Store, prefix: str, *, after: str = ""):
+        for file in real(self, prefix, after=after):
+            old = file.path.startswith("conversions/")
+            yield dataclasses.replace(file, modified=file.modified - 86400) if old else file
+
+    monkeypatch.setattr(type(store), "walk", aged)
+    return stray
+
+
+def test_a_publisher_that_claims_while_the_collector_looks_wins(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    stray = old_conversion_young_claim(store, monkeypatch)
+    claim = claimed(store, SLUG, stray.key)
+    real = gc._Run._referenced
+
+    def claims_first(self: gc._Run, slug: str) -> set[str]:
+        keys = real(self, slug)
+        monkeypatch.setattr(gc._Run, "_referenced", real)
+        claim.__enter__()  # between the collector's first look and its mark
+        return keys
+
+    monkeypatch.setattr(gc._Run, "_referenced", claims_first)
+    found = collect(store, before=time.time() - HOUR, now=time.time())
+    assert found.removed == ()
+    assert found.kept == (f"{conversion_folder(SOURCE, stray.key)}: a publish claims it",)
+    claim.__exit__(None, None, None)
+    assert there(store, stray)
+    assert store.names("collecting") == [], "the mark was taken back"
+
+
+def test_a_channel_that_names_it_after_the_first_look_saves_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    stray = old_conversion_young_claim(store, monkeypatch)
+    real = gc._Run._referenced
+
+    def points_first(self: gc._Run, slug: str) -> set[str]:
+        keys = real(self, slug)
+        monkeypatch.setattr(gc._Run, "_referenced", real)
+        folder = channel_folder(SOURCE, stray.variant, "latest")
+        advance(store, folder, manifest_digest=stray.digest, key=stray.key)
+        return keys
+
+    monkeypatch.setattr(gc._Run, "_referenced", points_first)
+    found = collect(store, before=time.time() - HOUR, now=time.time())
+    assert [kept.rpartition(": ")[2] for kept in found.kept] == ["a channel names it by now"]
+    assert there(store, stray)
+
+
+def test_a_publisher_that_comes_while_it_is_collected_is_told_to_come_again(store: Store):
+    stray = unreferenced(store)
+    store.put_new(marker_path(SLUG, stray.key), b"{}")
+    with pytest.raises(StoreUnavailableError, match="Run again in a minute"):
+        point_channel(store, stray, channel="latest")
+    assert store.names("channels") == []
+    assert list(store.walk("publishing")) == [], "the claim was given back"
+    store.remove([marker_path(SLUG, stray.key)])
+
+
+def test_a_conversion_that_was_collected_since_it_was_found_is_not_pointed_to(store: Store):
+    gone = example_manifest(files=(), options={"n": "gone"})
+    with pytest.raises(StoreUnavailableError, match="gc has collected it"):
+        point_channel(store, gone, channel="latest")
+    assert store.names("channels") == []
+
+
+def test_two_collectors_do_not_work_on_one_conversion(store: Store):
+    stray = unreferenced(store)
+    store.put_new(marker_path(SLUG, stray.key), b"{}")
+    now = time.time() + 0.5 * HOUR
+    found = collect(store, before=time.time() + 60, now=now)
+    assert [kept.rpartition(": ")[2] for kept in found.kept] == ["another gc is at it"]
+    assert there(store, stray)
+
+
+def test_the_mark_of_a_killed_collector_is_taken_over(store: Store):
+    stray = unreferenced(store)
+    store.put_new(marker_path(SLUG, stray.key), b"{}")
+    assert [one.kind for one in later(store).removed] == ["conversion"]
+    assert list(store.walk("collecting")) == []
+    assert not there(store, stray)
+
+
+def test_claims_and_marks_of_the_dead_are_removed(store: Store):
+    store.put_new(f"{claim_prefix(SLUG, '0' * 64)}dead.json", b"{}")
+    store.put_new(marker_path(SLUG, "1" * 64), b"{}")
+    assert [one.kind for one in later(store).removed] == ["claim", "claim"]
+    assert list(store.walk("")) == [f for f in store.walk("") if f.path.startswith("probe/")]
+
+
+def test_a_channel_that_can_not_be_read_keeps_everything_of_its_source(store: Store):
+    stray = unreferenced(store)
+    store.put_new(f"{channel_folder(SOURCE, stray.variant, 'latest')}/0000000001.json", b"{")
+    found = later(store)
+    assert found.removed == ()
+    assert "expected JSON" in found.damaged[0]
+    assert there(store, stray)
+
+
+def test_temporary_files_of_killed_writers_go_when_they_are_old(tmp_path: Path):
+    store = FileStore(root=tmp_path)
+    put(store, 1)
+    (tmp_path / "conversions" / ".tmp-dead").write_bytes(b"half")
+    assert later(store, hours=0.5).removed == ()
+    assert [one.kind for one in later(store).removed] == ["upload"]
+    assert not (tmp_path / "conversions" / ".tmp-dead").exists()
+
+
+def test_unfinished_uploads_go_when_they_are_old(
+    swift_server: S3Server, aws_env: Callable[[S3Server], S3Server]
+):
+    server = aws_env(swift_server)
+    store = S3Store.at(f"s3://{server.bucket}/{uuid.uuid4().hex}")
+    begin_upload(server, store, f"conversions/{SLUG}/{'0' * 64}/model/1/model.pt")
+    assert later(store, hours=0.5).removed == ()
+    assert [one.kind for one in later(store).removed] == ["upload"]
+    assert list(store.uploads()) == []
+
+
+def old_and_unreferenced(store: FileStore, options: dict[str, str]) -> Manifest:
+    plain = example_manifest(files=(), options=options)
+    manifest = dataclasses.replace(plain, key=key_of(plain))
+    path = f"{conversion_folder(SOURCE, manifest.key)}/manifest.json"
+    store.put_new(path, manifest.to_bytes())
+    then = time.time() - 86400
+    os.utime(store.root / path, (then, then))
+    return manifest
+
+
+def test_publishers_and_collectors_at_full_speed_never_leave_a_channel_without_its_conversion(
+    tmp_path: Path,
+):
+    """Two collectors take what nobody claims while publishers point channels to the very same."""
+    store = FileStore(root=tmp_path / "store")
+    errors: list[BaseException] = []
+    collected: list[str] = []
+    stop = threading.Event()
+
+    def collecting() -> None:
+        while not stop.is_set():
+            now = time.time()
+            collected.extend(one.path for one in collect(store, before=now - HOUR, now=now).removed)
+
+    def publishing(name: str) -> None:
+        for number in range(40):
+            manifest = old_and_unreferenced(store, {"n": f"{name} {number}"})
+            try:
+                point_channel(store, manifest, channel=name)
+            except StoreUnavailableError:
+                continue  # collected, or being collected: said so, and nothing points to it
+            except BaseException as error:
+                errors.append(error)
+
+    collectors = [threading.Thread(target=collecting) for _ in range(2)]
+    publishers = [threading.Thread(target=publishing, args=(name,)) for name in ("a", "b", "c")]
+    for thread in (*collectors, *publishers):
+        thread.start()
+    for thread in publishers:
+        thread.join()
+    stop.set()
+    for thread in collectors:
+        thread.join()
+    assert errors == []
+    assert collected, "the collectors never met an unclaimed conversion: nothing was tested"
+    for published in find_variants(store):
+        for number in range(1, published.number + 1):
+            key = read_entry(store, published.folder, number).key
+            assert store.read(f"{conversion_folder(SOURCE, key)}/manifest.json")
+
+
+# The command line
+
+
+def age(root: Path, days: float) -> None:
+    then = time.time() - days * 86400
+    for path in root.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_the_command_says_what_it_would_do_and_does_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    store = FileStore(root=tmp_path / "store")
+    put(store, 1)
+    stray = unreferenced(store)
+    arguments = ["gc", "--store", str(tmp_path / "store")]
+    age(tmp_path / "store", 6)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "0 removed, 0.0 MB, 0 kept\n"
+    age(tmp_path / "store", 8)
+    assert main([*arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"conversion  {conversion_folder(SOURCE, stray.key)}  1 files" in out
+    assert "1 would be removed" in out
+    assert there(store, stray)
+    assert main([*arguments, "--json"]) == 0
+    assert '"kind": "conversion"' in capsys.readouterr().out
+    assert not there(store, stray)
+
+
+def test_the_command_ends_with_1_where_a_channel_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    store = FileStore(root=tmp_path / "store")
+    stray = unreferenced(store)
+    store.put_new(f"{channel_folder(SOURCE, stray.variant, 'latest')}/0000000001.json", b"{")
+    age(tmp_path / "store", 8)
+    assert main(["gc", "--store", str(tmp_path / "store")]) == 1
+    assert "all kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["7", "0d", "30m", "-1d", "59m", "d", ""])
+def test_a_grace_time_that_is_none_or_too_short_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main(["gc", "--store", "x", f"--older-than={text}"])
+    assert "expected an age from 1h" in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Clients for S3, configured by the standard AWS environment and files and by nothing else.
+
+boto3's classic transfer client moves every artifact and does what needs S3 itself; s3fs is the
+file view: listing a folder, reading something small. Endpoint, region, profile, role, retries,
+checksums and addressing come from the ``AWS_*`` variables and ``~/.aws``. Encryption is the
+bucket's default; another KMS key is named once in fsspec's own configuration
+(``s3_additional_kwargs``), which s3fs reads and which is honoured for every write here. No ACL is
+ever sent: buckets of today refuse them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracefleet.errors import StoreError
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
+    from botocore.config import Config
+    from botocore.session import Session
+
+#: Upload and download in pieces of this size: large enough that a request's overhead vanishes,
+#: and above S3's minimum of 5 MiB for a part.
+PART_BYTES = 16 << 20
+#: S3 takes 10,000 parts at most (S3 User Guide, "Amazon S3 multipart upload limits").
+_MOST_PARTS = 10_000
+#: Pieces in memory at once, in bytes: what bounds a transfer of any size.
+_IN_FLIGHT_BYTES = 160 << 20
+_THREADS = 8
+#: Measured: with 'standard' and 6 attempts every transport fault tried was survived.
+_ATTEMPTS = 6
+_RETRIES = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
+_ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The clients of one process.
+
+    Attributes:
+        s3: boto3's client.
+        once: another one, whose PutObject and CompleteMultipartUpload only ever create.
+        files: s3fs' file view.
+        extra: what goes with every write: encryption.
+    """
+
+    s3: Any
+    once: Any
+    files: Any
+    extra: dict[str, str]
+
+
+def connect(config: Config | None = None) -> Connection:
+    """Return clients for this process; nothing is sent yet.
+
+    Args:
+        config: of botocore; goes over ours and the environment's.
+
+    Raises:
+        StoreError: boto3 or s3fs is not installed.
+        ProfileNotFound, ConfigParseError: the AWS configuration is wrong (botocore).
+    """
+    try:
+        import boto3
+        import botocore.session
+        import s3fs
+        from botocore.config import Config
+    except ImportError as error:
+        raise StoreError(
+            f"s3:// stores need boto3 and s3fs, got: {error}. Install them: "
+            "pip install 'tracefleet[s3]'"
+        ) from error
+    core = botocore.session.Session()
+    own = Config(
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=2 * _THREADS,
+        tcp_keepalive=True,
+        retries=_retries(core),
+    )
+    merged = own.merge(config) if config else own
+    session = boto3.Session(botocore_session=core)
+    settings = {
+        name: getattr(merged, name)
+        for name in ("connect_timeout", "read_timeout", "max_pool_connections")
+    }
+    if merged.retries is not None:
+        # s3fs retries five times by itself what is below it: two attempts each are enough.
+        settings["retries"] = {**merged.retries, "total_max_attempts": 2}
+    # Cached listings hide what others write; cached instances keep an old endpoint.
+    files = s3fs.S3FileSystem(
+        use_listings_cache=False, skip_instance_cache=True, config_kwargs=settings
+    )
+    extra = {k: v for k, v in files.s3_additional_kwargs.items() if k in _ENCRYPTION}
+    return Connection(
+        s3=session.client("s3", config=merged),
+        once=_creating(session.client("s3", config=merged)),
+        files=files,
+        extra=extra,
+    )
+
+
+def presigning_client(config: Config | None = None) -> Any:
+    """Return a client that signs URLs by SigV4: by itself boto3 may still choose SigV2 here."""
+    import boto3
+    from botocore.config import Config
+
+    signing = Config(signature_version="s3v4")
+    # A session of its own: boto3's default one keeps the first credentials that it met.
+    session = boto3.session.Session()
+    return session.client("s3", config=config.merge(signing) if config else signing)
+
+
+def transfer_config(size: int) -> TransferConfig:
+    """Return how to move ``size`` bytes: pieces sized to it, a bounded number of them at once."""
+    from boto3.s3.transfer import TransferConfig
+
+    part = max(PART_BYTES, -(-size // (_MOST_PARTS << 20)) << 20)  # whole MiB
+    config = TransferConfig(
+        multipart_threshold=part,
+        multipart_chunksize=part,
+        max_concurrency=_THREADS,
+        io_chunksize=1 << 20,
+        max_io_queue=32,
+        # Never 'auto': where awscrt is installed, on the very hosts that have Neuron devices, it
+        # sends everything to AWS whatever endpoint is configured (boto3 issue 4839).
+        preferred_transfer_client="classic",
+    )
+    config.max_in_memory_upload_chunks = max(2, _IN_FLIGHT_BYTES // part)
+    config.max_in_memory_download_chunks = max(2, _IN_FLIGHT_BYTES // part)
+    return config
+
+
+def _retries(session: Session) -> dict[str, Any] | None:
+    """Return our retries, None where the environment or the AWS files say how to retry."""
+    named = {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys()
+    scoped = {"retry_mode", "max_attempts"} & session.get_scoped_config().keys()
+    return None if named or scoped else dict(_RETRIES)
+
+
+def _creating(client: Any) -> Any:
+    """Make a client's writes conditional: its transfers take no IfNoneMatch by themselves."""
+
+    def only_create(params: dict[str, Any], **_: object) -> None:
+        params["IfNoneMatch"] = "*"
+
+    for operation in ("PutObject", "CompleteMultipartUpload"):
+        client.meta.events.register(f"provide-client-params.s3.{operation}", only_create)
+    client.meta.events.register("needs-retry.s3", _again_after_conflict)
+    return client
+
+
+def _again_after_conflict(response: Any, attempts: int, **_: object) -> float | None:
+    """Retry a conditional write that met another one under way, as the S3 API asks for.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, "If-None-Match": 409
+    ConditionalRequestConflict is to be retried. botocore does not do it by itself.
+    """
+    code = response[1].get("Error", {}).get("Code") if response else None
+    if code == "ConditionalRequestConflict" and attempts < _ATTEMPTS:
+        return float(0.1 * 2**attempts)
+    return None
