@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test lint serve-s3 bench format clean help
+.PHONY: demo test soak lint serve-s3 bench format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test: $(STAMP)  ## every test, with coverage
 	$(BIN)/python -W ignore -m coverage combine --quiet
 	@rm -f .coverage.*
 	$(BIN)/python -m coverage report
+
+soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store, all steps
+	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -1,0 +1,200 @@
+"""Publishers that are killed: at any moment, at every step; and readers that watch all the while.
+
+``make test`` kills a few; ``make soak`` sets TRACEFLEET_SOAK, which kills hundreds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tasks.gc import collect
+from tasks.publish import publish
+from tests import crash_child
+from tests.crash_child import BUNDLE_BYTES, Death
+from tests.s3_servers import S3Server
+from tests.store_support import check_never_half, conversion, look, normalised
+from tracefleet import s3_client
+from tracefleet.errors import NoSuchVariantError
+from tracefleet.file_store import FileStore
+from tracefleet.store import Store
+
+SOAK = int(os.environ.get("TRACEFLEET_SOAK", "0"))
+MOMENTS = SOAK or 12
+#: Every nth step is a place to die; all of them in the soak.
+EVERY = 1 if SOAK else 5
+KILLED = -signal.SIGKILL
+
+pytestmark = pytest.mark.timeout(3600 if SOAK else 600)
+
+
+@dataclass
+class Watcher:
+    """A reader that reads the channel over and over, every byte of it, and remembers trouble."""
+
+    store: Store
+    seen: list[int] = field(default_factory=list)
+    trouble: list[BaseException] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Watcher:
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.seen.append(look(self.store).number)
+            except NoSuchVariantError:
+                if self.seen:
+                    raise
+            except BaseException as error:
+                self.trouble.append(error)
+            time.sleep(0.02)
+
+    def check(self) -> None:
+        assert self.trouble == []
+        assert self.seen, "the reader never saw anything"
+        assert self.seen == sorted(self.seen), "the channel went back"
+
+
+@pytest.fixture(params=["file", "swift"])
+def url(
+    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
+) -> Iterator[str]:
+    before = s3_client.PART_BYTES
+    if request.param == "file":
+        yield str(tmp_path / "store")
+    else:
+        server = aws_env(request.getfixturevalue("swift_server"))
+        yield f"s3://{server.bucket}/{uuid.uuid4().hex}"
+    s3_client.PART_BYTES = before
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One store through many deaths; the nth publishes the nth conversion."""
+
+    url: str
+    work: Path
+    store: Store
+    killed: int = 0
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.context = crash_child.server()
+
+    def run(self, death: Death | None = None, *, seconds: float | None = None) -> None:
+        """Publish the next conversion, die on the way, look, publish it again."""
+        self.number += 1
+        manifest, _ = conversion(self.work / "mine", self.number, size=BUNDLE_BYTES)
+        process = crash_child.start(self.context, self.url, self.work / "its", self.number, death)
+        if seconds is not None:
+            time.sleep(seconds)
+            process.kill()
+        process.join()
+        self.killed += process.exitcode == KILLED
+        assert process.exitcode in (0, KILLED)
+        check_never_half(self.store, manifest)
+        again = crash_child.start(self.context, self.url, self.work / "its", self.number)
+        again.join()
+        assert again.exitcode == 0, "the rerun failed"
+        assert check_never_half(self.store, manifest), "the rerun did not complete it"
+        assert look(self.store).key == manifest.key
+
+    def check_end(self, undisturbed: Path) -> None:
+        """The store has to be what it would be without any death."""
+        calm = FileStore(root=undisturbed)
+        for number in range(1, self.number + 1):
+            manifest, files = conversion(self.work / "calm", number, size=BUNDLE_BYTES)
+            publish(calm, manifest, files, channel="latest")
+        assert normalised(self.store) == normalised(calm)
+        now = time.time() + 7 * 86400
+        collect(self.store, before=now - 86400, now=now)
+        roots = {file.path.split("/")[0] for file in self.store.walk("")}
+        assert roots <= {"conversions", "channels", "probe"}, "a death left something for good"
+        assert normalised(self.store) == normalised(calm), "gc took what is referenced"
+        assert list(self.store.uploads()) == []
+
+
+@pytest.fixture
+def trial(url: str, tmp_path: Path) -> Trial:
+    return Trial(url=url, work=tmp_path / "work", store=crash_child.opened(url))
+
+
+def how_long(trial: Trial) -> float:
+    """Measure an undisturbed publish, start of the process included."""
+    trial.run()  # the first one starts the fork server
+    started = time.monotonic()
+    trial.number += 1
+    process = crash_child.start(trial.context, trial.url, trial.work / "its", trial.number)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - started
+
+
+def test_death_at_any_moment_is_never_seen_and_a_rerun_completes(trial: Trial, tmp_path: Path):
+    seed = random.SystemRandom().randrange(1 << 32)
+    moments = random.Random(seed)
+    whole = how_long(trial)
+    with Watcher(crash_child.opened(trial.url)) as watcher:
+        for _ in range(MOMENTS):
+            trial.run(seconds=moments.uniform(0.0, 1.1 * whole))
+    watcher.check()
+    print(f"seed {seed}: {trial.killed} of {MOMENTS} killed within {whole:.2f} s")
+    assert trial.killed >= MOMENTS // 3, f"seed {seed}: most came to their end: {trial.killed}"
+    trial.check_end(tmp_path / "undisturbed")
+
+
+def test_death_at_every_step_is_never_seen_and_a_rerun_completes(
+    trial: Trial, tmp_path: Path, url: str
+):
+    count = (Path(url) if not url.startswith("s3://") else tmp_path) / "count"
+    count.parent.mkdir(parents=True, exist_ok=True)
+    trial.run()  # later ones find the folders there
+    trial.run(Death(step=-1, after=False, count=count))
+    steps = int(count.read_text())
+    count.unlink()
+    assert steps >= 20, "a publish has more steps than that: nothing was watched"
+    deaths = [
+        Death(step=step, after=after, count=count)
+        for step in range(0, steps, EVERY)
+        for after in ([False, True] if url.startswith("s3://") else [False])
+    ]
+    with Watcher(crash_child.opened(trial.url)) as watcher:
+        for death in deaths:
+            trial.run(death)
+    watcher.check()
+    print(f"{trial.killed} deaths at {steps} steps")
+    assert trial.killed == len(deaths)
+    count.unlink(missing_ok=True)
+    trial.check_end(tmp_path / "undisturbed")
+
+
+def test_the_watcher_sees_a_conversion_that_is_half_there(url: str, tmp_path: Path):
+    """The negative control: a publisher that points the channel before the files are there."""
+    store = crash_child.opened(url)
+    manifest, files = conversion(tmp_path / "work", 1)
+    publish(store, manifest, files, channel="latest")
+    with Watcher(store) as watcher:
+        bundle = next(file.path for file in store.walk("") if file.path.endswith("model.pt"))
+        whole = store.read(bundle)
+        time.sleep(0.3)
+        store.put_over(bundle, whole[:-1])
+        time.sleep(0.5)
+    with pytest.raises(AssertionError):
+        watcher.check()

@@ -1,0 +1,108 @@
+"""Sixteen processes at once: one manifest for one key, and no pointer update that is lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from tasks.publish import publish
+from tests import crash_child
+from tests.reader_support import SOURCE, example_manifest
+from tests.s3_servers import S3Server
+from tests.store_support import conversion, look, normalised
+from tracefleet import s3_client
+from tracefleet.channel import channel_folder, read_entry
+from tracefleet.file_store import FileStore
+from tracefleet.store import Store
+
+RACERS = 16
+ROUNDS = int(os.environ.get("TRACEFLEET_SOAK", "0")) // 20 or 1
+#: Two parts, so that completions race too.
+BYTES = 6_000_000
+
+
+@pytest.fixture(params=["file", "swift", "moto"])
+def url(
+    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
+) -> Iterator[str]:
+    before = s3_client.PART_BYTES
+    if request.param == "file":
+        yield str(tmp_path / "store")
+    else:
+        server = aws_env(request.getfixturevalue(f"{request.param}_server"))
+        yield f"s3://{server.bucket}/{uuid.uuid4().hex}"
+    s3_client.PART_BYTES = before
+
+
+def publish_both(
+    url: str, work: Path, common: int, own: int, barrier: Barrier, environment: dict[str, str]
+) -> None:
+    """Publish the conversion that all publish, then one's own, into the same channel."""
+    os.environ.clear()
+    os.environ.update(environment)
+    store = crash_child.opened(url)
+    same = conversion(work / f"{own}-common", common, size=BYTES)
+    mine = conversion(work / f"{own}-own", own)
+    barrier.wait(120)
+    publish(store, *same, channel="latest")
+    barrier.wait(120)
+    publish(store, *mine, channel="latest")
+
+
+def run(context: ForkServerContext, url: str, work: Path, first: int) -> None:
+    barrier = context.Barrier(RACERS)
+    processes = [
+        context.Process(
+            target=publish_both,
+            args=(url, work, first, first + 1 + index, barrier, dict(os.environ)),
+        )
+        for index in range(RACERS)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * RACERS
+
+
+def log_of(store: Store) -> list[tuple[str, int | None]]:
+    """Key and previous number of every entry of the channel, in order; refuses gaps."""
+    newest = look(store).number
+    folder = channel_folder(SOURCE, example_manifest().variant, "latest")
+    assert store.names(folder) == [f"{number:010d}.json" for number in range(1, newest + 1)]
+    entries = [read_entry(store, folder, number) for number in range(1, newest + 1)]
+    return [(entry.key, entry.previous) for entry in entries]
+
+
+def test_of_one_key_there_is_one_manifest_and_no_update_of_the_channel_is_lost(
+    url: str, tmp_path: Path
+):
+    store, context = crash_child.opened(url), crash_child.server()
+    calm = FileStore(root=tmp_path / "calm")
+    groups: list[set[str]] = []  # in each round first the common one, then everybody's own
+    for round_ in range(ROUNDS):
+        first = 100 * round_
+        run(context, url, tmp_path / "its", first)
+        common = conversion(tmp_path / "mine", first, size=BYTES)
+        publish(calm, *common, channel="latest")
+        own = [conversion(tmp_path / "mine", first + 1 + index) for index in range(RACERS)]
+        groups += [{common[0].key}, {manifest.key for manifest, _ in own}]
+    log = log_of(store)
+    assert len(log) == ROUNDS * (RACERS + 1), "an update was lost, or one was made twice"
+    assert [previous for _, previous in log] == [None, *range(1, len(log))]
+    keys = iter(key for key, _ in log)
+    for group in groups:
+        assert set(itertools.islice(keys, len(group))) == group
+    ours = normalised(store)
+    common_files = {p: d for p, d in normalised(calm).items() if p.startswith("conversions/")}
+    assert common_files.items() <= ours.items()
+    assert len([path for path in ours if path.endswith("manifest.json")]) == len(log)
+    assert list(store.uploads()) == []
+    assert list(store.walk("publishing")) == []
