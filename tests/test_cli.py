@@ -21,6 +21,7 @@ from tests.reader_support import (
     tiny_seq2seq_bundle,
     tokenizer_json,
 )
+from tracefleet import commands
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
 from tracefleet.file_store import FileStore
@@ -83,6 +84,43 @@ def test_list_as_json_has_whole_values_and_takes_filters(
     assert (line["key"], line["size"], line["lengths"]) == (other.key, size, [4, 8])
     assert len(run_json(capsys, "list", store.url)) == 2
     assert run_json(capsys, "list", store.url, "--channel", "stable") == []
+
+
+def test_list_goes_on_where_it_was_told(
+    store: FileStore, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(commands, "_PAGE", 2)
+    for number in range(5):
+        publish(store, source=f"hf://acme/model-{number}", bundle=b"no model")
+    everything = run_json(capsys, "list", store.url)
+    assert [line["source"][-1] for line in everything] == list("01234")
+    assert main(["list", store.url]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 6, "one header, however many pages"
+    assert len({line.index("latest") for line in table[1:]}) == 1, "the columns are aligned"
+    assert main(["list", store.url, "--limit", "3"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == table[:4]
+    after = captured.err.removeprefix("more: --after ").strip()
+    assert main(["list", store.url, "--after", after]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [table[0], *table[4:]]
+    assert captured.err == ""
+
+
+def test_list_reads_a_page_and_no_more(store: FileStore, monkeypatch: pytest.MonkeyPatch):
+    for number in range(5):
+        publish(store, source=f"hf://acme/model-{number}", bundle=b"no model")
+    read: list[str] = []
+    real = FileStore.read
+
+    def note(self: FileStore, path: str) -> bytes:
+        read.append(path)
+        return real(self, path)
+
+    monkeypatch.setattr(FileStore, "read", note)
+    assert main(["list", store.url, "--limit", "2"]) == 0
+    assert len(read) == 4, "an entry and a manifest for each row"
 
 
 def test_list_of_nothing_says_so(store: FileStore, capsys: Capture):
@@ -288,6 +326,8 @@ def test_a_channel_that_is_no_name_is_refused(
         ["show", "store"],
         ["run", "store", "source"],
         ["list", "s", "--batch", "x"],
+        ["list", "s", "--limit", "0"],
+        ["list", "s", "--limit", "-1"],
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: list[str], capsys: Capture):

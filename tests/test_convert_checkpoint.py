@@ -118,7 +118,7 @@ def test_network_errors_are_tried_again_and_refusals_are_not(checkpoint, tmp_pat
     assert len(calls) == 1
 
 
-def test_only_foreign_errors_are_transient():
+def test_only_foreign_errors_and_a_store_that_does_not_answer_are_transient():
     from prefect.states import Completed, Failed
 
     def failed(error: Exception) -> Any:
@@ -126,6 +126,8 @@ def test_only_foreign_errors_are_transient():
 
     task: Any = None
     assert _is_transient(task, task, failed(ConnectionError("x")))
+    assert _is_transient(task, task, failed(tracefleet.StoreUnavailableError("x")))
+    assert not _is_transient(task, task, failed(tracefleet.StoreError("x")))
     assert not _is_transient(task, task, failed(RequestError("x")))
     assert not _is_transient(
         task, task, failed(tracefleet.DigestMismatchError("f", expected="a", got="b"))

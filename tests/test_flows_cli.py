@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
+import tracefleet
 from flows.__main__ import main
+from tests.s3_servers import S3Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +49,30 @@ def test_convert_then_again_in_real_processes(checkpoint, tmp_path):
     as_json = json.loads(_flows(*arguments, "--json", "--quiet").stdout)
     assert as_json["status"] == "already published"
     assert as_json["manifest"]["lengths"] == [8, 16]
+
+
+def test_convert_to_s3_then_again_and_open_from_there(
+    checkpoint, swift_server: S3Server, aws_env, monkeypatch: pytest.MonkeyPatch
+):
+    server = aws_env(swift_server)
+    store, source = f"s3://{server.bucket}/{uuid.uuid4().hex}", f"file://{checkpoint('bert-cls')}"
+    arguments = (
+        "convert", "--source", source, "--task", "text-classification", "--lengths", "8,16",
+        "--store", store,
+    )  # fmt: skip
+    first = _flows(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert f"at       {store}/conversions/" in first.stdout
+    second = _flows(*arguments)
+    assert "no weights were read" in second.stderr
+    assert tracefleet.open(store, source)([[5, 6, 7]])["logits"].shape == (1, 3)
+    kinds = {file.path.split("/")[0] for file in tracefleet.open_store(store).walk("")}
+    assert kinds == {"attestations", "channels", "conversions", "probe", "reports"}
+    refused = _flows(*arguments[:-1], "s3://no-such-bucket/models")
+    assert refused.returncode == 1
+    assert "NoSuchBucket" in refused.stderr
+    assert "Create the bucket" in refused.stderr
+    assert "tracing" not in refused.stderr, "refused before any work"
 
 
 def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):

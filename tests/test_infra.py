@@ -192,7 +192,11 @@ def test_the_bucket_policy_wants_tls_and_conditional_writes():
         "Null": {"s3:if-none-match": "true"},
         "Bool": {"s3:ObjectCreationOperation": "true"},
     }
-    for key in ("conversions/hf--a/0f/manifest.json", "channels/hf--a/v/latest/0000000001.json"):
+    for key in (
+        "conversions/hf--a/0f/manifest.json",
+        "conversions/hf--a/0f/model/1/model.pt",
+        "channels/hf--a/v/latest/0000000001.json",
+    ):
         assert any(
             fnmatchcase(f"{BUCKET_ARN}/team/fleet/{key}", pattern)
             for pattern in conditional["Resource"]

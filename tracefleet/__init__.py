@@ -8,11 +8,11 @@
     model.lengths                               # (32, 64, 128, 256): you never choose among them
     model.manifest.validation.verdict           # 'validated'
 
-A conversion holds one traced graph for each standard length, with the weights once. ``open``
-follows the channel (``latest``) to its manifest, checks every file by sha256, and only then loads.
-``load_manifest`` reads what a conversion is without its weights, ``verify`` checks a published
-channel, ``pull`` copies a conversion to a folder for C++ or Triton. On the command line:
-``tracefleet --help``.
+A store is a folder or ``s3://bucket/prefix``. A conversion holds one traced graph for each
+standard length, with the weights once. ``open`` follows the channel (``latest``) to its manifest,
+checks every file by sha256, and only then loads. ``load_manifest`` reads what a conversion is
+without its weights, ``verify`` checks a published channel, ``pull`` copies a conversion to a folder
+for C++ or Triton. On the command line: ``tracefleet --help``.
 
 Everything that can go wrong is an `ArtifactError`, or a `ValueError` for a wrong input. Importing
 this package imports nothing but the standard library; torch comes with the first ``open``.
@@ -30,12 +30,14 @@ from tracefleet.errors import (
     ManifestError,
     NoSuchVariantError,
     StoreError,
+    StoreUnavailableError,
 )
 from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest, Variant, parse
 from tracefleet.model import Model, Outputs
 from tracefleet.published import find, select
 from tracefleet.reader import load_manifest, open  # noqa: A004 - read as tracefleet.open
+from tracefleet.s3_store import S3Store
 from tracefleet.store import Store, open_store
 
 try:
@@ -54,8 +56,10 @@ __all__ = [
     "Model",
     "NoSuchVariantError",
     "Outputs",
+    "S3Store",
     "Store",
     "StoreError",
+    "StoreUnavailableError",
     "Variant",
     "find",
     "find_variants",
