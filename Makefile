@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test soak lint serve-s3 bench format clean help
+.PHONY: demo test soak lint serve-s3 bench bench-store format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,12 @@ cpp: $(STAMP)  ## build the C++ consumer and run it on ./store (needs g++)
 
 bench: $(STAMP)  ## whole conversion against the documented script, as ratios
 	$(BIN)/python -m benchmarks.conversion
+
+bench-store: $(STAMP)  ## a store on S3 against plain boto3, as ratios; needs 6 GB of disk
+	$(BIN)/python -m benchmarks.store
+
+bench-store: $(STAMP)  ## publish, pull and list on S3 against plain boto3
+	$(BIN)/python -m benchmarks.store
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) store .bench

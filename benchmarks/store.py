@@ -1,0 +1,354 @@
+"""``make bench-store``: publish, pull and list on S3, against plain boto3 with sha256.
+
+The server is OpenStack Swift on loopback (``infra.s3_server``). Each transfer runs in a fresh
+process, ours and the peer's interleaved; the clock runs around the transfer alone, checking
+included: the peer hashes the file before it sends it, and what it got after it came. Memory is the
+largest anonymous size over what the process had before: file-backed pages do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tracefleet.channel import ChannelEntry, channel_folder, conversion_folder, entry_path
+from tracefleet.manifest import (
+    BUNDLE_MEDIA_TYPE,
+    FileEntry,
+    InputSpec,
+    LengthVerdict,
+    Manifest,
+    OutputSpec,
+    Tolerance,
+    Toolchain,
+    Validation,
+    Variant,
+)
+from tracefleet.s3_store import S3Store
+
+WORK = Path(".bench/store")
+BUCKET = "tracefleet"
+PATH = "conversions/bench/model.pt"
+PREFIX, MANY = "bench", "many"
+SIDES = ("boto3", "tracefleet")
+
+
+def main() -> int:
+    """Measure, print the tables, write ``.bench/store/store.json``."""
+    options = _parser().parse_args()
+    if options.inside:
+        print(json.dumps(_INSIDE[options.inside](*options.arguments)))
+        return 0
+    WORK.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    with served():
+        for size in options.mb:
+            results[f"{size} MB"] = transfers(size, options.rounds)
+        if options.conversions:
+            results["list"] = listing(options.conversions)
+    (WORK / "store.json").write_text(json.dumps(results, indent=2))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=_numbers, default=[440, 1300], help="sizes (440,1300)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
+    parser.add_argument("--conversions", type=int, default=10_000, help="to list; 0: none")
+    parser.add_argument("--inside", choices=sorted(_INSIDE), help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+@contextmanager
+def served() -> Iterator[None]:
+    """Run the S3 server over an empty folder and point the AWS environment at it."""
+    folder = WORK / "s3-data"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "infra.s3_server", "--folder", str(folder), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    try:
+        for line in server.stdout:
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").strip().partition("=")
+                os.environ[name] = value
+            if line.startswith("export AWS_DEFAULT_REGION"):
+                break
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Publish and pull
+
+
+def transfers(size: int, rounds: int) -> dict[str, Any]:
+    """Move a file of ``size`` MB there and back, by both sides in turn."""
+    local = WORK / f"random-{size}"
+    sha256 = _random_file(local, size * 1_000_000)
+    taken: dict[str, list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for verb in ("publish", "pull"):
+            for side in SIDES:
+                found = _run_inside(f"{side}-{verb}", str(local), sha256)
+                taken.setdefault(f"{verb} {side}", []).append(found)
+                _clear()
+    local.unlink()
+    return _report(size, taken)
+
+
+def _report(size: int, taken: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    print(f"\n{size} MB{'':12}{'boto3 MB/s':>12}{'tracefleet':>12}{'ratio':>8}{'memory MB':>18}")
+    rows: dict[str, Any] = {}
+    for verb in ("publish", "pull"):
+        rates, memory = {}, {}
+        for side in SIDES:
+            rounds = taken[f"{verb} {side}"]
+            rates[side] = size / statistics.median(one["seconds"] for one in rounds)
+            memory[side] = max(one["memory"] for one in rounds) / 1e6
+        ratio = rates["tracefleet"] / rates["boto3"]
+        both = f"{memory['boto3']:.0f} / {memory['tracefleet']:.0f}"
+        print(
+            f"{verb:16}{rates['boto3']:>14.0f}{rates['tracefleet']:>12.0f}{ratio:>8.2f}{both:>18}"
+        )
+        rows[verb] = {"MB/s": rates, "ratio": ratio, "memory MB": memory}
+    return rows
+
+
+def _random_file(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for start in range(0, size, 1 << 24):
+            block = os.urandom(min(1 << 24, size - start))
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+def _clear() -> None:
+    """Let nobody find what another has left; the object is removed before each publish."""
+    for folder in (WORK / "cache", WORK / "target"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_inside(what: str, *arguments: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.store", "--inside", what, *arguments]
+    environment = {**os.environ, "TRACEFLEET_CACHE": str((WORK / "cache").absolute())}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    print(f"  {what} {json.loads(done.stdout)['seconds']:.1f} s", flush=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _measured(work: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds that ``work`` took and how much anonymous memory it added."""
+    before, peak, done = _anonymous(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        work()
+        seconds = time.perf_counter() - started
+    finally:
+        done.set()
+        watcher.join()
+    return {"seconds": seconds, "memory": max(0, peak[0] - before)}
+
+
+def _anonymous() -> int:
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) * 1024
+
+
+def _boto3_client() -> Any:
+    import boto3
+
+    client = boto3.session.Session().client("s3")
+    client.head_bucket(Bucket=BUCKET)
+    return client
+
+
+def _boto3_publish(local: str, sha256: str) -> dict[str, float]:
+    client, key = _boto3_client(), f"{PREFIX}/{PATH}"
+    client.delete_object(Bucket=BUCKET, Key=key)
+
+    def work() -> None:
+        with Path(local).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        assert digest == sha256
+        client.upload_file(local, BUCKET, key, ExtraArgs={"Metadata": {"sha256": digest}})
+
+    return _measured(work)
+
+
+def _boto3_pull(_local: str, sha256: str) -> dict[str, float]:
+    client, target = _boto3_client(), WORK / "target" / "model.pt"
+    target.parent.mkdir(parents=True)
+
+    def work() -> None:
+        client.download_file(BUCKET, f"{PREFIX}/{PATH}", str(target))
+        with target.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+    return _measured(work)
+
+
+def _our_publish(local: str, sha256: str) -> dict[str, float]:
+    store, path = S3Store.at(f"s3://{BUCKET}/{PREFIX}"), Path(local)
+    store.check_writable()
+    store.remove([PATH])
+    size = path.stat().st_size
+    return _measured(lambda: store.put_file(PATH, path, size=size, sha256=sha256))
+
+
+def _our_pull(local: str, sha256: str) -> dict[str, float]:
+    store, target = S3Store.at(f"s3://{BUCKET}/{PREFIX}"), WORK / "target" / "model.pt"
+    store.names("")
+    target.parent.mkdir(parents=True)
+    size = Path(local).stat().st_size
+    return _measured(lambda: store.place(PATH, target, size=size, sha256=sha256))
+
+
+_INSIDE: dict[str, Callable[..., dict[str, float]]] = {
+    "boto3-publish": _boto3_publish,
+    "boto3-pull": _boto3_pull,
+    "tracefleet-publish": _our_publish,
+    "tracefleet-pull": _our_pull,
+}
+
+
+# List
+
+
+def listing(number: int) -> dict[str, float]:
+    """Publish many tiny conversions, then time the commands that people type."""
+    url = f"s3://{BUCKET}/{MANY}"
+    _fill(url, number)
+    source = _source(number // 2)
+    timed = {
+        "start of the command": _seconds("--version"),
+        "list, first page": _seconds("list", url, lines=51),
+        "list --limit 50": _seconds("list", url, "--limit", "50"),
+        "show, of one source": _seconds("show", url, source),
+        "list, all": _seconds("list", url),
+    }
+    print(f"\n{number} conversions in one store")
+    for name, seconds in timed.items():
+        print(f"{name:24}{seconds:>8.2f} s")
+    return timed
+
+
+def _fill(url: str, number: int) -> None:
+    store, started = S3Store.at(url), time.monotonic()
+    store.check_writable()
+
+    def put(index: int) -> None:
+        manifest = _manifest(index)
+        folder = conversion_folder(manifest.source, manifest.key)
+        log = channel_folder(manifest.source, manifest.variant, "latest")
+        entry = ChannelEntry(
+            manifest=manifest.digest, key=manifest.key, previous=None, nonce=str(index)
+        )
+        store.put_over(f"{folder}/manifest.json", manifest.to_bytes())
+        store.put_over(entry_path(log, 1), entry.to_bytes())
+        if index % 1000 == 999:
+            print(f"  {index + 1} stored, {time.monotonic() - started:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(put, range(number)):
+            pass
+
+
+def _source(index: int) -> str:
+    return f"hf://fleet/model-{index:05d}"
+
+
+def _manifest(index: int) -> Manifest:
+    ids = InputSpec(name="input_ids", dtype="int64", axes=("batch", "length"), pad_value=0)
+    verdict = LengthVerdict(
+        length=128,
+        probes=20,
+        vacuous=(),
+        max_abs_error=1e-7,
+        max_rel_error=1e-7,
+        min_cosine=1.0,
+        top1_agreement=1.0,
+        passed=True,
+    )
+    digest = hashlib.sha256(str(index).encode()).hexdigest()
+    bundle = FileEntry(
+        path="model/1/model.pt", size=440_000_000, sha256=digest, media_type=BUNDLE_MEDIA_TYPE
+    )
+    return Manifest(
+        key=digest,
+        source=_source(index),
+        commit=digest[:40],
+        license=None,
+        variant=Variant(task="feature-extraction"),
+        lengths=(128,),
+        options={},
+        inputs=(ids,),
+        outputs=(OutputSpec(name="logits", dtype="float32", axes=("batch", "2")),),
+        tied_groups=(),
+        same_program=True,
+        files=(bundle,),
+        toolchain=Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0"),
+        recipe=1,
+        validation=Validation(
+            verdict="validated",
+            tolerance=Tolerance(atol=0.0, rtol=1e-5),
+            lengths=(verdict,),
+            negative_controls=("wrong-weight",),
+        ),
+    )
+
+
+def _seconds(*arguments: str, lines: int | None = None) -> float:
+    """Time a ``tracefleet`` command, or until it has printed so many lines."""
+    command = [sys.executable, "-m", "tracefleet.cli", *arguments]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    for number, _ in enumerate(process.stdout, start=1):
+        if number == lines:
+            break
+    seconds = time.perf_counter() - started if lines else 0.0
+    if lines:
+        process.kill()
+    code = process.wait()
+    if not lines and code:
+        raise RuntimeError(f"tracefleet {' '.join(arguments)} ended with {code}")
+    process.stdout.close()
+    return seconds or time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
