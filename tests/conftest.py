@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests import s3_servers, tiny
 from tests.hub_server import Hub, start
 from tests.s3_servers import S3Server
+from tracefleet import s3_client
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +97,23 @@ def aws_env(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], S3Server]:
         return server
 
     return point
+
+
+@pytest.fixture
+def store_url(
+    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
+) -> str:
+    """An empty store on what the test names (indirectly): file, swift or moto."""
+    if request.param == "file":
+        return str(tmp_path / "store")
+    server = aws_env(request.getfixturevalue(f"{request.param}_server"))
+    return f"s3://{server.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads in the smallest parts that S3 takes: small files go in several."""
+    monkeypatch.setattr(s3_client, "PART_BYTES", 5 << 20)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import random
 import signal
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +19,7 @@ from tasks.gc import collect
 from tasks.publish import publish
 from tests import crash_child
 from tests.crash_child import BUNDLE_BYTES, Death
-from tests.s3_servers import S3Server
 from tests.store_support import check_never_half, conversion, look, normalised
-from tracefleet import s3_client
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.file_store import FileStore
 from tracefleet.store import Store
@@ -34,7 +30,11 @@ MOMENTS = SOAK or 12
 EVERY = 1 if SOAK else 5
 KILLED = -signal.SIGKILL
 
-pytestmark = pytest.mark.timeout(3600 if SOAK else 600)
+pytestmark = [
+    pytest.mark.timeout(3600 if SOAK else 600),
+    pytest.mark.usefixtures("small_parts"),
+]
+ON_BOTH = pytest.mark.parametrize("store_url", ["file", "swift"], indirect=True)
 
 
 @dataclass
@@ -70,19 +70,6 @@ class Watcher:
         assert self.trouble == []
         assert self.seen, "the reader never saw anything"
         assert self.seen == sorted(self.seen), "the channel went back"
-
-
-@pytest.fixture(params=["file", "swift"])
-def url(
-    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
-) -> Iterator[str]:
-    before = s3_client.PART_BYTES
-    if request.param == "file":
-        yield str(tmp_path / "store")
-    else:
-        server = aws_env(request.getfixturevalue("swift_server"))
-        yield f"s3://{server.bucket}/{uuid.uuid4().hex}"
-    s3_client.PART_BYTES = before
 
 
 @dataclass(kw_only=True)
@@ -132,8 +119,8 @@ class Trial:
 
 
 @pytest.fixture
-def trial(url: str, tmp_path: Path) -> Trial:
-    return Trial(url=url, work=tmp_path / "work", store=crash_child.opened(url))
+def trial(store_url: str, tmp_path: Path) -> Trial:
+    return Trial(url=store_url, work=tmp_path / "work", store=crash_child.opened(store_url))
 
 
 def how_long(trial: Trial) -> float:
@@ -147,11 +134,12 @@ def how_long(trial: Trial) -> float:
     return time.monotonic() - started
 
 
+@ON_BOTH
 def test_death_at_any_moment_is_never_seen_and_a_rerun_completes(trial: Trial, tmp_path: Path):
     seed = random.SystemRandom().randrange(1 << 32)
     moments = random.Random(seed)
-    whole = how_long(trial)
     with Watcher(crash_child.opened(trial.url)) as watcher:
+        whole = how_long(trial)
         for _ in range(MOMENTS):
             trial.run(seconds=moments.uniform(0.0, 1.1 * whole))
     watcher.check()
@@ -160,10 +148,11 @@ def test_death_at_any_moment_is_never_seen_and_a_rerun_completes(trial: Trial, t
     trial.check_end(tmp_path / "undisturbed")
 
 
+@ON_BOTH
 def test_death_at_every_step_is_never_seen_and_a_rerun_completes(
-    trial: Trial, tmp_path: Path, url: str
+    trial: Trial, tmp_path: Path, store_url: str
 ):
-    count = (Path(url) if not url.startswith("s3://") else tmp_path) / "count"
+    count = (Path(store_url) if not store_url.startswith("s3://") else tmp_path) / "count"
     count.parent.mkdir(parents=True, exist_ok=True)
     trial.run()  # later ones find the folders there
     trial.run(Death(step=-1, after=False, count=count))
@@ -173,7 +162,7 @@ def test_death_at_every_step_is_never_seen_and_a_rerun_completes(
     deaths = [
         Death(step=step, after=after, count=count)
         for step in range(0, steps, EVERY)
-        for after in ([False, True] if url.startswith("s3://") else [False])
+        for after in ([False, True] if store_url.startswith("s3://") else [False])
     ]
     with Watcher(crash_child.opened(trial.url)) as watcher:
         for death in deaths:
@@ -185,9 +174,10 @@ def test_death_at_every_step_is_never_seen_and_a_rerun_completes(
     trial.check_end(tmp_path / "undisturbed")
 
 
-def test_the_watcher_sees_a_conversion_that_is_half_there(url: str, tmp_path: Path):
+@ON_BOTH
+def test_the_watcher_sees_a_conversion_that_is_half_there(store_url: str, tmp_path: Path):
     """The negative control: a publisher that points the channel before the files are there."""
-    store = crash_child.opened(url)
+    store = crash_child.opened(store_url)
     manifest, files = conversion(tmp_path / "work", 1)
     publish(store, manifest, files, channel="latest")
     with Watcher(store) as watcher:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import uuid
-from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -15,9 +13,7 @@ import pytest
 from tasks.publish import publish
 from tests import crash_child
 from tests.reader_support import SOURCE, example_manifest
-from tests.s3_servers import S3Server
 from tests.store_support import conversion, look, normalised
-from tracefleet import s3_client
 from tracefleet.channel import channel_folder, read_entry
 from tracefleet.file_store import FileStore
 from tracefleet.store import Store
@@ -26,19 +22,6 @@ RACERS = 16
 ROUNDS = int(os.environ.get("TRACEFLEET_SOAK", "0")) // 20 or 1
 #: Two parts, so that completions race too.
 BYTES = 6_000_000
-
-
-@pytest.fixture(params=["file", "swift", "moto"])
-def url(
-    request: pytest.FixtureRequest, tmp_path: Path, aws_env: Callable[[S3Server], S3Server]
-) -> Iterator[str]:
-    before = s3_client.PART_BYTES
-    if request.param == "file":
-        yield str(tmp_path / "store")
-    else:
-        server = aws_env(request.getfixturevalue(f"{request.param}_server"))
-        yield f"s3://{server.bucket}/{uuid.uuid4().hex}"
-    s3_client.PART_BYTES = before
 
 
 def publish_both(
@@ -81,15 +64,17 @@ def log_of(store: Store) -> list[tuple[str, int | None]]:
     return [(entry.key, entry.previous) for entry in entries]
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("store_url", ["file", "swift", "moto"], indirect=True)
 def test_of_one_key_there_is_one_manifest_and_no_update_of_the_channel_is_lost(
-    url: str, tmp_path: Path
+    store_url: str, tmp_path: Path
 ):
-    store, context = crash_child.opened(url), crash_child.server()
+    store, context = crash_child.opened(store_url), crash_child.server()
     calm = FileStore(root=tmp_path / "calm")
     groups: list[set[str]] = []  # in each round first the common one, then everybody's own
     for round_ in range(ROUNDS):
         first = 100 * round_
-        run(context, url, tmp_path / "its", first)
+        run(context, store_url, tmp_path / "its", first)
         common = conversion(tmp_path / "mine", first, size=BYTES)
         publish(calm, *common, channel="latest")
         own = [conversion(tmp_path / "mine", first + 1 + index) for index in range(RACERS)]

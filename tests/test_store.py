@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.reader_support import put_rounds, put_same_file, race
+from tracefleet.durable import sha256_of
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
-from tracefleet.file_store import FileStore, sha256_of
+from tracefleet.file_store import FileStore
 from tracefleet.store import Store, open_store
 
 

@@ -38,9 +38,7 @@ SHORT = Config(
 Conversion = tuple[Manifest, dict[str, Path]]
 
 
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(s3_client, "PART_BYTES", 5 << 20)
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 
+from tracefleet.durable import flush, open_checked
 from tracefleet.errors import DigestMismatchError, StoreError
-from tracefleet.streams import CheckedSink, Sink, check_digest, copy
+from tracefleet.streams import CheckedSink, Sink, copy
 
 DEFAULT_GB = 50.0
 #: A download that nobody has written to for so long was killed.
@@ -95,18 +96,13 @@ class Cache:
         """
         blob = self.blob(sha256)
         try:
-            handle = blob.open("rb")
+            handle = open_checked(blob, str(blob), size=size, sha256=sha256)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        try:
-            check_digest(str(blob), (size, sha256), (handle.tell(), digest))
         except DigestMismatchError as error:
-            handle.close()
             logger.warning("removed from the cache: %s", error)
             blob.unlink(missing_ok=True)
             return None
-        handle.seek(0)
         with suppress(OSError):
             os.utime(blob)  # used now: evicted last
         return handle
@@ -147,8 +143,7 @@ class Cache:
             target.unlink()  # evicted and downloaded again since
         with target.open("xb") as file:
             copy(handle, file)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
 
     def _download(
         self, path: str, download: Callable[[Sink], None], size: int, sha256: str

@@ -10,8 +10,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from tracefleet.durable import TEMP_PREFIX
 from tracefleet.errors import StoreError
-from tracefleet.file_store import TEMP_PREFIX
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest, needed, remember
 from tracefleet.store import Store

@@ -7,23 +7,29 @@ a file meanwhile; ``os.link`` of a finished file has one winner and shows it who
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
+from tracefleet.durable import (
+    TEMP_PREFIX,
+    created,
+    discard,
+    flush,
+    free_bytes,
+    open_checked,
+    remove_empty,
+    sha256_of,
+    sync,
+    temp_in,
+)
 from tracefleet.errors import StoreError
 from tracefleet.manifest import check_relative
 from tracefleet.store import Stored, Upload
-from tracefleet.streams import CheckedReader, CheckedSink, Sink, check_digest, copy
-
-TEMP_PREFIX = ".tmp-"
+from tracefleet.streams import CheckedReader, CheckedSink, Sink, copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class FileStore:
         except FileExistsError:
             # The winner may not have come to its own fsync yet; what we report must last too.
             with suppress(FileNotFoundError):  # removed already
-                _sync(self._inside(path).parent)
+                sync(self._inside(path).parent)
             return False
         return True
 
@@ -66,7 +72,7 @@ class FileStore:
         final = self._inside(path)
         with self._explained(path, "compare"):
             held = (final.stat().st_size, sha256_of(final))
-            _sync(final.parent)
+            sync(final.parent)
         if held != (size, sha256):
             raise StoreError(
                 f"{self.url}/{path}: expected {size} bytes with sha256 {sha256}, but the store "
@@ -122,7 +128,7 @@ class FileStore:
         with target.open("xb") as file:
             sink = CheckedSink(path, file, size=size)
             self.copy_out(path, sink)
-            _flush(file.fileno(), file.flush)
+            flush(file)
         sink.check(size=size, sha256=sha256)
 
     def remember(self, files: dict[str, bytes]) -> None:
@@ -134,7 +140,7 @@ class FileStore:
             final = self._inside(path)
             with self._explained(path, "remove"):
                 final.unlink(missing_ok=True)
-                _remove_empty(final.parent, self.root)
+                remove_empty(final.parent, self.root)
 
     def uploads(self) -> Iterator[Upload]:
         """See `tracefleet.store.Store.uploads`: temporary files."""
@@ -162,16 +168,16 @@ class FileStore:
         """See `tracefleet.store.Store.check_writable`."""
         # The nearest folder that exists is tried, so that no empty store is left behind.
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
-        first, second = _temp_in(folder), _temp_in(folder)
+        first, second = temp_in(folder), temp_in(folder)
         with self._explained("", "write to"):
             try:
                 with first.open("xb") as file:
                     file.write(b"probe")
-                    _flush(file.fileno(), file.flush)
+                    flush(file)
                 os.link(first, second)
             finally:
-                _discard(first)
-                _discard(second)
+                discard(first)
+                discard(second)
 
     def _inside(self, path: str) -> Path:
         final = self.root / check_relative(path)
@@ -211,20 +217,20 @@ class FileStore:
     ) -> None:
         """Write a temporary file beside ``path``, make it last, then ``place`` it there."""
         final = self._inside(path)
-        temp = _temp_in(final.parent)
+        temp = temp_in(final.parent)
         with self._explained(path, "write", needed=size):
             made = [p for p in (final.parent, *final.parent.parents) if not p.exists()]
             try:
-                with _created(temp) as file:
+                with created(temp) as file:
                     fill(file)
-                    _flush(file.fileno(), file.flush)
+                    flush(file)
                 place(temp, final)
             finally:
-                _discard(temp)
+                discard(temp)
             # All the way up: a folder that another writer made a moment ago may not be synced.
             up = [p for p in (final.parent, *final.parent.parents) if p.is_relative_to(self.root)]
             for folder in dict.fromkeys([*up, *(p.parent for p in made)]):
-                _sync(folder)
+                sync(folder)
 
     @contextmanager
     def _explained(self, path: str, verb: str, *, needed: int = 0) -> Iterator[None]:
@@ -237,93 +243,10 @@ class FileStore:
             where = f"{self.url}/{path}" if path else self.url
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
-                    f"{where}: no space left: {needed} bytes needed, {_free(self.root)} free. "
+                    f"{where}: no space left: {needed} bytes needed, {free_bytes(self.root)} free. "
                     "Nothing was published; free some space or choose another store."
                 ) from error
             raise StoreError(
                 f"{where}: can't {verb} it: {error}. Check that the store's path is a folder, that "
                 "you have the rights, and that its file system has hard links."
             ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedReader:
-    """Open a file after a check of every byte through the handle that is returned.
-
-    Args:
-        file: the file.
-        path: its path in the store, for the error.
-        size: in bytes.
-        sha256: what it must be.
-
-    Raises:
-        DigestMismatchError: the bytes are not the promised ones.
-    """
-    handle = file.open("rb")
-    try:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        check_digest(path, (size, sha256), (handle.tell(), digest))
-        handle.seek(0)
-    except BaseException:
-        handle.close()
-        raise
-    return handle
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Remove a folder and those above it as far as they are empty; the topmost ones stay."""
-    with suppress(OSError):  # not empty, or another process was first
-        while folder.parent.is_relative_to(root) and folder.parent != root:
-            folder.rmdir()
-            folder = folder.parent
-
-
-def _created(temp: Path) -> BinaryIO:
-    """Create a file and its folder, which a `FileStore.remove` may take away in between."""
-    for _ in range(100):
-        with suppress(FileNotFoundError):
-            _make_folder(temp.parent)
-            return temp.open("xb")
-    raise OSError(errno.EBUSY, "the folder is removed again and again", str(temp.parent))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        # Told apart from the FileExistsError of a lost race, which is no failure.
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
-
-
-def _temp_in(folder: Path) -> Path:
-    return folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
-
-
-def _discard(temp: Path) -> None:
-    # Its folder may be a file: then nothing was made, and the first error says so.
-    with suppress(NotADirectoryError):
-        temp.unlink(missing_ok=True)
-
-
-def _flush(descriptor: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last: without it a new file can vanish in a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _free(root: Path) -> int:
-    folder = next(p for p in (root, *root.parents) if p.is_dir())
-    return shutil.disk_usage(folder).free
