@@ -53,8 +53,5 @@ bench: $(STAMP)  ## whole conversion against the documented script, as ratios
 bench-store: $(STAMP)  ## a store on S3 against plain boto3, as ratios; needs 6 GB of disk
 	$(BIN)/python -m benchmarks.store
 
-bench-store: $(STAMP)  ## publish, pull and list on S3 against plain boto3
-	$(BIN)/python -m benchmarks.store
-
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) store .bench

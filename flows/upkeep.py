@@ -67,9 +67,13 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _gc(options: argparse.Namespace) -> int:
     from tasks.gc import collect
+    from tracefleet.errors import StoreError
+    from tracefleet.file_store import FileStore
     from tracefleet.store import open_store
 
     store, now = open_store(options.store), time.time()
+    if isinstance(store, FileStore) and not store.root.is_dir():
+        raise StoreError(f"{store.url}: expected a store, got no folder. Check --store.")
     found = collect(
         store,
         before=now - options.older_than,

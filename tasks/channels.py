@@ -67,10 +67,15 @@ def rollback(
     """
     published = selection.published
     wanted = number if number is not None else selection.entry.previous
-    if wanted is None or not 0 < wanted <= published.number:
+    if wanted is None:
         raise RequestError(
-            f"{published.folder}: rollback expected an earlier number, got {wanted}; the channel "
-            f"is at number {published.number} and has nothing before it. See `tracefleet list`."
+            f"{published.folder}: rollback expected something before number {published.number}, "
+            "got nothing. See `tracefleet list`."
+        )
+    if not 0 < wanted <= published.number:
+        raise RequestError(
+            f"{published.folder}: rollback expected a number from 1 to {published.number}, got "
+            f"{wanted}"
         )
     earlier = Selection(
         published=published._replace(number=wanted),

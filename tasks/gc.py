@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.claim import COLLECTING, PUBLISHING, claim_prefix, marker_path, who
-from tracefleet.channel import find_variants, read_entry
-from tracefleet.errors import ArtifactError
+from tasks.claim import COLLECTING, PUBLISHING, marked, prefix_of
+from tracefleet.channel import parse_entry_path, read_entry
+from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.store import Store, Stored, Upload
 
 #: A mark that is older was left by a collector that was killed: deleting takes seconds.
@@ -49,7 +49,7 @@ class Collection:
     Attributes:
         removed: what was removed, or with ``dry_run`` would be.
         kept: conversions that turned out to be wanted after all, with why.
-        damaged: sources of which everything was kept, since a channel can't be read.
+        damaged: what could not be judged or removed, with why; it was kept.
     """
 
     removed: tuple[Garbage, ...]
@@ -69,13 +69,12 @@ def collect(
         keep: how many of a channel's newest numbers hold their conversion; None: all of them.
         dry_run: only say what would be removed.
 
-    Raises:
-        StoreError: the store can't be read or written.
+    What goes wrong with one thing is in the result and stops nothing else.
     """
     run = _Run(store=store, before=before, now=now, keep=keep, dry_run=dry_run)
-    run.collect_conversions()
-    run.collect_uploads()
-    run.collect_claims()
+    for step in (run.collect_conversions, run.collect_uploads, run.collect_claims):
+        with run.reporting("gc"):
+            step()
     return Collection(removed=tuple(run.removed), kept=tuple(run.kept), damaged=tuple(run.damaged))
 
 
@@ -105,26 +104,34 @@ class _Run:
             if old:
                 self._collect_old(slug, old)
 
-    def _collect_old(self, slug: str, old: list[tuple[str, list[Stored]]]) -> None:
+    @contextmanager
+    def reporting(self, what: str) -> Iterator[None]:
+        """Note an error and go on with the next thing."""
         try:
-            referenced = self._referenced(slug)
+            yield
         except ArtifactError as error:
-            self.damaged.append(f"conversions/{slug}: all kept: {error}")
-            return
-        for key, files in old:
-            if key not in referenced:
-                self._collect_one(slug, key, files)
+            self.damaged.append(f"{what}: {error}")
+
+    def _collect_old(self, slug: str, old: list[tuple[str, list[Stored]]]) -> None:
+        with self.reporting(f"conversions/{slug}: all kept"):
+            referenced = self._referenced(slug)
+            for key, files in old:
+                if key not in referenced:
+                    with self.reporting(f"conversions/{slug}/{key}"):
+                        self._collect_one(slug, key, files)
 
     def _collect_one(self, slug: str, key: str, files: list[Stored]) -> None:
         folder = f"conversions/{slug}/{key}"
         manifest = f"{folder}/manifest.json"
         paths = [file.path for file in files]
         if not self.dry_run:
-            with self._marked(slug, key) as why_not:
-                if why_not or (why_not := self._wanted(slug, key)):
-                    self.kept.append(f"{folder}: {why_not}")
+            with marked(self.store, slug, key):
+                if why := self._wanted(slug, key):
+                    self.kept.append(f"{folder}: {why}")
                     return
-                # Without its manifest it is no conversion any more, whatever happens next.
+                # A publisher that was taken for dead and is not has to notice; then the manifest:
+                # without it it is no conversion any more, whatever happens next.
+                self.store.remove(claim.path for claim in self._claims(slug, key))
                 self.store.remove([manifest] if manifest in paths else [])
                 self.store.remove(path for path in paths if path != manifest)
         self.removed.append(
@@ -136,35 +143,23 @@ class _Run:
             )
         )
 
-    @contextmanager
-    def _marked(self, slug: str, key: str) -> Iterator[str]:
-        """Keep publishers away from a conversion; yields why that can't be, or nothing."""
-        path = marker_path(slug, key)
-        if not self.store.put_new(path, who()) and not self._abandoned(path):
-            yield "another gc is at it"
-            return
-        try:
-            yield ""
-        finally:
-            self.store.remove([path])
-
     def _wanted(self, slug: str, key: str) -> str:
         """Look again, now that publishers can see the mark; return why it must stay, if so."""
-        claims = self.store.walk(PUBLISHING)
-        own = (claim for claim in claims if claim.path.startswith(claim_prefix(slug, key)))
-        if any(claim.modified >= self.before for claim in own):
+        if any(claim.modified >= self.before for claim in self._claims(slug, key)):
             return "a publish claims it"
-        if not self._is_old(list(self.store.walk(f"conversions/{slug}/{key}"))):
+        if not self._is_old(self.store.walk(f"conversions/{slug}/{key}")):
             return "it was written to meanwhile"
-        try:
-            return "a channel names it by now" if key in self._referenced(slug) else ""
-        except ArtifactError as error:
-            return f"a channel can't be read: {error}"
+        return "a channel names it by now" if key in self._referenced(slug) else ""
+
+    def _claims(self, slug: str, key: str) -> list[Stored]:
+        start = f"{PUBLISHING}/{prefix_of(slug, key)}"
+        return [claim for claim in self.store.walk(PUBLISHING) if claim.path.startswith(start)]
 
     def collect_uploads(self) -> None:
         for upload in list(self.store.uploads()):
             if upload.started < self.before:
-                self._drop(upload)
+                with self.reporting(upload.path):
+                    self._drop(upload)
 
     def _drop(self, upload: Upload) -> None:
         if not self.dry_run:
@@ -182,15 +177,25 @@ class _Run:
         ]
 
     def _referenced(self, slug: str) -> set[str]:
-        """Return the keys that the channels of a source name now.
+        """Return the keys that the channels of a source hold now.
 
         Raises:
-            ManifestError: an entry is malformed: what it names is not known.
+            ManifestError: an entry is malformed or of an unknown kind: what it names is not known.
         """
+        channels: dict[str, dict[int, Stored]] = {}
+        for file in self.store.walk(f"channels/{slug}"):
+            if (found := parse_entry_path(file.path)) is not None:
+                channels.setdefault(found[0], {})[found[1]] = file
+            elif file.path.endswith(".json"):
+                raise ManifestError(
+                    f"{file.path}: expected channels/<source>/<variant>/<channel>/<number>.json, "
+                    "got something that a later version may have written. Upgrade tracefleet."
+                )
         wanted = [
-            (published.folder, number)
-            for published in find_variants(self.store, slug)
-            for number in self._numbers(published.number)
+            (folder, number)
+            for folder, numbers in channels.items()
+            for number in numbers
+            if self._holds(numbers, number)
         ]
         missing = [one for one in wanted if one not in self.entries]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -198,16 +203,15 @@ class _Run:
             self.entries.update(zip(missing, read, strict=True))
         return {self.entries[one] for one in wanted}
 
-    def _numbers(self, newest: int) -> range:
-        oldest = 1 if self.keep is None else max(1, newest - self.keep + 1)
-        return range(oldest, newest + 1)
+    def _holds(self, numbers: dict[int, Stored], number: int) -> bool:
+        """Whether an entry holds its conversion: a recent one, or superseded within the grace."""
+        if self.keep is None or number > max(numbers) - self.keep:
+            return True
+        successor = numbers.get(number + 1)
+        return successor is not None and successor.modified >= self.before
 
     def _is_old(self, files: Iterable[Stored]) -> bool:
         return all(file.modified < self.before for file in files)
 
     def _is_abandoned(self, mark: Stored) -> bool:
         return mark.modified < self.now - ABANDONED_SECONDS
-
-    def _abandoned(self, path: str) -> bool:
-        marks = self.store.walk(path.rpartition("/")[0])
-        return any(mark.path == path and self._is_abandoned(mark) for mark in marks)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.bundle import TracedFile
-from tasks.claim import claimed
+from tasks.claim import Claim, claimed
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
 from tasks.sources.needed import CONFIG, TOKENIZER
 from tasks.verdict import ValidationReport
 from tracefleet.channel import (
     ChannelEntry,
-    advance,
+    append,
     channel_folder,
     conversion_folder,
     current,
@@ -140,17 +140,21 @@ def publish(
         StoreError: the store can't take it (full, not writable); nothing becomes visible.
     """
     check_publishable(manifest.validation)
-    with claimed(store, source_slug(manifest.source), manifest.key):
-        winner = _publish_files(store, manifest, files)
+    with claimed(store, source_slug(manifest.source), manifest.key) as claim:
+        winner = _publish_files(claim, manifest, files)
+        claim.renew()
         return _point(store, winner, channel)
 
 
-def _publish_files(store: Store, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> Manifest:
     """Publish a conversion for no channel yet; return the manifest that counts."""
+    store = claim.store
     folder = conversion_folder(manifest.source, manifest.key)
     for entry in manifest.files:
         local = files[entry.path]
         store.put_file(f"{folder}/{entry.path}", local, size=entry.size, sha256=entry.sha256)
+    if claim.renew():
+        _check_all_there(store, folder, manifest)
     data = manifest.to_bytes()
     path = f"{folder}/manifest.json"
     if store.put_new(path, data) or (there := store.read(path)) == data:
@@ -167,6 +171,17 @@ def _publish_files(store: Store, manifest: Manifest, files: dict[str, Path]) -> 
     )
 
 
+def _check_all_there(store: Store, folder: str, manifest: Manifest) -> None:
+    """Look once more after an upload that took long: gc may have taken this publisher for dead."""
+    there = {file.path: file.size for file in store.walk(folder)}
+    for file in manifest.files:
+        if there.get(f"{folder}/{file.path}") != file.size:
+            raise StoreUnavailableError(
+                f"{store.url}/{folder}/{file.path}: expected {file.size} bytes that were put a "
+                f"while ago, got {there.get(f'{folder}/{file.path}')}. Run again."
+            )
+
+
 def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publication:
     """Make a channel point to a conversion that is published; no new entry if it does already.
 
@@ -174,9 +189,11 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
         DigestMismatchError: the channel points to this key with another manifest: it was edited.
         StoreUnavailableError: the conversion is being collected, or was a moment ago.
     """
-    newest = current(store, channel_folder(manifest.source, manifest.variant, channel))
+    log = channel_folder(manifest.source, manifest.variant, channel)
+    newest = current(store, log)
     if newest and newest[1].key == manifest.key:
-        return _point(store, manifest, channel)
+        _check_same(newest[1], manifest)
+        return _publication(store, manifest, channel, newest[0])
     with claimed(store, source_slug(manifest.source), manifest.key):
         # From here on it can't be collected; up to here it could.
         if find_published(store, manifest.source, manifest.key) is None:
@@ -188,17 +205,38 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
 
 
 def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
+    """Write the channel's next number, or decide again if somebody else took it."""
     log = channel_folder(manifest.source, manifest.variant, channel)
-    newest = current(store, log)
-    if newest and newest[1].key == manifest.key and newest[1].manifest != manifest.digest:
+    while True:
+        newest = current(store, log)
+        number = newest[0] if newest else None
+        if newest and newest[1].key == manifest.key:
+            _check_same(newest[1], manifest)
+            return _publication(store, manifest, channel, newest[0])
+        if newest and manifest.digest in withdrawn_manifests(store, log, *newest):
+            logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
+            return _publication(store, manifest, channel, newest[0], withdrawn=True)
+        following = append(
+            store,
+            log,
+            after=number,
+            manifest_digest=manifest.digest,
+            key=manifest.key,
+            previous=number,
+        )
+        if following is not None:
+            return _publication(store, manifest, channel, following)
+
+
+def _check_same(entry: ChannelEntry, manifest: Manifest) -> None:
+    if entry.manifest != manifest.digest:
         path = f"{conversion_folder(manifest.source, manifest.key)}/manifest.json"
-        raise DigestMismatchError(path, expected=newest[1].manifest, got=manifest.digest)
-    withdrawn = newest is not None and manifest.digest in withdrawn_manifests(store, log, *newest)
-    if newest is not None and withdrawn:
-        number = newest[0]
-        logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
-    else:
-        number = advance(store, log, manifest_digest=manifest.digest, key=manifest.key)
+        raise DigestMismatchError(path, expected=entry.manifest, got=manifest.digest)
+
+
+def _publication(
+    store: Store, manifest: Manifest, channel: str, number: int, *, withdrawn: bool = False
+) -> Publication:
     return Publication(
         url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
         manifest_digest=manifest.digest,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.bundle import TracedFile
 from tasks.publish import collect_files, describe_files, find_published, key_of, triton_config
 from tests.reader_support import SOURCE, example_manifest
 from tracefleet.channel import conversion_folder
-from tracefleet.errors import ArtifactError
+from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
 from tracefleet.published import load_manifest, select
 from tracefleet.store import Store
@@ -90,6 +92,41 @@ def look(store: Store, *, channel: str = "latest") -> Look:
             raise ArtifactError(f"{path}: named by a manifest, and missing") from error
         sink.check(size=file.size, sha256=file.sha256)
     return Look(selection.number, manifest.key)
+
+
+@dataclass
+class Watcher:
+    """A reader that reads the channel over and over, every byte of it, and remembers trouble."""
+
+    store: Store
+    seen: list[int] = field(default_factory=list)
+    trouble: list[BaseException] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Watcher:
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            try:
+                self.seen.append(look(self.store).number)
+            except NoSuchVariantError:
+                if self.seen:
+                    raise
+            except BaseException as error:
+                self.trouble.append(error)
+            time.sleep(0.02)
+
+    def check(self) -> None:
+        assert self.trouble == []
+        assert self.seen, "the reader never saw anything"
+        assert self.seen == sorted(self.seen), "the channel went back"
 
 
 def normalised(store: Store) -> dict[str, str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 import urllib.request
 import uuid
@@ -19,6 +20,7 @@ import pytest
 import tracefleet
 from tests.reader_support import SOURCE, publish, race
 from tests.s3_servers import S3Server
+from tracefleet import cache as module
 from tracefleet.cache import Cache, is_offline
 from tracefleet.cli import main
 from tracefleet.errors import DigestMismatchError, NoSuchVariantError, StoreError
@@ -172,9 +174,75 @@ def test_a_handle_outlives_the_eviction_of_its_blob(tmp_path: Path):
     assert (tmp_path / "placed").read_bytes() == DATA
 
 
+def test_a_small_file_is_copied_so_that_editing_it_touches_nothing_else(
+    cache: Cache, tmp_path: Path
+):
+    for name in ("one", "two"):
+        with cache.open("f", Source(), size=len(DATA), sha256=SHA256) as handle:
+            cache.place(handle, tmp_path / name, sha256=SHA256)
+    with (tmp_path / "one").open("ab") as file:
+        file.write(b"instance_group")
+    assert (tmp_path / "two").read_bytes() == cache.blob(SHA256).read_bytes() == DATA
+
+
+def fork_while_holding(cache: Cache) -> int:
+    """Fork a child that lives on while this process downloads, and return its pid."""
+    pid = 0
+
+    def forks(sink: Sink) -> None:
+        nonlocal pid
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(30)
+            os._exit(0)
+        sink.write(DATA)
+
+    cache.open("f", forks, size=len(DATA), sha256=SHA256).close()
+    return pid
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_was_forked_meanwhile_holds_nobody_up(cache: Cache):
+    child = fork_while_holding(cache)
+    try:
+        cache.blob(SHA256).unlink()
+        started = time.monotonic()
+        assert Source().read_through(cache) == DATA
+        assert time.monotonic() - started < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_damaged_blob_in_a_cache_that_can_not_be_written_is_a_typed_error(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    Source().read_through(cache)
+    cache.blob(SHA256).write_bytes(b"rotten")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(StoreError, match="set TRACEFLEET_CACHE"):
+        Source().read_through(cache)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch):
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TRACEFLEET_CACHE")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(StoreError, match="Set TRACEFLEET_CACHE"):
+        open_store("s3://bucket/models")
+
+
 def test_a_placed_file_is_another_name_of_the_blob_where_that_can_be(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(module, "LINKED_BYTES", 1)
     with cache.open("f", Source(), size=len(DATA), sha256=SHA256) as handle:
         cache.place(handle, tmp_path / "linked", sha256=SHA256)
         assert (tmp_path / "linked").samefile(cache.blob(SHA256))
@@ -231,7 +299,10 @@ IDS = [[3, 4, 5]]
 
 
 def test_a_model_opens_from_s3_and_then_without_a_network(
-    published: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    published: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     online = tracefleet.open(published.url, SOURCE)(IDS)
     without_network(monkeypatch)
@@ -242,13 +313,15 @@ def test_a_model_opens_from_s3_and_then_without_a_network(
     assert (offline["pooler_output"] == online["pooler_output"]).all()
     assert main(["pull", published.url, SOURCE, str(tmp_path / "pulled")]) == 0
     assert (tmp_path / "pulled" / "model/1/model.pt").stat().st_size
+    assert main(["verify", published.url]) == 1
+    assert "from the store itself" in capsys.readouterr().err
 
 
 def test_offline_opens_only_what_was_opened_and_writes_nothing(
     published: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("TRACEFLEET_OFFLINE", "1")
-    with pytest.raises(NoSuchVariantError):
+    with pytest.raises(NoSuchVariantError, match="TRACEFLEET_OFFLINE is set"):
         tracefleet.open(published.url, SOURCE)
     store = open_store(published.url)
     for attempt in (
@@ -309,5 +382,7 @@ def test_the_command_line_reads_from_s3(
         with urllib.request.urlopen(file["url"]) as answer:
             data = answer.read()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
-    assert main(["pull", published.url, SOURCE]) == 1
-    assert "expected either a DEST folder or --presign" in capsys.readouterr().err
+    for wrong in ([], ["there", "--presign"]):
+        with pytest.raises(SystemExit):
+            main(["pull", published.url, SOURCE, *wrong])
+        assert "expected either a DEST folder or --presign" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from flows.__main__ import main
 from tasks import channels
+from tasks import publish as publishing
 from tasks.channels import promote, rollback
 from tasks.errors import NumericsMismatchError, PublishConflictError, RequestError
 from tasks.publish import key_of, point_channel
@@ -77,7 +78,7 @@ def test_each_rollback_goes_one_further_back_and_loses_no_number(store: FileStor
         put(store, one)
     assert [back(store), back(store)] == ["b", "a"]
     assert chosen(store).number == 5
-    with pytest.raises(RequestError, match="has nothing before it"):
+    with pytest.raises(RequestError, match="got nothing"):
         back(store)
     assert back(store, number=3) == "c"
     assert back(store) == "b", "what was brought back still knows what was before it"
@@ -96,7 +97,7 @@ def test_after_a_new_publication_a_rollback_goes_to_what_it_replaced(store: File
 def test_a_number_that_is_not_there_is_refused(store: FileStore, number: int):
     put(store, "a")
     put(store, "b")
-    with pytest.raises(RequestError, match="rollback expected an earlier number"):
+    with pytest.raises(RequestError, match="rollback expected a number from 1 to 2"):
         back(store, number=number)
     assert chosen(store).number == 2
 
@@ -148,6 +149,25 @@ def test_a_repeat_of_what_was_rolled_back_does_not_undo_the_rollback(store: File
     assert name(store) == "d"
 
 
+def test_a_rollback_in_the_middle_of_a_repeat_is_not_undone_either(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+):
+    put(store, "a")
+    second = put(store, "b")
+    put(store, "c")
+    point = {"first": True}
+
+    def rolls_back_first(*arguments: object, **options: object) -> int | None:
+        if point.pop("first", False):  # c -> b -> a, while the repeat of b is about to write
+            back(store)
+            back(store)
+        return append(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publishing, "append", rolls_back_first)
+    publication = point_channel(store, second, channel="latest")
+    assert (publication.withdrawn, name(store)) == (True, "a")
+
+
 def test_every_number_knows_what_a_rollback_from_it_goes_to(store: FileStore):
     for one in "abc":
         put(store, one)
@@ -168,6 +188,6 @@ def test_the_command_line_promotes_and_rolls_back(
     assert '"number": 3' in capsys.readouterr().out
     assert name(store) == "old"
     assert main(["rollback", *where]) == 1
-    assert "nothing before it" in capsys.readouterr().err
+    assert "got nothing" in capsys.readouterr().err
     assert main(["promote", *where, "--channel", "absent"]) == 1
     assert "NoSuchVariantError" in capsys.readouterr().err

@@ -327,6 +327,9 @@ def test_a_channel_that_is_no_name_is_refused(
         ["run", "store", "source"],
         ["list", "s", "--batch", "x"],
         ["list", "s", "--limit", "0"],
+        ["list", "s", "--after", "../x/y"],
+        ["list", "s", "--after", "a//b"],
+        ["pull", "s", "a"],
         ["list", "s", "--limit", "-1"],
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import threading
 import time
 import uuid
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
+from tasks import claim as claiming
 from tasks import gc
-from tasks.claim import claim_prefix, claimed, marker_path
+from tasks.claim import claimed, prefix_of
 from tasks.gc import Collection, collect
 from tasks.publish import key_of, point_channel
 from tests.reader_support import SOURCE, example_manifest, publish
@@ -28,7 +30,7 @@ from tracefleet.channel import (
     read_entry,
     source_slug,
 )
-from tracefleet.errors import StoreUnavailableError
+from tracefleet.errors import StoreError, StoreUnavailableError
 from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest
 from tracefleet.s3_store import S3Store
@@ -53,6 +55,13 @@ def later(store: Store, *, hours: float = 24, keep: int | None = None) -> Collec
     """Collect as if ``hours`` had passed, with a grace time of one hour."""
     now = time.time() + hours * HOUR
     return collect(store, before=now - HOUR, now=now, keep=keep)
+
+
+def mark(store: Store, key: str) -> str:
+    """What a collector that is at work, or was killed, has written."""
+    path = f"collecting/{prefix_of(SLUG, key)}other.json"
+    store.put_new(path, b"{}")
+    return path
 
 
 def put(store: Store, number: int) -> Manifest:
@@ -174,12 +183,12 @@ def test_a_channel_that_names_it_after_the_first_look_saves_it(
 
 def test_a_publisher_that_comes_while_it_is_collected_is_told_to_come_again(store: Store):
     stray = unreferenced(store)
-    store.put_new(marker_path(SLUG, stray.key), b"{}")
+    path = mark(store, stray.key)
     with pytest.raises(StoreUnavailableError, match="Run again in a minute"):
         point_channel(store, stray, channel="latest")
     assert store.names("channels") == []
     assert list(store.walk("publishing")) == [], "the claim was given back"
-    store.remove([marker_path(SLUG, stray.key)])
+    store.remove([path])
 
 
 def test_a_conversion_that_was_collected_since_it_was_found_is_not_pointed_to(store: Store):
@@ -189,26 +198,82 @@ def test_a_conversion_that_was_collected_since_it_was_found_is_not_pointed_to(st
     assert store.names("channels") == []
 
 
-def test_two_collectors_do_not_work_on_one_conversion(store: Store):
+def test_two_collectors_may_be_at_one_conversion(store: Store):
     stray = unreferenced(store)
-    store.put_new(marker_path(SLUG, stray.key), b"{}")
+    path = mark(store, stray.key)
     now = time.time() + 0.5 * HOUR
     found = collect(store, before=time.time() + 60, now=now)
-    assert [kept.rpartition(": ")[2] for kept in found.kept] == ["another gc is at it"]
-    assert there(store, stray)
-
-
-def test_the_mark_of_a_killed_collector_is_taken_over(store: Store):
-    stray = unreferenced(store)
-    store.put_new(marker_path(SLUG, stray.key), b"{}")
-    assert [one.kind for one in later(store).removed] == ["conversion"]
-    assert list(store.walk("collecting")) == []
+    assert [one.kind for one in found.removed] == ["conversion"]
+    assert store.names("collecting") == [path.rpartition("/")[2]], "the other's mark stays"
     assert not there(store, stray)
 
 
+def test_a_publish_that_took_longer_than_the_grace_time_notices(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Taken for dead while it uploads: it must not point a channel at what was removed."""
+    monkeypatch.setattr(claiming, "_FRESH_SECONDS", 0.0)
+    with claimed(store, SLUG, "0" * 64) as claim:
+        assert claim.renew(), "the control: alive"
+        store.put_new(f"conversions/{SLUG}/{'0' * 64}/model/1/model.pt", b"12345")
+        assert [one.kind for one in later(store).removed] == ["files"]
+        with pytest.raises(StoreUnavailableError, match="took it for dead"):
+            claim.renew()
+
+
+def test_a_publish_that_renews_its_claim_meets_a_collector_at_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(claiming, "_FRESH_SECONDS", 0.0)
+    with claimed(store, SLUG, "0" * 64) as claim:
+        mark(store, "0" * 64)
+        with pytest.raises(StoreUnavailableError, match="got a mark of gc"):
+            claim.renew()
+
+
+def test_what_was_superseded_a_moment_ago_stays_for_the_grace_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    first = put(store, 1)
+    put(store, 2)
+    real = type(store).walk
+
+    def aged(self: Store, prefix: str, *, after: str = ""):
+        for file in real(self, prefix, after=after):
+            old = file.path.startswith("conversions/")
+            yield dataclasses.replace(file, modified=file.modified - 86400) if old else file
+
+    monkeypatch.setattr(type(store), "walk", aged)
+    now = time.time()
+    assert collect(store, before=now - HOUR, now=now, keep=1).removed == ()
+    assert there(store, first)
+    assert len(later(store, keep=1).removed) == 1, "the control: a day later it goes"
+
+
+def test_a_channel_of_a_kind_that_is_not_known_keeps_everything_of_its_source(store: Store):
+    stray = unreferenced(store)
+    store.put_new(f"channels/{SLUG}/a/b/c/0000000001.json", b"{}")
+    found = later(store)
+    assert found.removed == ()
+    assert "a later version" in found.damaged[0]
+    assert there(store, stray)
+
+
+def test_an_error_with_one_thing_stops_nothing_else(store: Store, monkeypatch: pytest.MonkeyPatch):
+    unreferenced(store)
+
+    def denied(self: Store) -> None:
+        raise StoreError("ListMultipartUploads denied")
+
+    monkeypatch.setattr(type(store), "uploads", denied)
+    found = later(store)
+    assert [one.kind for one in found.removed] == ["conversion"]
+    assert found.damaged == ("gc: ListMultipartUploads denied",)
+
+
 def test_claims_and_marks_of_the_dead_are_removed(store: Store):
-    store.put_new(f"{claim_prefix(SLUG, '0' * 64)}dead.json", b"{}")
-    store.put_new(marker_path(SLUG, "1" * 64), b"{}")
+    store.put_new(f"publishing/{prefix_of(SLUG, '0' * 64)}dead.json", b"{}")
+    mark(store, "1" * 64)
     assert [one.kind for one in later(store).removed] == ["claim", "claim"]
     assert list(store.walk("")) == [f for f in store.walk("") if f.path.startswith("probe/")]
 
@@ -269,6 +334,7 @@ def test_publishers_and_collectors_at_full_speed_never_leave_a_channel_without_i
     def publishing(name: str) -> None:
         for number in range(40):
             manifest = old_and_unreferenced(store, {"n": f"{name} {number}"})
+            time.sleep(random.random() / 20)
             try:
                 point_channel(store, manifest, channel=name)
             except StoreUnavailableError:
@@ -332,6 +398,13 @@ def test_the_command_ends_with_1_where_a_channel_is_damaged(
     age(tmp_path / "store", 8)
     assert main(["gc", "--store", str(tmp_path / "store")]) == 1
     assert "all kept" in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there_is_no_clean_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["gc", "--store", str(tmp_path / "typo")]) == 1
+    assert "got no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["7", "0d", "30m", "-1d", "59m", "d", ""])

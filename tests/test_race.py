@@ -13,7 +13,7 @@ import pytest
 from tasks.publish import publish
 from tests import crash_child
 from tests.reader_support import SOURCE, example_manifest
-from tests.store_support import conversion, look, normalised
+from tests.store_support import Watcher, conversion, look, normalised
 from tracefleet.channel import channel_folder, read_entry
 from tracefleet.file_store import FileStore
 from tracefleet.store import Store
@@ -74,7 +74,9 @@ def test_of_one_key_there_is_one_manifest_and_no_update_of_the_channel_is_lost(
     groups: list[set[str]] = []  # in each round first the common one, then everybody's own
     for round_ in range(ROUNDS):
         first = 100 * round_
-        run(context, store_url, tmp_path / "its", first)
+        with Watcher(crash_child.opened(store_url)) as watcher:
+            run(context, store_url, tmp_path / "its", first)
+        watcher.check()
         common = conversion(tmp_path / "mine", first, size=BYTES)
         publish(calm, *common, channel="latest")
         own = [conversion(tmp_path / "mine", first + 1 + index) for index in range(RACERS)]

@@ -159,11 +159,16 @@ STAYING: dict[str, tuple[Fault, type[StoreError], str]] = {
     "503": (status(503, "SlowDown"), StoreUnavailableError, "SlowDown.*fewer requests"),
     "500": (status(500, "InternalError"), StoreUnavailableError, "InternalError"),
     "no answer": (faults.slow_first_byte(3), StoreUnavailableError, "Check the network"),
+    "expired, without a reason": (status(400, "400"), StoreError, "have expired"),
     "expired": (faults.EXPIRED, StoreError, "credentials have expired"),
     "denied": (faults.DENIED, StoreError, "Allow s3:"),
     "clock": (faults.SKEWED, StoreError, "set the clock"),
     "no bucket": (faults.NO_BUCKET, StoreError, "Create the bucket"),
-    "no region": (status(400, "AuthorizationHeaderMalformed"), StoreError, "set AWS_REGION"),
+    "no region": (
+        status(400, "AuthorizationHeaderMalformed"),
+        StoreError,
+        "set AWS_DEFAULT_REGION",
+    ),
     "not implemented": (status(501, "NotImplemented"), StoreError, "server can't do that"),
     "something new": (status(418, "Teapot"), StoreError, "Teapot.*Nothing was changed"),
 }

@@ -30,6 +30,8 @@ from tracefleet.errors import DigestMismatchError, StoreError
 from tracefleet.streams import CheckedSink, Sink, copy
 
 DEFAULT_GB = 50.0
+#: Files from this size on are linked out of the cache: configurations are smaller.
+LINKED_BYTES = 1 << 20
 #: A download that nobody has written to for so long was killed.
 _ABANDONED_SECONDS = 24 * 3600
 _PARTIAL = ".part"
@@ -38,9 +40,19 @@ logger = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
-    """Return the user's cache folder: ``TRACEFLEET_CACHE``, else ``~/.cache/tracefleet``."""
-    configured = os.environ.get("TRACEFLEET_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "tracefleet"
+    """Return the user's cache folder: ``TRACEFLEET_CACHE``, else ``~/.cache/tracefleet``.
+
+    Raises:
+        StoreError: there is neither.
+    """
+    configured = os.environ.get("TRACEFLEET_CACHE", "~/.cache/tracefleet")
+    try:
+        return Path(configured).expanduser()
+    except RuntimeError as error:  # a container's user without a home
+        raise StoreError(
+            f"the cache: expected a home folder for {configured}, got: {error} Set "
+            "TRACEFLEET_CACHE to a folder that can be written to."
+        ) from error
 
 
 def is_offline() -> bool:
@@ -97,11 +109,12 @@ class Cache:
         blob = self.blob(sha256)
         try:
             handle = open_checked(blob, str(blob), size=size, sha256=sha256)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError:
+            return None  # absent, or not to be read: a download says what is wrong
         except DigestMismatchError as error:
             logger.warning("removed from the cache: %s", error)
-            blob.unlink(missing_ok=True)
+            with suppress(OSError):
+                blob.unlink()
             return None
         with suppress(OSError):
             os.utime(blob)  # used now: evicted last
@@ -132,18 +145,24 @@ class Cache:
     def place(self, handle: BufferedReader, target: Path, *, sha256: str) -> None:
         """Create ``target`` with the bytes behind a handle that ``find`` or ``open`` gave.
 
-        It becomes another name of the blob where the file system can do that, a copy elsewhere.
-        Who edits it in place damages the blob, which is noticed at its next use.
+        A large one (weights, which nobody edits in place) becomes another name of the blob where
+        the file system can do that; anything else is copied.
         """
+        size = os.fstat(handle.fileno()).st_size
+        if size >= LINKED_BYTES and self._linked(handle, target, sha256):
+            return
+        with target.open("xb") as file:
+            copy(handle, file)
+            flush(file)
+
+    def _linked(self, handle: BufferedReader, target: Path, sha256: str) -> bool:
         with suppress(OSError):
             os.link(self.blob(sha256), target)
             if os.path.samestat(os.fstat(handle.fileno()), target.stat()):
                 os.fsync(handle.fileno())
-                return
+                return True
             target.unlink()  # evicted and downloaded again since
-        with target.open("xb") as file:
-            copy(handle, file)
-            flush(file)
+        return False
 
     def _download(
         self, path: str, download: Callable[[Sink], None], size: int, sha256: str
@@ -198,7 +217,11 @@ class Cache:
             except BlockingIOError:
                 logger.info("%s: waiting for another process that is downloading", what)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                # Closing is not enough: a child that was forked meanwhile holds the lock as well.
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
     def _explained(self, size: int) -> Iterator[None]:

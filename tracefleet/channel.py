@@ -23,7 +23,7 @@ from tracefleet.manifest import Variant, canonical_json
 from tracefleet.store import Store
 
 _ENTRY_NAME = re.compile(r"([0-9]{10})\.json")
-_ENTRY_PATH = re.compile(r"channels/([^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
+_ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -197,6 +197,12 @@ def entry_path(folder: str, number: int) -> str:
     return f"{folder}/{number:010d}.json"
 
 
+def parse_entry_path(path: str) -> tuple[str, int] | None:
+    """Return the channel's folder and the number that a path stands for, None if for none."""
+    match = _ENTRY_PATH.fullmatch(path)
+    return (match[1], int(match[2])) if match else None
+
+
 def find_variants(
     store: Store, source: str | None = None, *, after: str = ""
 ) -> Iterator[Published]:
@@ -211,13 +217,10 @@ def find_variants(
         return
     prefix = "channels" if source is None else f"channels/{slug_of(source)}"
     behind = f"{after}/~" if after else ""  # behind every number of that channel
-    entries = (
-        (found[1], int(found[2]))
-        for file in store.walk(prefix, after=behind)
-        if (found := _ENTRY_PATH.fullmatch(file.path))
-    )
-    for folder, numbers in itertools.groupby(entries, key=lambda entry: entry[0]):
-        slug, label, channel = folder.split("/")
+    entries = (parse_entry_path(file.path) for file in store.walk(prefix, after=behind))
+    known = (entry for entry in entries if entry is not None)
+    for folder, numbers in itertools.groupby(known, key=lambda entry: entry[0]):
+        _, slug, label, channel = folder.split("/")
         if parse_label(label) is not None:
             yield Published(slug, label, channel, max(number for _, number in numbers))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tracefleet.channel import Published, entry_path
 from tracefleet.errors import ArtifactError, DigestMismatchError
 from tracefleet.manifest import FileEntry
+from tracefleet.offline import OfflineStore
 from tracefleet.published import Selection, load_manifest, resolve
 from tracefleet.store import Store
 from tracefleet.streams import CheckedSink
@@ -42,7 +43,12 @@ def verify(store: Store, published: Published) -> list[FileCheck]:
     """Check the channel entry, the manifest and every file of a channel's current conversion.
 
     Damage is reported in the results and not raised, so that all of it is seen at once.
+
+    Raises:
+        StoreError: only the cache is here (``TRACEFLEET_OFFLINE``): it proves nothing of the store.
     """
+    if isinstance(store, OfflineStore):
+        store.copy_out(published.folder, CheckedSink(published.folder))
     try:
         selection = resolve(store, published)
         manifest = load_manifest(store, selection)

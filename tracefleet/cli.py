@@ -39,7 +39,10 @@ environment:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is commands.pull_command and (arguments.dest is None) != arguments.presign:
+        parser.error("pull: expected either a DEST folder or --presign")
     try:
         code: int = arguments.command(arguments)
         sys.stdout.flush()
@@ -79,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("list", commands.list_command, channel=None)
     sub.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows")
-    sub.add_argument("--after", metavar="SLUG/VARIANT/CHANNEL", help="start behind this channel")
+    sub.add_argument(
+        "--after", type=_channel, metavar="SLUG/VARIANT/CHANNEL", help="start behind this channel"
+    )
     _add_source(add("show", commands.show_command, channel="latest"))
     _add_source(add("verify", commands.verify_command, channel=None), optional=True)
     sub = add("pull", commands.pull_command, channel="latest")
@@ -100,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
     sub.add_argument("--decoder-ids", action="append", help="decoder_input_ids, one for each row")
     return parser
+
+
+def _channel(text: str) -> str:
+    if len(text.split("/")) != 3 or {"", ".", ".."} & set(text.split("/")) or "\\" in text:
+        raise argparse.ArgumentTypeError(f"expected SLUG/VARIANT/CHANNEL, got {text!r}")
+    return text
 
 
 def _rows(text: str) -> int:

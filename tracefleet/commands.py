@@ -25,7 +25,7 @@ from tracefleet.store import Store, open_store
 
 _TOKENIZER = "model/tokenizer.json"
 #: Rows of ``list`` that are looked up together and printed at once, and by how many threads.
-_PAGE = 50
+_PAGE = 20
 _READERS = 16
 
 
@@ -178,8 +178,6 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 def pull_command(arguments: argparse.Namespace) -> int:
     """Copy one conversion to a folder, or print URLs that others can fetch it by."""
-    if (arguments.dest is None) != arguments.presign:
-        raise ValueError("pull: expected either a DEST folder or --presign, got both or neither")
     store, selection = _selected(arguments)
     if arguments.presign:
         return _presign(store, selection, arguments)

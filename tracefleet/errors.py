@@ -28,7 +28,7 @@ class DigestMismatchError(ArtifactError):
     """Bytes differ from what their digest promised.
 
     Attributes:
-        path: the file, relative to the store's root.
+        path: the file, relative to the store's root or as a URL.
         expected: the sha256 that the manifest or channel entry names.
         got: the sha256 of the bytes that were read.
     """

@@ -24,16 +24,21 @@ class OfflineStore:
     """See the module's docstring.
 
     Attributes:
-        url: of the store that it stands for.
+        of: URL of the store that it stands for.
         cache: what is left of it.
     """
 
-    url: str
+    of: str
     cache: Cache
 
     @property
+    def url(self) -> str:
+        """The store's URL, and in every message what is meant by it."""
+        return f"{self.of} (offline: what the cache holds of it, TRACEFLEET_OFFLINE is set)"
+
+    @property
     def _mirror(self) -> FileStore:
-        return FileStore(root=self.cache.mirror(self.url))
+        return FileStore(root=self.cache.mirror(self.of))
 
     def read(self, path: str) -> bytes:
         """See `tracefleet.store.Store.read`."""
@@ -104,6 +109,6 @@ class OfflineStore:
 
     def _refuse(self, what: str) -> NoReturn:
         raise StoreError(
-            f"{self.url}: expected {what}, but TRACEFLEET_OFFLINE is set and only what was opened "
+            f"{self.of}: expected {what}, but TRACEFLEET_OFFLINE is set and only what was opened "
             f"before can be opened, from {self.cache.root}. Unset it to reach the store."
         )

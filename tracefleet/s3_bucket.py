@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError
 from tracefleet.manifest import check_relative
-from tracefleet.s3_client import Connection, connect, transfer_config
-from tracefleet.s3_errors import LOST, code_of, explained
+from tracefleet.s3_client import Connection, transfer_config
+from tracefleet.s3_errors import LOST, code_of, explained, refused
 from tracefleet.store import Upload
 from tracefleet.streams import Sink
 
@@ -83,7 +83,7 @@ class Bucket:
         process = os.getpid()  # s3fs refuses to be used across a fork
         if process not in self._connections:
             with explained(self.url, "connect"):
-                self._connections[process] = connect(self.config)
+                self._connections[process] = Connection(self.config)
         return self._connections[process]
 
     @functools.cached_property
@@ -132,10 +132,16 @@ class Bucket:
 
     def copy_out(self, path: str, sink: Sink) -> None:
         """Write an object into ``sink``: parallel ranges of one version of it, put in order."""
-        with explained(self.at(path), "GetObject"):
-            self.connected.s3.download_fileobj(
-                self.name, self.key(path), _InOrder(sink), Config=transfer_config(0)
-            )
+        target = _InOrder(sink)
+        try:
+            with explained(self.at(path), "GetObject"):
+                self.connected.s3.download_fileobj(
+                    self.name, self.key(path), target, Config=transfer_config(0)
+                )
+        except StoreError:
+            if target.error is not None:
+                raise target.error from None  # where it was written to failed, not the store
+            raise
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove objects; those that are gone already count as removed."""
@@ -145,9 +151,11 @@ class Bucket:
             with explained(self.url, "DeleteObjects"):
                 answer = self.connected.s3.delete_objects(Bucket=self.name, Delete=batch)
             for failed in answer.get("Errors", ()):
-                raise StoreError(
-                    f"s3://{self.name}/{failed.get('Key')}: DeleteObjects expected it removed, "
-                    f"got {failed.get('Code')}: {failed.get('Message')}. Allow s3:DeleteObject."
+                raise refused(
+                    f"s3://{self.name}/{failed.get('Key')}",
+                    "DeleteObjects",
+                    str(failed.get("Code")),
+                    f" ({failed.get('Message')})",
                 )
 
     def unfinished(self, key: str) -> Iterator[Upload]:
@@ -188,4 +196,12 @@ class _InOrder:
     """Shows the transfer client a target that can't seek, so that bytes come in order."""
 
     def __init__(self, sink: Sink) -> None:
-        self.write = sink.write
+        self._sink = sink
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._sink.write(data)
+        except OSError as error:
+            self.error = error
+            raise

@@ -10,8 +10,8 @@ ever sent: buckets of today refuse them.
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError
@@ -35,70 +35,85 @@ _RETRIES = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext")
 
 
-@dataclass(frozen=True)
 class Connection:
-    """The clients of one process.
+    """The clients of one process, each made when it is first used: that takes its time."""
 
-    Attributes:
-        s3: boto3's client.
-        once: another one, whose PutObject and CompleteMultipartUpload only ever create.
-        files: s3fs' file view.
-        extra: what goes with every write: encryption.
-    """
+    def __init__(self, config: Config | None = None) -> None:
+        """Read the AWS configuration; nothing is sent.
 
-    s3: Any
-    once: Any
-    files: Any
-    extra: dict[str, str]
+        Args:
+            config: of botocore; goes over ours and the environment's.
+
+        Raises:
+            StoreError: boto3 or s3fs is not installed.
+            ProfileNotFound, ConfigParseError: the AWS configuration is wrong (botocore).
+        """
+        try:
+            import boto3
+            import botocore.session
+        except ImportError as error:
+            raise _not_installed(error) from error
+        core = botocore.session.Session()
+        own = _own_config(core)
+        self._config = own.merge(config) if config else own
+        self._session = boto3.Session(botocore_session=core)
+
+    @functools.cached_property
+    def s3(self) -> Any:
+        """boto3's client."""
+        return self._session.client("s3", config=self._config)
+
+    @functools.cached_property
+    def once(self) -> Any:
+        """Another one, whose PutObject and CompleteMultipartUpload only ever create."""
+        return _creating(self._session.client("s3", config=self._config))
+
+    @functools.cached_property
+    def files(self) -> Any:
+        """s3fs' file view."""
+        try:
+            import s3fs
+        except ImportError as error:
+            raise _not_installed(error) from error
+        settings = {
+            name: getattr(self._config, name)
+            for name in ("connect_timeout", "read_timeout", "max_pool_connections")
+        }
+        if self._config.retries is not None:
+            # s3fs retries five times by itself what is below it: two attempts each are enough.
+            settings["retries"] = {**self._config.retries, "total_max_attempts": 2}
+        # Cached listings hide what others write; cached instances keep an old endpoint. With more
+        # than one stream a file each read would ask for the file's size first.
+        return s3fs.S3FileSystem(
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            max_concurrency=1,
+            config_kwargs=settings,
+        )
+
+    @functools.cached_property
+    def extra(self) -> dict[str, str]:
+        """What goes with every write: encryption."""
+        given = self.files.s3_additional_kwargs
+        return {name: value for name, value in given.items() if name in _ENCRYPTION}
 
 
-def connect(config: Config | None = None) -> Connection:
-    """Return clients for this process; nothing is sent yet.
+def _not_installed(error: ImportError) -> StoreError:
+    return StoreError(
+        f"s3:// stores need boto3 and s3fs, got: {error}. Install them: "
+        "pip install 'tracefleet[s3]'"
+    )
 
-    Args:
-        config: of botocore; goes over ours and the environment's.
 
-    Raises:
-        StoreError: boto3 or s3fs is not installed.
-        ProfileNotFound, ConfigParseError: the AWS configuration is wrong (botocore).
-    """
-    try:
-        import boto3
-        import botocore.session
-        import s3fs
-        from botocore.config import Config
-    except ImportError as error:
-        raise StoreError(
-            f"s3:// stores need boto3 and s3fs, got: {error}. Install them: "
-            "pip install 'tracefleet[s3]'"
-        ) from error
-    core = botocore.session.Session()
-    own = Config(
+def _own_config(core: Session) -> Config:
+    from botocore.config import Config
+
+    return Config(
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=2 * _THREADS,
         tcp_keepalive=True,
         retries=_retries(core),
-    )
-    merged = own.merge(config) if config else own
-    session = boto3.Session(botocore_session=core)
-    settings = {
-        name: getattr(merged, name)
-        for name in ("connect_timeout", "read_timeout", "max_pool_connections")
-    }
-    if merged.retries is not None:
-        # s3fs retries five times by itself what is below it: two attempts each are enough.
-        settings["retries"] = {**merged.retries, "total_max_attempts": 2}
-    # Cached listings hide what others write; cached instances keep an old endpoint.
-    files = s3fs.S3FileSystem(
-        use_listings_cache=False, skip_instance_cache=True, config_kwargs=settings
-    )
-    extra = {k: v for k, v in files.s3_additional_kwargs.items() if k in _ENCRYPTION}
-    return Connection(
-        s3=session.client("s3", config=merged),
-        once=_creating(session.client("s3", config=merged)),
-        files=files,
-        extra=extra,
     )
 
 
@@ -128,8 +143,8 @@ def transfer_config(size: int) -> TransferConfig:
         # sends everything to AWS whatever endpoint is configured (boto3 issue 4839).
         preferred_transfer_client="classic",
     )
-    config.max_in_memory_upload_chunks = max(2, _IN_FLIGHT_BYTES // part)
-    config.max_in_memory_download_chunks = max(2, _IN_FLIGHT_BYTES // part)
+    config.max_in_memory_upload_chunks = max(1, _IN_FLIGHT_BYTES // part)
+    config.max_in_memory_download_chunks = max(1, _IN_FLIGHT_BYTES // part)
     return config
 
 

@@ -22,7 +22,8 @@ _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
 LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 _NEXT = {
-    "NoSuchBucket": "Create the bucket, or check its name, AWS_REGION and AWS_ENDPOINT_URL.",
+    "NoSuchBucket": "Create the bucket, or check its name, AWS_ENDPOINT_URL and "
+    "AWS_DEFAULT_REGION.",
     "AccessDenied": "Allow s3:{action} on it to these credentials (infra/bucket.yaml has the "
     "policies), or use others (AWS_PROFILE).",
     "ExpiredToken": "The credentials have expired: renew them (aws sso login, or a new session "
@@ -31,8 +32,9 @@ _NEXT = {
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE.",
     "RequestTimeTooSkewed": "This machine's clock and the server's differ by more than 15 "
     "minutes: set the clock.",
-    "PermanentRedirect": "The bucket is in another region: set AWS_REGION to it.",
+    "PermanentRedirect": "The bucket is in another region: set AWS_DEFAULT_REGION to it.",
     "NotImplemented": "This server can't do that; use one that has the whole S3 API.",
+    "400": "S3 gives no reason here; most often the credentials have expired: renew them.",
     "EntityTooLarge": "The server takes no object of this size.",
 }
 _SAME = {
@@ -136,6 +138,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
         S3DownloadFailedError,
         S3UploadFailedError,
         OSError,
+        ValueError,  # settings that can't be read: an endpoint without http://
         concurrent.futures.CancelledError,
         *_http_errors(),
     )
@@ -162,6 +165,27 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def refused(where: str, verb: str, code: str, said: str) -> StoreError:
+    """Return the error for an answer with one of S3's error codes.
+
+    Args:
+        where: the URL that the request is about.
+        verb: the S3 operation.
+        code: S3's error code.
+        said: the server's message.
+    """
+    start = f"{where}: {verb} expected success, got {code}{said}."
+    code = _SAME.get(code, code)
+    if code in _MAY_PASS:
+        return StoreUnavailableError(
+            f"{start} {_MAY_PASS[code]} The client's own retries are used up; run again later."
+        )
+    if code in _NEXT:
+        return StoreError(f"{start} {_NEXT[code].format(action=_ACTION.get(verb, verb))}")
+    kms = " Check the bucket's KMS key and its policy." if code.startswith("KMS") else ""
+    return StoreError(f"{start}{kms} Nothing was changed.")
+
+
 def _said(cause: BaseException) -> str:
     response = getattr(cause, "response", None) or {}
     text = str(response.get("Error", {}).get("Message") or cause)
@@ -171,17 +195,9 @@ def _said(cause: BaseException) -> str:
 def _translated(where: str, verb: str, code: str, cause: BaseException) -> StoreError:
     from botocore import exceptions as boto
 
-    start = f"{where}: {verb} expected success, got {code or type(cause).__name__}{_said(cause)}."
-    code = _SAME.get(code, code)
-    if code in _MAY_PASS:
-        return StoreUnavailableError(
-            f"{start} {_MAY_PASS[code]} The client's own retries are used up; run again later."
-        )
-    if code in _NEXT:
-        return StoreError(f"{start} {_NEXT[code].format(action=_ACTION.get(verb, verb))}")
     if code:
-        kms = " Check the bucket's KMS key and its policy." if code.startswith("KMS") else ""
-        return StoreError(f"{start}{kms} Nothing was changed.")
+        return refused(where, verb, code, _said(cause))
+    start = f"{where}: {verb} expected success, got {type(cause).__name__}{_said(cause)}."
     settings = (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
@@ -191,6 +207,8 @@ def _translated(where: str, verb: str, code: str, cause: BaseException) -> Store
         boto.NoRegionError,
         boto.ParamValidationError,
         boto.InvalidConfigError,
+        boto.InvalidRetryModeError,
+        boto.InvalidChecksumConfigError,
         boto.UnauthorizedSSOTokenError,
         boto.SSOTokenLoadError,
         ValueError,
@@ -198,7 +216,7 @@ def _translated(where: str, verb: str, code: str, cause: BaseException) -> Store
     if isinstance(cause, settings):
         return StoreError(
             f"{start} Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
-            "AWS_REGION; the whole standard AWS configuration is honoured."
+            "AWS_DEFAULT_REGION; the whole standard AWS configuration is honoured."
         )
     return StoreUnavailableError(
         f"{start} Check the network and AWS_ENDPOINT_URL, then run again; what was opened before "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tracefleet.errors import (
     DigestMismatchError,
@@ -78,9 +79,9 @@ def _holds(bucket: Bucket, path: str, size: int, sha256: str) -> bool:
 
 def _send(bucket: Bucket, path: str, local: Path, size: int, sha256: str) -> None:
     """Upload, then look at what is there; whoever else uploaded the same did us a service."""
-    with explained(bucket.at(path), "PutObject"):
+    with local.open("rb") as file, explained(bucket.at(path), "PutObject"):
         try:
-            _upload(bucket, path, local, size, sha256)
+            _upload(bucket, path, file, size, sha256)
         except (DigestMismatchError, ManifestError):
             raise  # the local file is not what it was: no upload can be right
         except Exception:
@@ -97,18 +98,17 @@ def _send(bucket: Bucket, path: str, local: Path, size: int, sha256: str) -> Non
         )
 
 
-def _upload(bucket: Bucket, path: str, local: Path, size: int, sha256: str) -> None:
+def _upload(bucket: Bucket, path: str, file: BinaryIO, size: int, sha256: str) -> None:
     """Send the bytes that are hashed, once; the object appears with the last of them."""
     config = transfer_config(size)
     written = {**bucket.written(path), "Metadata": {"sha256": sha256}}
-    with local.open("rb") as file:
-        reader = CheckedReader(bucket.at(path), file, size=size, sha256=sha256)
-        if size < config.multipart_threshold:
-            # One byte more, so that a file that has grown is noticed.
-            bucket.connected.once.put_object(Body=reader.read(size + 1), **written)
-            return
-        name, key = written.pop("Bucket"), written.pop("Key")
-        bucket.connected.once.upload_fileobj(reader, name, key, ExtraArgs=written, Config=config)
+    reader = CheckedReader(bucket.at(path), file, size=size, sha256=sha256)
+    if size < config.multipart_threshold:
+        # One byte more, so that a file that has grown is noticed.
+        bucket.connected.once.put_object(Body=reader.read(size + 1), **written)
+        return
+    name, key = written.pop("Bucket"), written.pop("Key")
+    bucket.connected.once.upload_fileobj(reader, name, key, ExtraArgs=written, Config=config)
 
 
 def _remove_if_spoilt(bucket: Bucket, path: str, sha256: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from tracefleet.cache import Cache, is_offline
+from tracefleet.cache import is_offline
 from tracefleet.errors import StoreError
 from tracefleet.streams import Sink
 
@@ -183,7 +183,7 @@ def open_store(url: str | Path) -> Store:
         return FileStore(root=_absolute(unquote(rest), text))
     if scheme == "s3":
         store = S3Store.at(text)
-        return OfflineStore(url=store.url, cache=Cache()) if is_offline() else store
+        return OfflineStore(of=store.url, cache=store.cache) if is_offline() else store
     raise StoreError(f"store {text!r}: unknown scheme {scheme!r}, expected {_SUPPORTED}")
 
 
