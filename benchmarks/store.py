@@ -253,7 +253,7 @@ def listing(number: int) -> dict[str, float]:
     source = _source(number // 2)
     timed = {
         "start of the command": _seconds("--version"),
-        "list, first page": _seconds("list", url, lines=51),
+        "list, first page": _seconds("list", url, lines=11),
         "list --limit 50": _seconds("list", url, "--limit", "50"),
         "show, of one source": _seconds("show", url, source),
         "list, all": _seconds("list", url),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import time
 import urllib.request
@@ -24,9 +25,10 @@ from tracefleet import cache as module
 from tracefleet.cache import Cache, is_offline
 from tracefleet.cli import main
 from tracefleet.errors import DigestMismatchError, NoSuchVariantError, StoreError
+from tracefleet.s3_bucket import Bucket
 from tracefleet.s3_store import S3Store
 from tracefleet.store import open_store
-from tracefleet.streams import Sink, copy
+from tracefleet.streams import ArrivingFile, Sink, copy
 
 DATA = b"weights" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -90,6 +92,45 @@ def test_a_download_that_breaks_leaves_nothing(cache: Cache):
         cache.open("f", breaks, size=len(DATA), sha256=SHA256)
     assert left(cache) == []
     assert Source().read_through(cache) == DATA
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranges_may_come_in_any_order_and_more_than_once(tmp_path: Path, seed: int):
+    """As parallel ranges with retries do; the digest is of what the file holds in the end."""
+    chance = random.Random(seed)
+    pieces = [(start, start + 700) for start in range(0, len(DATA), 700)]
+    again = [(start, start + chance.randrange(1, 1500)) for start, _ in chance.sample(pieces, 4)]
+    pieces += again
+    chance.shuffle(pieces)
+    with (tmp_path / "f").open("x+b") as file:
+        arriving = ArrivingFile("f", file.fileno())
+        for start, end in pieces:
+            arriving.seek(start)
+            assert arriving.write(DATA[start:end]) == len(DATA[start:end])
+        arriving.check(size=len(DATA), sha256=SHA256)
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+def test_what_was_hashed_is_not_written_again(tmp_path: Path):
+    with (tmp_path / "f").open("x+b") as file:
+        arriving = ArrivingFile("f", file.fileno())
+        arriving.write(DATA)
+        arriving.seek(10)
+        arriving.write(b"other bytes, in a range that was fetched again")
+        arriving.check(size=len(DATA), sha256=SHA256)
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("missing", [0, 3, 9])
+def test_a_range_that_never_came_is_noticed(tmp_path: Path, missing: int):
+    with (tmp_path / "f").open("x+b") as file:
+        arriving = ArrivingFile("f", file.fileno())
+        for number in range(10):
+            if number != missing:
+                arriving.seek(700 * number)
+                arriving.write(DATA[700 * number : 700 * (number + 1)])
+        with pytest.raises(DigestMismatchError):
+            arriving.check(size=len(DATA), sha256=SHA256)
 
 
 def download_slowly(index: int, root: Path, log: Path) -> bytes:
@@ -347,7 +388,7 @@ def test_a_model_that_is_open_already_downloads_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("downloaded again")
 
-    monkeypatch.setattr(S3Store, "copy_out", refuse)
+    monkeypatch.setattr(Bucket, "fetch", refuse)
     tracefleet.open(published, SOURCE)
 
 

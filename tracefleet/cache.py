@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 
-from tracefleet.durable import flush, open_checked
+from tracefleet.durable import flush, flushed_meanwhile, open_checked
 from tracefleet.errors import DigestMismatchError, StoreError
-from tracefleet.streams import CheckedSink, Sink, copy
+from tracefleet.streams import ArrivingFile, copy
 
 DEFAULT_GB = 50.0
 #: Files from this size on are linked out of the cache: configurations are smaller.
@@ -121,13 +121,13 @@ class Cache:
         return handle
 
     def open(
-        self, path: str, download: Callable[[Sink], None], *, size: int, sha256: str
+        self, path: str, download: Callable[[ArrivingFile], None], *, size: int, sha256: str
     ) -> BufferedReader:
         """Return a checked handle on the bytes, downloading them first if they are not here.
 
         Args:
             path: what is downloaded, for messages.
-            download: writes the bytes, in order, into what it is given.
+            download: writes the bytes, in any order, into the file that it is given.
             size: in bytes.
             sha256: of the bytes.
 
@@ -165,7 +165,7 @@ class Cache:
         return False
 
     def _download(
-        self, path: str, download: Callable[[Sink], None], size: int, sha256: str
+        self, path: str, download: Callable[[ArrivingFile], None], size: int, sha256: str
     ) -> BufferedReader:
         blob = self.blob(sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -173,11 +173,11 @@ class Cache:
         temp = blob.with_name(f"{sha256}.{secrets.token_hex(4)}{_PARTIAL}")
         try:
             # What is read is what was hashed: this handle is opened before the bytes come.
-            with temp.open("xb") as file, closed_on_error(temp.open("rb")) as handle:
-                sink = CheckedSink(path, file, size=size)
-                download(sink)
-                file.flush()
-                sink.check(size=size, sha256=sha256)
+            with temp.open("x+b") as file, closed_on_error(temp.open("rb")) as handle:
+                arriving = ArrivingFile(path, file.fileno(), size=size)
+                with flushed_meanwhile(file):
+                    download(arriving)
+                arriving.check(size=size, sha256=sha256)
                 temp.rename(blob)
         finally:
             temp.unlink(missing_ok=True)

@@ -24,8 +24,9 @@ from tracefleet.reader import open_selected
 from tracefleet.store import Store, open_store
 
 _TOKENIZER = "model/tokenizer.json"
-#: Rows of ``list`` that are looked up together and printed at once, and by how many threads.
-_PAGE = 20
+#: Rows of ``list`` that are looked up together and printed at once (few: the first ones come soon),
+#: and by how many threads.
+_PAGE = 10
 _READERS = 16
 
 

@@ -7,7 +7,9 @@ import hashlib
 import os
 import secrets
 import shutil
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +17,7 @@ from typing import BinaryIO
 from tracefleet.streams import check_digest
 
 TEMP_PREFIX = ".tmp-"
+_FLUSH_SECONDS = 0.2
 
 
 def sha256_of(path: Path) -> str:
@@ -88,6 +91,24 @@ def flush(file: BinaryIO) -> None:
     """Make what was written to a file last."""
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextmanager
+def flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
+    """Bring a file to the disk while it is written, so that little is left for `flush`."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(_FLUSH_SECONDS):
+            os.fdatasync(file.fileno())
+
+    flusher = threading.Thread(target=run, daemon=True)
+    flusher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        flusher.join()
 
 
 def sync(folder: Path) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError
 from tracefleet.manifest import check_relative
-from tracefleet.s3_client import Connection, transfer_config
+from tracefleet.s3_client import Connection, download_config
 from tracefleet.s3_errors import LOST, code_of, explained, refused
 from tracefleet.store import Upload
-from tracefleet.streams import Sink
+from tracefleet.streams import ArrivingFile, Sink
 
 if TYPE_CHECKING:
     from botocore.config import Config
@@ -132,11 +132,17 @@ class Bucket:
 
     def copy_out(self, path: str, sink: Sink) -> None:
         """Write an object into ``sink``: parallel ranges of one version of it, put in order."""
-        target = _InOrder(sink)
+        self._download(path, _InOrder(sink))
+
+    def fetch(self, path: str, file: ArrivingFile) -> None:
+        """Write an object into a file: parallel ranges of one version of it, as they come."""
+        self._download(path, _AnyOrder(file))
+
+    def _download(self, path: str, target: _InOrder) -> None:
         try:
             with explained(self.at(path), "GetObject"):
                 self.connected.s3.download_fileobj(
-                    self.name, self.key(path), target, Config=transfer_config(0)
+                    self.name, self.key(path), target, Config=download_config()
                 )
         except StoreError:
             if target.error is not None:
@@ -205,3 +211,11 @@ class _InOrder:
         except OSError as error:
             self.error = error
             raise
+
+
+class _AnyOrder(_InOrder):
+    """Shows it one that can, so that nothing has to wait in memory for its turn."""
+
+    def __init__(self, file: ArrivingFile) -> None:
+        super().__init__(file)
+        self.seekable, self.seek, self.tell = file.seekable, file.seek, file.tell

@@ -135,7 +135,7 @@ class S3Store:
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
         """See `tracefleet.store.Store.open_checked`: through the cache."""
-        download = functools.partial(self.copy_out, path)
+        download = functools.partial(self.root.fetch, path)
         return self.cache.open(self.root.at(path), download, size=size, sha256=sha256)
 
     def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from typing import Protocol
 
@@ -61,6 +62,76 @@ class CheckedSink:
             DigestMismatchError: others did.
         """
         check_digest(self._path, (size, sha256), (self.size, self.sha256))
+
+
+class ArrivingFile:
+    """A file written in any order, as parallel ranges arrive, and hashed in order meanwhile.
+
+    What has been hashed is never written again, so that the file holds exactly what the digest is
+    of; what came early is read back from the file when its turn comes. Nothing is kept in memory.
+    """
+
+    def __init__(self, path: str, descriptor: int, *, size: int = 0) -> None:
+        self._path, self._descriptor, self._digest = path, descriptor, hashlib.sha256()
+        self._position = self._hashed = self._written = 0
+        self._early: dict[int, int] = {}  # start to end of what was written ahead
+        self._progress = Progress(path, size)
+
+    def seekable(self) -> bool:
+        """Tell the transfer client that ranges may come in any order."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to where the next bytes belong."""
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        """Return where the next bytes belong."""
+        return self._position
+
+    def write(self, data: bytes, /) -> int:
+        """Take bytes for the current position."""
+        start, self._position = self._position, self._position + len(data)
+        known = max(0, self._hashed - start)  # a range that is fetched again
+        if fresh := memoryview(data)[known:]:
+            self._put(fresh, start + known)
+        return len(data)
+
+    def check(self, *, size: int, sha256: str) -> None:
+        """Return if exactly the promised bytes have arrived.
+
+        Raises:
+            DigestMismatchError: others have.
+        """
+        check_digest(self._path, (size, sha256), (self._hashed, self._digest.hexdigest()))
+
+    def _put(self, data: memoryview, start: int) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], start + done)
+        self._written += len(data)
+        self._progress.at(self._written)
+        if start == self._hashed:
+            self._digest.update(data)
+            self._hashed += len(data)
+            self._catch_up()
+            return
+        for begun, end in self._early.items():
+            if end == start:
+                self._early[begun] = start + len(data)
+                return
+        self._early[start] = max(start + len(data), self._early.get(start, 0))
+
+    def _catch_up(self) -> None:
+        """Hash what was written ahead and is next now."""
+        while end := max((e for s, e in self._early.items() if s <= self._hashed < e), default=0):
+            while self._hashed < end:
+                length = min(CHUNK, end - self._hashed)
+                block = os.pread(self._descriptor, length, self._hashed)
+                self._digest.update(block)
+                self._hashed += len(block)
+        self._early = {s: e for s, e in self._early.items() if e > self._hashed}
 
 
 class CheckedReader:
