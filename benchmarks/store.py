@@ -256,7 +256,6 @@ def listing(number: int) -> dict[str, float]:
         "list, first page": _seconds("list", url, lines=11),
         "list --limit 50": _seconds("list", url, "--limit", "50"),
         "show, of one source": _seconds("show", url, source),
-        "list, all": _seconds("list", url),
     }
     print(f"\n{number} conversions in one store")
     for name, seconds in timed.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.s3_servers import S3Server, uploads
+from tracefleet import s3_store as module
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
 from tracefleet.file_store import FileStore
 from tracefleet.s3_client import PART_BYTES
@@ -230,6 +231,18 @@ def server(request: pytest.FixtureRequest, aws_env: Callable[[S3Server], S3Serve
 @pytest.fixture
 def s3_store(server: S3Server) -> S3Store:
     return S3Store.at(f"s3://{server.bucket}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 100])
+def test_a_walk_gives_each_file_once_whatever_its_first_page_holds(
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, first: int
+):
+    monkeypatch.setattr(module, "_FIRST_KEYS", first)
+    for name in ("a b", "é", "x/1", "x/2", "x/3"):
+        s3_store.put_over(name, b"")
+    assert [file.path for file in s3_store.walk("")] == ["a b", "x/1", "x/2", "x/3", "é"]
+    assert [file.path for file in s3_store.walk("x", after="x/1")] == ["x/2", "x/3"]
+    assert list(s3_store.walk("absent")) == []
 
 
 def begin_upload(server: S3Server, store: S3Store, path: str) -> str:

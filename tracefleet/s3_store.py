@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracefleet.cache import Cache
 from tracefleet.errors import StoreError, StoreUnavailableError
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 #: SigV4 URLs live for a week at most (S3 User Guide, "Presigned URL expiration").
 _LONGEST_PRESIGN = 7 * 24 * 3600
+
+#: Keys in the first request of a listing; S3 gives 1,000 in each of the others.
+_FIRST_KEYS = 50
 
 logger = logging.getLogger(__name__)
 
@@ -120,14 +123,23 @@ class S3Store:
             "Prefix": f"{self.root.key(prefix)}/" if prefix else self.root.key(""),
             **({"StartAfter": self.root.key(after)} if after else {}),
         }
+        s3 = self.root.connected.s3
         with explained(self.root.at(prefix), "ListObjectsV2"):
-            for page in self.root.connected.s3.get_paginator("list_objects_v2").paginate(**where):
-                for found in page.get("Contents", ()):
-                    yield Stored(
-                        path=self.root.path(found["Key"]),
-                        size=found["Size"],
-                        modified=found["LastModified"].timestamp(),
-                    )
+            # Servers take their time for a thousand keys; who wants the first few has them soon.
+            first = s3.list_objects_v2(MaxKeys=_FIRST_KEYS, **where)
+            yield from self._stored(first)
+            if first["IsTruncated"]:
+                where["StartAfter"] = first["Contents"][-1]["Key"]
+                for page in s3.get_paginator("list_objects_v2").paginate(**where):
+                    yield from self._stored(page)
+
+    def _stored(self, page: dict[str, Any]) -> Iterator[Stored]:
+        for found in page.get("Contents", ()):
+            yield Stored(
+                path=self.root.path(found["Key"]),
+                size=found["Size"],
+                modified=found["LastModified"].timestamp(),
+            )
 
     def copy_out(self, path: str, sink: Sink) -> None:
         """See `tracefleet.store.Store.copy_out`."""
