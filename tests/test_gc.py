@@ -126,9 +126,8 @@ def test_a_claim_keeps_the_collector_away(store: Store):
     assert [one.kind for one in later(store).removed] == ["conversion"], "the control: unclaimed"
 
 
-def old_conversion_young_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """An unreferenced conversion that looks a day old."""
-    stray = unreferenced(store)
+def age_conversions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every conversion look a day old, and nothing else."""
     real = type(store).walk
 
     def aged(self: Store, prefix: str, *, after: str = ""):
@@ -137,6 +136,12 @@ def old_conversion_young_claim(store: Store, monkeypatch: pytest.MonkeyPatch) ->
             yield dataclasses.replace(file, modified=file.modified - 86400) if old else file
 
     monkeypatch.setattr(type(store), "walk", aged)
+
+
+def old_conversion_young_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """An unreferenced conversion that looks a day old."""
+    stray = unreferenced(store)
+    age_conversions(store, monkeypatch)
     return stray
 
 
@@ -236,14 +241,7 @@ def test_what_was_superseded_a_moment_ago_stays_for_the_grace_time(
 ):
     first = put(store, 1)
     put(store, 2)
-    real = type(store).walk
-
-    def aged(self: Store, prefix: str, *, after: str = ""):
-        for file in real(self, prefix, after=after):
-            old = file.path.startswith("conversions/")
-            yield dataclasses.replace(file, modified=file.modified - 86400) if old else file
-
-    monkeypatch.setattr(type(store), "walk", aged)
+    age_conversions(store, monkeypatch)
     now = time.time()
     assert collect(store, before=now - HOUR, now=now, keep=1).removed == ()
     assert there(store, first)
