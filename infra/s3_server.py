@@ -124,8 +124,11 @@ def _run(options: argparse.Namespace) -> None:
     app, proxy = swift_app.build(folder, options.access_key, secret, REGION)
     swift_app.start(sock, app)
     swift_app.create_bucket(proxy, options.access_key, options.bucket)
+    received = _signals()  # before anybody can know that it runs
     _announce(sock.getsockname()[1], options, secret)
-    _wait_for_signal(swift_app.sleep)
+    while not received:
+        # Short on purpose: a signal doesn't wake eventlet's hub.
+        swift_app.sleep(0.1)
 
 
 def _listen(listen: Callable[[int], Any], port: int) -> Any:
@@ -148,16 +151,12 @@ def _announce(port: int, options: argparse.Namespace, secret: str) -> None:
     print(f"export AWS_DEFAULT_REGION={REGION}", flush=True)
 
 
-def _wait_for_signal(sleep: Callable[[float], object]) -> None:
-    """Sleep until SIGINT or SIGTERM.
-
-    The short sleep is on purpose: a signal doesn't wake eventlet's hub.
-    """
+def _signals() -> list[int]:
+    """Return a list that SIGINT and SIGTERM fill from now on."""
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))
-    while not received:
-        sleep(0.1)
+    return received
 
 
 if __name__ == "__main__":
