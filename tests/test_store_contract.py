@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import threading
 import time
 import uuid
@@ -390,3 +391,15 @@ def test_the_standard_configuration_decides_how_to_retry(
     client = S3Store.at(s3_store.url).root.connected.s3
     assert client.meta.config.retries["mode"] == "adaptive"
     assert client.meta.region_name == "eu-north-1"
+
+
+def test_a_folder_that_goes_while_a_store_is_looked_through_is_no_error(tmp_path: Path):
+    """Two garbage collectors at once: the one removes what the other is about to list."""
+    store = FileStore(root=tmp_path)
+    for name in ("a", "b", "c"):
+        store.put_new(f"{name}/kept", SMALL)
+        (tmp_path / name / ".tmp-0123").write_bytes(SMALL)
+    for listed in (store.walk(""), store.uploads()):
+        first = next(listed)
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        assert [first.path[0], *(one.path[0] for one in listed)] == ["a", "c"]

@@ -144,10 +144,9 @@ class FileStore:
 
     def uploads(self) -> Iterator[Upload]:
         """See `tracefleet.store.Store.uploads`: temporary files."""
-        for temp in self.root.rglob(f"{TEMP_PREFIX}*"):
-            with suppress(FileNotFoundError):  # finished meanwhile
-                path = temp.relative_to(self.root).as_posix()
-                yield Upload(path=path, identifier="", started=temp.stat().st_mtime)
+        with self._explained("", "list"):
+            for temp in self._files(self.root, "", "", temps=True):
+                yield Upload(path=temp.path, identifier="", started=temp.modified)
 
     def abort(self, upload: Upload) -> None:
         """See `tracefleet.store.Store.abort`."""
@@ -188,8 +187,13 @@ class FileStore:
             )
         return final
 
-    def _files(self, folder: Path, prefix: str, after: str) -> Iterator[Stored]:
-        """Yield files in the order of their whole paths, as S3 does: ``a-b`` before ``a/b``."""
+    def _files(
+        self, folder: Path, prefix: str, after: str, *, temps: bool = False
+    ) -> Iterator[Stored]:
+        """Yield files in the order of their whole paths, as S3 does: ``a-b`` before ``a/b``.
+
+        Other processes may remove files and folders meanwhile; temporary files are apart.
+        """
         try:
             with os.scandir(folder) as entries:
                 # Links are not followed: they can lead round in circles, or out of the store.
@@ -202,8 +206,8 @@ class FileStore:
             path = f"{prefix}{name}"
             if name.endswith("/"):
                 if path > after or after.startswith(path):
-                    yield from self._files(folder / name, path, after)
-            elif path > after and not name.startswith(TEMP_PREFIX):
+                    yield from self._files(folder / name, path, after, temps=temps)
+            elif path > after and name.startswith(TEMP_PREFIX) == temps:
                 with suppress(FileNotFoundError):  # removed since the folder was read
                     stat = found[name].stat()
                     yield Stored(path=path, size=stat.st_size, modified=stat.st_mtime)
