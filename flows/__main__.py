@@ -1,4 +1,4 @@
-"""Command line of the pipeline: ``python -m flows convert|gc|promote|rollback|schema …``.
+"""Command line of the pipeline: ``python -m flows convert|sweep|gc|promote|rollback|schema …``.
 
 Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import upkeep
+from flows import sweep, upkeep
 
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
     convert.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    sweep.add_command(commands)
     upkeep.add_commands(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of a request or fleet file")
     schema.add_argument("kind", choices=("request", "fleet"))
@@ -189,7 +190,8 @@ def _as_json(result: ConversionResult) -> dict[str, Any]:
         "url": result.publication.url,
         "channel": result.publication.channel,
         "number": result.publication.number,
-        "withdrawn": result.publication.withdrawn,
+        "withdrawn": result.publication.withdrawn is not None,
+        "withdrawn_number": result.publication.withdrawn,
         "manifest_digest": result.publication.manifest_digest,
         "report": result.report_url,
         "manifest": json.loads(result.manifest.to_bytes()),

@@ -23,7 +23,7 @@ from flows.request import ConversionRequest
 from tasks import child
 from tasks.backends.base import Backend, find_backend
 from tasks.child import Limits, Outcome
-from tasks.errors import NumericsMismatchError
+from tasks.errors import NumericsMismatchError, PaddingChangesError
 from tasks.fetch import Checkpoint, Resolved, fetch, fetch_description, resolve
 from tasks.inputs import input_specs
 from tasks.key import RECIPE, conversion_key
@@ -163,7 +163,7 @@ class _Conversion:
         folder = self._timed("describe", lambda: self.steps.describe(resolved))
         facts = self._child(work, "inspect", inspect, folder, request.load_options, request.lengths)
         checkpoint = self._timed("fetch", lambda: self.steps.fetch(resolved))
-        traced, report = self._trace_and_validate(
+        facts, traced, report = self._trace_and_validate(
             work, store, backend, toolchain, checkpoint, facts
         )
         if resolved.source.startswith("file://"):
@@ -217,7 +217,7 @@ class _Conversion:
         facts: ModelFacts,
         *,
         share: bool = True,
-    ) -> tuple[TraceResult, ValidationReport]:
+    ) -> tuple[ModelFacts, TraceResult, ValidationReport]:
         request, folder = self.request, checkpoint.folder
         options, lengths = request.load_options, request.lengths
         # The stem is part of the archive's bytes: always model.pt.
@@ -242,9 +242,15 @@ class _Conversion:
             batch=request.batch,
             tolerance=request.tolerance,
         )
-        reference: Reference = self._child(
-            work, "reference", compute_reference, folder, options, plan, work / "reference"
-        )
+        try:
+            reference: Reference = self._child(
+                work, "reference", compute_reference, folder, options, plan, work / "reference"
+            )
+        except PaddingChangesError:
+            logger.info("padding changes what this model computes: exact lengths only")
+            return self._trace_and_validate(
+                work, store, backend, toolchain, checkpoint, facts.exact(), share=share
+            )
         try:
             report = self._child(work, "validate", validate_bundle, target, reference)
         except NumericsMismatchError as error:
@@ -258,7 +264,7 @@ class _Conversion:
                 url = self._write_report(store, about, error.report)
                 logger.warning("the gate's report is kept at %s", url)
             raise
-        return traced, report
+        return facts, traced, report
 
     def _child(
         self,

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tasks.backends.base import BACKENDS
 from tasks.errors import RequestError
 from tasks.fetch import normalise_source
-from tasks.load import AUTO_CLASSES, LoadOptions
+from tasks.heads import AUTO_CLASSES
+from tasks.load import LoadOptions
 from tasks.verdict import TOLERANCES
 from tracefleet.channel import check_channel
 from tracefleet.lengths import check_lengths

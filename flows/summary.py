@@ -29,11 +29,11 @@ def summary(result: ConversionResult) -> str:
 
 def _channel(publication: Publication) -> str:
     current = f"{publication.channel} #{publication.number}"
-    if not publication.withdrawn:
+    if publication.withdrawn is None:
         return current
     return (
-        f"{current}, rolled back from this conversion: `python -m flows rollback --number N` "
-        "brings it back"
+        f"{current}, rolled back from this conversion: `python -m flows rollback --number "
+        f"{publication.withdrawn}` brings it back"
     )
 
 

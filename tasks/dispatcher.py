@@ -7,7 +7,7 @@ same code.
 
 from __future__ import annotations
 
-from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.manifest import LENGTH_AXES, InputSpec, OutputSpec
 
 
 def dispatcher_source(
@@ -19,7 +19,7 @@ def dispatcher_source(
     """Return the methods to define, in order: ``forward_<length>``, ``_run_batch``, ``forward``.
 
     Args:
-        inputs: the arguments, each ``(batch, length)`` or ``(batch, decoder_length)``.
+        inputs: the arguments: a batch axis first, at most one length axis, fixed sizes elsewhere.
         outputs: the returned tuple's elements.
         graphs: standard length, ascending -> name of the traced method that serves it.
         batch: rows in one traced call.
@@ -46,48 +46,79 @@ def _exact_source(
     graph: str,
 ) -> str:
     """A guard before the graph: a trace computes nonsense on other shapes without complaining."""
-    checks = "\n".join(
-        f"    if {spec.name}.dim() != 2 or {spec.name}.size(0) != {batch} "
-        f"or {spec.name}.size(1) != {length}:\n"
-        f'        raise ValueError("forward_{length}: {spec.name} expected shape '
-        f'({batch}, {length}), got " + str({spec.name}.size()) + "; forward() takes any shape")'
-        for spec in inputs
-    )
-    arguments = ", ".join(spec.name for spec in inputs)
-    return (
-        f"{_signature(f'forward_{length}', inputs, outputs)}\n{checks}\n"
-        f"    return self.{graph}({arguments})\n"
-    )
+    lines = [_signature(f"forward_{length}", inputs, outputs)]
+    for spec in inputs:
+        sizes = [str(size) for size in spec.shape(batch=batch, length=length)]
+        lines += [
+            f"    if {_differs(spec.name, sizes)}:",
+            f'        raise ValueError("forward_{length}: {spec.name} expected shape '
+            f'({", ".join(sizes)}), got " + str({spec.name}.size()) + "; forward() takes any '
+            'shape that fits")',
+        ]
+    lines.append(f"    return self.{graph}({', '.join(spec.name for spec in inputs)})")
+    return "\n".join(lines) + "\n"
+
+
+def _differs(name: str, sizes: list[str]) -> str:
+    """The condition that a tensor is not of these sizes, each a TorchScript expression."""
+    checks = [f"{name}.dim() != {len(sizes)}"]
+    checks += [f"{name}.size({axis}) != {size}" for axis, size in enumerate(sizes)]
+    return " or ".join(checks)
 
 
 def _batch_source(
     inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...], graphs: dict[int, str]
 ) -> str:
     """Pad one full batch to the smallest standard length that fits, run it, slice it back."""
-    axes = sorted({spec.axes[1] for spec in inputs})
     lines = [_signature("_run_batch", inputs, outputs)]
-    for axis in axes:
-        first = next(spec.name for spec in inputs if spec.axes[1] == axis)
-        lines.append(f"    {axis} = {first}.size(1)")
-    longest = axes[0] if len(axes) == 1 else f"max({', '.join(axes)})"
-    lines += [f"    longest = {longest}", "    standard = 0"]
-    for index, length in enumerate(graphs):
-        word = "if" if index == 0 else "elif"
-        lines += [f"    {word} longest <= {length}:", f"        standard = {length}"]
-    lines.append("    else:")
-    lines.append(
-        f'        raise ValueError("input has " + str(longest) + " tokens; expected at most '
-        f'{max(graphs)}, the largest standard length of this bundle")'
-    )
-    for spec in inputs:
-        lines.append(
-            f"    {spec.name} = torch.constant_pad_nd({spec.name}, "
-            f"[0, standard - {spec.axes[1]}], {spec.pad_value})"
-        )
+    if _leads(inputs):
+        lines += _routed(inputs, graphs)
     lines += _routed_call(inputs, outputs, graphs)
     sliced = ", ".join(_sliced(f"out{i}", spec) for i, spec in enumerate(outputs))
     lines.append(f"    return ({sliced},)")
     return "\n".join(lines) + "\n"
+
+
+def _leads(inputs: tuple[InputSpec, ...]) -> dict[str, InputSpec]:
+    """Return, for each axis that varies in length, the first input that has it."""
+    leads: dict[str, InputSpec] = {}
+    for spec in inputs:
+        if spec.length_axis is not None:
+            leads.setdefault(spec.axes[spec.length_axis], spec)
+    return dict(sorted(leads.items()))
+
+
+def _routed(inputs: tuple[InputSpec, ...], graphs: dict[int, str]) -> list[str]:
+    leads = _leads(inputs)
+    lines = [f"    {axis} = {spec.name}.size({spec.length_axis})" for axis, spec in leads.items()]
+    longest = next(iter(leads)) if len(leads) == 1 else f"max({', '.join(leads)})"
+    lines += [f"    longest = {longest}", "    standard = 0"]
+    for index, length in enumerate(graphs):
+        word = "if" if index == 0 else "elif"
+        lines += [f"    {word} longest <= {length}:", f"        standard = {length}"]
+    lines += [
+        "    else:",
+        '        raise ValueError("input has " + str(longest) + " tokens; expected at most '
+        f'{max(graphs)}, the largest standard length of this bundle")',
+    ]
+    return lines + [line for spec in inputs for line in _padded(spec, list(graphs))]
+
+
+def _padded(spec: InputSpec, lengths: list[int]) -> list[str]:
+    """Fill one input up to the standard length on its right, or refuse where that would lie."""
+    if spec.length_axis is None:
+        return []
+    axis = spec.axes[spec.length_axis]
+    if spec.pad_value is None:
+        return [
+            f"    if {axis} != standard:",
+            f'        raise ValueError("{spec.name}: expected exactly one of the lengths '
+            f'{", ".join(map(str, lengths))}, got " + str({axis}) + "; padding would change the '
+            'result of this model")',
+        ]
+    after = len(spec.axes) - 1 - spec.length_axis
+    pads = ", ".join(["0, 0"] * after + [f"0, standard - {axis}"])
+    return [f"    {spec.name} = torch.constant_pad_nd({spec.name}, [{pads}], {spec.pad_value})"]
 
 
 def _routed_call(
@@ -109,7 +140,7 @@ def _routed_call(
 
 def _sliced(name: str, spec: OutputSpec) -> str:
     for position, axis in enumerate(spec.axes):
-        if axis in ("length", "decoder_length"):
+        if axis in LENGTH_AXES:
             name = f"{name}.narrow({position}, 0, {axis})"
     return name
 
@@ -120,16 +151,7 @@ def _forward_source(
     """Split the rows into traced batches; a last incomplete batch repeats its first row."""
     lead = inputs[0].name
     lines = [_signature("forward", inputs, outputs), f"    rows = {lead}.size(0)"]
-    for spec in inputs:
-        partner = next(other.name for other in inputs if other.axes[1] == spec.axes[1])
-        lines.append(
-            f"    if {spec.name}.dim() != 2 or {spec.name}.size(0) != rows "
-            f"or {spec.name}.size(1) != {partner}.size(1) or {spec.name}.numel() == 0:"
-        )
-        lines.append(
-            f'        raise ValueError("{spec.name}: expected the shape of {partner}, (rows, '
-            f'tokens) with at least one of each, got " + str({spec.name}.size()))'
-        )
+    lines += _shape_checks(inputs)
     arguments = ", ".join(spec.name for spec in inputs)
     lines.append(f"    if rows == {batch}:")
     lines.append(f"        return self._run_batch({arguments})")
@@ -137,11 +159,13 @@ def _forward_source(
     lines.append(f"    for start in range(0, rows, {batch}):")
     lines.append(f"        count = min({batch}, rows - start)")
     for spec in inputs:
-        lines.append(f"        part_{spec.name} = {spec.name}.narrow(0, start, count)")
+        part = f"part_{spec.name}"
+        lines.append(f"        {part} = {spec.name}.narrow(0, start, count)")
         if batch > 1:
+            repeats = ", ".join([f"{batch} - count", *["1"] * (len(spec.axes) - 1)])
             lines.append(
-                f"        part_{spec.name} = torch.cat([part_{spec.name}, "
-                f"part_{spec.name}.narrow(0, 0, 1).repeat([{batch} - count, 1])], 0)"
+                f"        {part} = torch.cat([{part}, {part}.narrow(0, 0, 1).repeat([{repeats}])], "
+                "0)"
             )
     results = ", ".join(f"out{i}" for i in range(len(outputs))) + ("," if len(outputs) == 1 else "")
     parts = ", ".join(f"part_{spec.name}" for spec in inputs)
@@ -150,3 +174,22 @@ def _forward_source(
     joined = ", ".join(f"torch.cat(parts{i}, 0)" for i in range(len(outputs)))
     lines.append(f"    return ({joined},)")
     return "\n".join(lines) + "\n"
+
+
+def _shape_checks(inputs: tuple[InputSpec, ...]) -> list[str]:
+    """Refuse inputs that do not fit each other: a trace would broadcast or compute nonsense."""
+    leads = _leads(inputs)
+    lines = []
+    for spec in inputs:
+        # Asked for before any other size: TorchScript's own error for a missing axis says nothing.
+        sizes = ["rows" if axis == "batch" else axis for axis in spec.axes]
+        if spec.length_axis is not None:
+            lead = leads[spec.axes[spec.length_axis]]
+            sizes[spec.length_axis] = f"{lead.name}.size({lead.length_axis})"
+        shape = ", ".join("rows" if axis == "batch" else axis for axis in spec.axes)
+        lines += [
+            f"    if {_differs(spec.name, sizes)} or {spec.name}.numel() == 0:",
+            f'        raise ValueError("{spec.name}: expected shape ({shape}), at least 1 of each '
+            f'and equal for all inputs, got " + str({spec.name}.size()))',
+        ]
+    return lines

@@ -3,6 +3,7 @@
     ConversionError
     ├── RequestError                the request itself: unknown scheme, task, length, option
     ├── UnsupportedCheckpointError  a checkpoint that can't be converted, with the reason
+    │   └── PaddingChangesError     eager minds padding: exact lengths alone could be published
     ├── UnsafeCheckpointError       pickle or remote code that was not asked for; damaged weights
     ├── TiedWeightsError            a tied group that could not be untied bit-identically
     ├── TraceError                  torch.jit refused to trace or save the model
@@ -44,6 +45,10 @@ class RequestError(ConversionError):
 
 class UnsupportedCheckpointError(ConversionError):
     """The checkpoint can't be converted for this task; the message names the reason."""
+
+
+class PaddingChangesError(UnsupportedCheckpointError):
+    """Eager's outputs depend on padding, so that a bundle that pads would not be eager."""
 
 
 class UnsafeCheckpointError(ConversionError):

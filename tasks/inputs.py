@@ -1,8 +1,9 @@
 """Feeds: the input tensors that a model is traced, probed and measured with.
 
-A feed maps input names to int64 tensors in the order of the model's forward signature: ids of
-shape ``(batch, length)`` and masks of the same shape. Every feed is drawn from a seed, so that the
-same request makes the same bytes on every machine.
+A feed maps input names to tensors in the order of the model's forward signature: int64 ids of
+shape ``(batch, length)`` and masks of the same shape; ``(batch, choices, length)`` for multiple
+choice; real values for images and sounds. Every feed is drawn from a seed, so that the same request
+makes the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from tasks.arguments import Argument
 from tasks.load import ModelFacts
 from tasks.vocabulary import Vocabulary
 from tracefleet.manifest import InputSpec
@@ -20,83 +22,58 @@ if TYPE_CHECKING:
 
     Feed: TypeAlias = dict[str, torch.Tensor]
 
-_AXIS = {"decoder_input_ids": "decoder_length", "decoder_attention_mask": "decoder_length"}
-
 
 def input_specs(facts: ModelFacts) -> tuple[InputSpec, ...]:
     """Describe the positional arguments of the bundle's ``forward``."""
     return tuple(
         InputSpec(
-            name=name,
-            dtype="int64",
-            axes=("batch", _AXIS.get(name, "length")),
-            pad_value=facts.vocabulary.pad if name.endswith("input_ids") else 0,
-            fill_value=_fill_value(name),
+            name=one.name,
+            dtype=one.dtype,
+            axes=one.axes,
+            pad_value=one.pad,
+            fill_value=one.fill,
         )
-        for name in facts.inputs
+        for one in facts.arguments
     )
 
 
-def _fill_value(name: str) -> int | None:
-    if name.endswith("attention_mask"):
-        return 1
-    return 0 if name == "token_type_ids" else None
-
-
 def random_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Feed:
-    """Return random ids without special ones, every position valid, shape ``(batch, length)``."""
+    """Return a random feed, every position valid, ids without special ones."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    allowed = _ordinary_ids(facts.vocabulary)
-
-    def draw() -> torch.Tensor:
-        return allowed[torch.randint(len(allowed), (batch, length), generator=generator)]
-
-    return feed_of(facts, draw(), draw)
+    return {
+        one.name: _drawn(facts, one, _shape(one, batch, length), generator)
+        for one in facts.arguments
+    }
 
 
-def feed_of(
-    facts: ModelFacts, ids: torch.Tensor, decoder_ids: Callable[[], torch.Tensor] | None = None
-) -> Feed:
+def feed_of(facts: ModelFacts, ids: torch.Tensor) -> Feed:
     """Build a full feed around given ids, shape ``(batch, length)``, every position valid.
 
-    Args:
-        facts: which inputs the model takes.
-        ids: the encoder's (or only) ids.
-        decoder_ids: makes the decoder's ids of the same shape; default: the same ids again.
+    The decoder, and each of several choices, gets the same ids.
     """
-    import torch
+    batch, length = ids.shape
+    feed = random_feed(facts, batch=batch, length=length, seed=0)
+    for one in facts.arguments:
+        if one.kind == "ids":
+            feed[one.name] = _ended(facts, one, _spread(ids, feed[one.name]))
+    return feed
 
-    vocabulary = facts.vocabulary
-    ids = ids.clone()
-    if vocabulary.eos is not None:  # where the tokenizer puts it; BART's classifier counts them
-        ids[:, -1] = vocabulary.eos
-    decoder = ids.clone() if decoder_ids is None else decoder_ids()
-    if vocabulary.decoder_start is not None:
-        decoder[:, 0] = vocabulary.decoder_start
-    second_half = (torch.arange(ids.shape[1]) >= ids.shape[1] // 2).long().expand_as(ids)
-    made = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": second_half.contiguous(),
-        "decoder_input_ids": decoder,
-        "decoder_attention_mask": torch.ones_like(ids),
+
+def tokens_of(facts: ModelFacts, feed: Feed) -> dict[str, int]:
+    """Return how long a feed is along each axis that follows a length."""
+    return {
+        one.axes[axis]: feed[one.name].shape[axis]
+        for one in facts.arguments
+        if (axis := length_axis(one)) is not None
     }
-    return {name: made[name] for name in facts.inputs}
 
 
 def pad_right(facts: ModelFacts, feed: Feed, length: int) -> Feed:
     """Pad a feed on the right up to ``length`` as the bundle's dispatcher does."""
-    assert all(tensor.shape[1] <= length for tensor in feed.values())
-    from torch.nn.functional import pad
-
-    return {
-        spec.name: pad(
-            feed[spec.name], (0, length - feed[spec.name].shape[1]), value=spec.pad_value
-        )
-        for spec in input_specs(facts)
-    }
+    assert all(size <= length for size in tokens_of(facts, feed).values())
+    return {one.name: _padded(facts, one, feed[one.name], length) for one in facts.arguments}
 
 
 def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
@@ -108,8 +85,10 @@ def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
         mask = mask.clone()
         mask[:, -1] = 1
     masked = dict(feed)
-    masked["attention_mask"] = mask.to(feed["attention_mask"].dtype)
-    masked["input_ids"] = feed["input_ids"].masked_fill(mask == 0, facts.vocabulary.pad)
+    shown = _spread(mask, feed["attention_mask"]).to(feed["attention_mask"].dtype)
+    masked["attention_mask"] = shown
+    if "input_ids" in feed:
+        masked["input_ids"] = feed["input_ids"].masked_fill(shown == 0, facts.vocabulary.pad)
     return masked
 
 
@@ -117,15 +96,119 @@ def uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Fee
     """Return the example input that a trace records: padded rows of uneven lengths, one full.
 
     Row 0 is the shortest (three quarters of ``length``); the last of several rows is full.
-    Decoder ids are padded too. Shape ``(batch, length)``.
+    Decoder ids are padded too. Models that can't be padded get full rows.
     """
     import torch
 
+    padded = facts.takes_padding or "attention_mask" in facts.inputs
+    lengths = _uneven_lengths(batch, length) if padded else [length] * batch
     rows = [
         pad_right(facts, random_feed(facts, batch=1, length=real, seed=seed + row), length)
-        for row, real in enumerate(_uneven_lengths(batch, length))
+        for row, real in enumerate(lengths)
     ]
     return {name: torch.cat([row[name] for row in rows]) for name in facts.inputs}
+
+
+def cut(facts: ModelFacts, feed: Feed, axis: str, length: int) -> Feed:
+    """Shorten a feed along ``length`` or ``decoder_length`` to its first ``length`` positions."""
+    shortened = dict(feed)
+    for one in facts.arguments:
+        if axis in one.axes:
+            place = one.axes.index(axis)
+            shortened[one.name] = feed[one.name].narrow(place, 0, length).contiguous()
+    return shortened
+
+
+def length_axis(argument: Argument) -> int | None:
+    """Return which axis of an argument follows a length, if one does."""
+    found = [i for i, axis in enumerate(argument.axes) if axis in ("length", "decoder_length")]
+    return found[0] if found else None
+
+
+def _shape(argument: Argument, batch: int, length: int) -> tuple[int, ...]:
+    sizes = {"batch": batch, "length": length, "decoder_length": length}
+    return tuple(sizes[axis] if axis in sizes else int(axis) for axis in argument.axes)
+
+
+def _drawn(
+    facts: ModelFacts, argument: Argument, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
+    """Draw one argument, every position valid."""
+    import torch
+
+    def below(bound: int, size: Sequence[int] = shape) -> torch.Tensor:
+        return torch.randint(bound, tuple(size), generator=generator)
+
+    if argument.kind == "ids":
+        allowed = _ordinary_ids(facts.vocabulary)
+        return _ended(facts, argument, allowed[below(len(allowed))])
+    if argument.kind == "mask":
+        return torch.ones(shape, dtype=torch.int64)
+    if argument.kind == "segments":
+        return _segments(argument, shape)
+    if argument.kind == "boxes":
+        return _boxes(argument, shape, below)
+    if argument.kind == "values":
+        drawn = torch.randn(shape, generator=generator)
+        return drawn.to(getattr(torch, argument.dtype))
+    return below(argument.bounds[0])
+
+
+def _segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
+    """The second half of a row is of type 1; of several columns, each counts up to its bound."""
+    import torch
+
+    axis = length_axis(argument)
+    assert axis is not None
+    positions = torch.arange(shape[axis])
+    if len(argument.bounds) == 1:
+        return (positions >= shape[axis] // 2).long().expand(shape).contiguous()
+    columns = [positions % bound for bound in argument.bounds]
+    return torch.stack(columns, -1).expand(shape).contiguous()
+
+
+def _boxes(
+    argument: Argument, shape: tuple[int, ...], below: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """Boxes (x0, y0, x1, y1) that are neither empty nor inside out; integers or parts of 1."""
+    import torch
+
+    whole = argument.dtype == "int64"
+    steps = argument.bounds[0] if whole else 1000
+    corners = below(steps, (*shape[:-1], 2, 2)).sort(dim=-2).values.reshape(shape)
+    return corners if whole else corners.to(getattr(torch, argument.dtype)) / steps
+
+
+def _ended(facts: ModelFacts, argument: Argument, ids: torch.Tensor) -> torch.Tensor:
+    """Put the end token where the tokenizer puts it, and the decoder's first token first."""
+    ids = ids.clone()
+    vocabulary = facts.vocabulary
+    if argument.name.startswith("decoder_"):
+        if vocabulary.decoder_start is not None:
+            ids[..., 0] = vocabulary.decoder_start
+    elif vocabulary.eos is not None:  # BART's classifier counts them
+        ids[..., -1] = vocabulary.eos
+    return ids
+
+
+def _spread(pattern: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Give every choice of a row the row's pattern, shape ``(batch, length)``."""
+    if like.dim() > pattern.dim():
+        pattern = pattern.unsqueeze(1)
+    return pattern.expand(like.shape).contiguous()
+
+
+def _padded(
+    facts: ModelFacts, argument: Argument, tensor: torch.Tensor, length: int
+) -> torch.Tensor:
+    from torch.nn.functional import pad
+
+    axis = length_axis(argument)
+    if axis is None or tensor.shape[axis] == length:
+        return tensor
+    after = [0, 0] * (tensor.dim() - 1 - axis)
+    value = facts.vocabulary.pad if argument.kind == "ids" else 0
+    return pad(tensor, (*after, 0, length - tensor.shape[axis]), value=value)
 
 
 def _uneven_lengths(batch: int, length: int) -> Sequence[int]:

@@ -13,7 +13,7 @@ from tracefleet.manifest import Toolchain, Variant, canonical_json
 
 #: Version of tracefleet's own conversion semantics: raise it when the same checkpoint and
 #: toolchain give other bytes or other promises than before, and every fleet becomes stale.
-RECIPE = 1
+RECIPE = 2
 
 
 def conversion_key(

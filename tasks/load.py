@@ -7,37 +7,24 @@ is the file's is proved by ``tasks.weights``.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect as python_inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.arguments import Argument, text_arguments
 from tasks.errors import (
     RequestError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
     first_line,
 )
-from tasks.vocabulary import Vocabulary, read_vocabulary
-
-#: Hugging Face task name -> the auto class that builds the model with the task's head.
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-}
-_TRACED_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-)
+from tasks.heads import SAMPLE_TASKS, choices_of, model_class
+from tasks.pooling import read_pooling, sentence_embedder
+from tasks.samples import sample_arguments
+from tasks.vocabulary import NO_TOKENS, Vocabulary, read_vocabulary
 
 #: Leftovers of pre-training and of old versions that no head of these tasks computes with:
 #: bert-base-uncased, roberta-base and albert-base carry them beside their masked-LM head.
@@ -70,16 +57,31 @@ class ModelFacts:
     Attributes:
         architecture: name of the class that the task needs.
         model_type: the config's model type.
-        inputs: tensors of ``forward``, in the order of its signature.
+        arguments: tensors of ``forward``, in the order of its signature.
         max_length: most tokens the positions allow; None where positions are relative.
         vocabulary: token ids for example inputs.
     """
 
     architecture: str
     model_type: str
-    inputs: tuple[str, ...]
+    arguments: tuple[Argument, ...]
     max_length: int | None
     vocabulary: Vocabulary
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments."""
+        return tuple(one.name for one in self.arguments)
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether inputs may be filled up to a standard length."""
+        return all(one.pad is not None for one in self.arguments)
+
+    def exact(self) -> ModelFacts:
+        """Return the facts of a bundle that takes the standard lengths alone and pads nothing."""
+        arguments = tuple(dataclasses.replace(one, pad=None) for one in self.arguments)
+        return dataclasses.replace(self, arguments=arguments)
 
 
 def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> ModelFacts:
@@ -94,21 +96,23 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     _check_not_quantised(config)
     kind = _model_class(config, options)
     model = _on_meta(kind, config)
-    try:
-        embedding = model.get_input_embeddings()
-    except NotImplementedError:
-        embedding = None
-    if not hasattr(embedding, "weight"):
-        raise UnsupportedCheckpointError(
-            f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
-            "Only models that read token ids can be converted."
+    if options.task in SAMPLE_TASKS:
+        return ModelFacts(
+            architecture=kind.__name__,
+            model_type=config.model_type,
+            arguments=sample_arguments(folder, kind, config, options.dtype, lengths),
+            max_length=None,
+            vocabulary=NO_TOKENS,
         )
+    vocabulary = read_vocabulary(folder, config, _embedded_ids(kind, model))
+    if options.task == "sentence-similarity":
+        read_pooling(folder)
     facts = ModelFacts(
         architecture=kind.__name__,
         model_type=config.model_type,
-        inputs=_traced_inputs(kind, config),
+        arguments=text_arguments(kind, config, vocabulary, choices_of(options.task)),
         max_length=_max_length(model, config),
-        vocabulary=read_vocabulary(folder, config, embedding.weight.shape[0]),
+        vocabulary=vocabulary,
     )
     _check_lengths_fit(facts, lengths)
     return facts
@@ -129,6 +133,8 @@ def load_eager(folder: Path, options: LoadOptions) -> Any:
         model, keys = _from_pretrained(kind, folder, config, options, add_pooling_layer=False)
     _check_keys(kind.__name__, config, keys)
     _settle(model)
+    if options.task == "sentence-similarity":
+        return sentence_embedder(model, read_pooling(folder))
     return model
 
 
@@ -164,27 +170,21 @@ def _untrusted_code(folder: Path) -> UnsafeCheckpointError:
 
 
 def _model_class(config: Any, options: LoadOptions) -> Any:
-    import transformers
+    return model_class(config, options.task, trust_remote_code=options.trust_remote_code)
 
-    if options.task not in AUTO_CLASSES:
-        raise RequestError(
-            f"task: expected one of {', '.join(AUTO_CLASSES)}; got {options.task!r}."
-        )
-    auto = getattr(transformers, AUTO_CLASSES[options.task])
-    remote = getattr(config, "auto_map", None) or {}
-    if options.trust_remote_code and auto.__name__ in remote:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        return get_class_from_dynamic_module(remote[auto.__name__], config._name_or_path)
+def _embedded_ids(kind: Any, model: Any) -> int:
+    """Return how many token ids a model knows."""
     try:
-        kind = auto._model_mapping[type(config)]
-    except KeyError:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
+    if not hasattr(embedding, "weight"):
         raise UnsupportedCheckpointError(
-            f"model type {config.model_type!r}: expected an architecture with a head for "
-            f"{options.task}, got none in transformers ({AUTO_CLASSES[options.task]}). "
-            f"Ask for a task that it has; the checkpoint names {config.architectures}."
-        ) from None
-    return kind[0] if isinstance(kind, tuple) else kind
+            f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
+            "Only models that read token ids can be converted for this task."
+        )
+    return int(embedding.weight.shape[0])
 
 
 def _on_meta(kind: Any, config: Any) -> Any:
@@ -201,23 +201,6 @@ def _on_meta(kind: Any, config: Any) -> Any:
         ) from error
 
 
-def _traced_inputs(kind: Any, config: Any) -> tuple[str, ...]:
-    names = list(python_inspect.signature(kind.forward).parameters)
-    is_pair = bool(getattr(config, "is_encoder_decoder", False))
-    chosen = [name for name in names if name in _TRACED_INPUTS]
-    if not is_pair or kind.__name__.endswith("ForSequenceClassification"):
-        # Classifiers of pairs (BART, T5) make the decoder's ids from the encoder's.
-        chosen = [name for name in chosen if not name.startswith("decoder_")]
-    if (getattr(config, "type_vocab_size", 0) or 0) < 2:
-        chosen = [name for name in chosen if name != "token_type_ids"]
-    if "input_ids" not in chosen:
-        raise UnsupportedCheckpointError(
-            f"{kind.__name__}: expected forward() to take input_ids, got {names}. "
-            "Only models that read token ids can be converted."
-        )
-    return tuple(chosen)
-
-
 def _max_length(model: Any, config: Any) -> int | None:
     """Most tokens that fit the positions; RoBERTa's start behind the padding index."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -226,7 +209,7 @@ def _max_length(model: Any, config: Any) -> int | None:
             name.endswith("position_embeddings")
             and getattr(module, "padding_idx", None) is not None
         ):
-            return int(module.num_embeddings - module.padding_idx - 1)
+            return int(module.weight.shape[0] - module.padding_idx - 1)
     return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 

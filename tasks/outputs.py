@@ -11,8 +11,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UnsupportedCheckpointError
-from tasks.inputs import random_feed
+from tasks.errors import UnsupportedCheckpointError, first_line
+from tasks.inputs import cut, random_feed
 from tasks.load import ModelFacts
 from tracefleet.manifest import OutputSpec
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SMALL = {"batch": 2, "length": 6, "decoder_length": 5}
 _LARGE = {"batch": 3, "length": 8, "decoder_length": 7}
+#: Of sounds: wav2vec2's convolutions make one frame of 400 samples, and one more of each 320.
+_SOUND_SCALE = 300
 
 
 def call(model: nn.Module, feed: Feed) -> Mapping[str, Any]:
@@ -72,19 +74,18 @@ def describe_outputs(model: nn.Module, facts: ModelFacts) -> tuple[OutputSpec, .
 def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
     import torch
 
-    feed = random_feed(facts, batch=sizes["batch"], length=sizes["length"], seed=1)
-    feed = {
-        name: t[:, : sizes["decoder_length"]] if name.startswith("decoder_") else t
-        for name, t in feed.items()
-    }
+    scale = _SOUND_SCALE if facts.arguments[0].kind == "values" else 1
+    feed = random_feed(facts, batch=sizes["batch"], length=sizes["length"] * scale, seed=1)
+    feed = cut(facts, feed, "decoder_length", sizes["decoder_length"])
     try:
         with torch.no_grad():
             outputs = call(model, feed)
     except Exception as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in feed.items()}
         raise UnsupportedCheckpointError(
-            f"{facts.architecture}: expected eager to run on {list(feed)} of shape "
-            f"({sizes['batch']}, {sizes['length']}), got {type(error).__name__}: {error}. "
-            "The model needs other inputs than token ids and masks."
+            f"{facts.architecture}: expected eager to run on {shapes}, got "
+            f"{type(error).__name__}: {first_line(error)}. "
+            "The model needs other inputs than these."
         ) from error
     return {k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and v.dim() > 0}
 

@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tasks.inputs import feed_of, pad_right, random_feed, uneven_feed, with_mask
+from tasks.inputs import (
+    cut,
+    feed_of,
+    length_axis,
+    pad_right,
+    random_feed,
+    tokens_of,
+    uneven_feed,
+    with_mask,
+)
 from tasks.load import ModelFacts
 
 if TYPE_CHECKING:
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 FRESH_SEEDS = 8
 EXAMPLE_SEED = 0
 _FRESH_SEED_BASE = 1000
+_SILENCE, _LOUD = 1e-3, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,8 @@ class Probe:
             vacuous for this model (right padding of a causal model); None: the plan's first
             probe, which has other ids.
         dispatch: call ``forward``, which routes, pads and slices, and not ``forward_<length>``.
+        measures: ``length`` or ``batch``: tries the bare graph at another one, which no consumer
+            can call, and judges nothing: the manifest tells what came of it.
     """
 
     name: str
@@ -46,6 +58,12 @@ class Probe:
     truth: Feed | None = field(default=None, repr=False)
     control: Feed | None = field(default=None, repr=False)
     dispatch: bool = False
+    measures: Literal["length", "batch"] | None = None
+
+    @property
+    def key(self) -> str:
+        """``length/name``: no two probes of a plan share it."""
+        return f"{self.length}/{self.name}"
 
     @property
     def eager_feed(self) -> Feed:
@@ -69,14 +87,16 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
             yield from _whole_probes(plan.facts, plan.batch, length)
 
 
-def timed(probe: Probe, batch: int) -> bool:
+def timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
     """Tell whether a call of this probe counts as one call at its standard length.
 
     Eager then sees all tokens but the one that the dispatcher pads.
     """
-    shapes = [tensor.shape for tensor in probe.feed.values()]
-    full = all(rows == batch and tokens >= probe.length - 1 for rows, tokens in shapes)
-    return full and probe.truth is None
+    if probe.truth is not None or probe.measures:
+        return False
+    rows = {tensor.shape[0] for tensor in probe.feed.values()}
+    tokens = tokens_of(facts, probe.feed).values()
+    return rows == {batch} and all(size >= probe.length - 1 for size in tokens)
 
 
 def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> Iterator[Probe]:
@@ -85,38 +105,39 @@ def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> I
     Encoder-decoder models get it again with either side shorter than the other. ``below`` is the
     next smaller standard length: an input must be longer to get to this graph.
     """
-    real = max(below + 1, length - 1)
+    real = max(below + 1, length - 1) if facts.takes_padding else length
     fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
     yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
     if "decoder_input_ids" not in facts.inputs or real < 2:
         return
-    for side in ("encoder", "decoder"):
-        cut = {
-            name: tensor[:, : real // 2].contiguous()
-            if name.startswith("decoder_") == (side == "decoder")
-            else tensor
-            for name, tensor in fresh.items()
-        }
-        yield Probe(name=f"dispatch-short-{side}", length=length, feed=cut, dispatch=True)
+    for side, axis in (("encoder", "length"), ("decoder", "decoder_length")):
+        short = cut(facts, fresh, axis, real // 2)
+        yield Probe(name=f"dispatch-short-{side}", length=length, feed=short, dispatch=True)
 
 
 def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
     """What is left to try at one standard length."""
-    yield from _id_probes(facts, batch, length)
+    for seed in range(FRESH_SEEDS):
+        feed = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE + seed)
+        yield Probe(name=f"fresh-{seed}", length=length, feed=feed)
+    if "input_ids" in facts.inputs:
+        yield from _id_probes(facts, batch, length)
+    else:
+        yield from _value_probes(facts, batch, length)
     if "attention_mask" in facts.inputs:
         yield from _padding_probes(facts, batch, length)
-        yield from _mask_probes(facts, batch, length)
+        if "input_ids" in facts.inputs:  # sounds are masked at their end alone
+            yield from _mask_probes(facts, batch, length)
     yield from _row_probes(facts, batch, length)
+    yield from _measuring_probes(facts, batch, length)
 
 
 def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
     import torch
 
     other = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE - 1)
-    for seed in range(FRESH_SEEDS):
-        feed = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE + seed)
-        yield Probe(name=f"fresh-ids-{seed}", length=length, feed=feed)
-    one, two = other["input_ids"][0, 0], other["input_ids"][0, length // 2]
+    row = other["input_ids"][0].reshape(-1)
+    one, two = row[0], row[length // 2]
     positions = torch.arange(length).expand(batch, length)
     last = facts.vocabulary.size - 1
     patterns = {
@@ -128,15 +149,31 @@ def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
         yield Probe(name=name, length=length, feed=feed_of(facts, ids.contiguous()))
 
 
+def _value_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    """Nothing at all, and far more than a processor's normalisation lets through."""
+    import torch
+
+    feed = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE - 1)
+    name, values = next(iter(feed.items()))
+    for pattern, changed in (
+        ("near-silence", values * _SILENCE),
+        ("loud", values * _LOUD),
+        ("constant-rows", torch.ones_like(values)),
+    ):
+        yield Probe(name=pattern, length=length, feed={**feed, name: changed})
+
+
 def _padding_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
-    for real in sorted(n for n in {1, 2, length // 2, length - 1} if 0 < n < length):
+    tried = {1, 2, length // 2, length - 1} if "input_ids" in facts.inputs else {3 * length // 4}
+    for real in sorted(n for n in tried if 0 < n < length):
         short = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + 100 + real)
         padded = pad_right(facts, short, length)
         yield Probe(
             name=f"right-pad-{real}",
             length=length,
             feed=padded,
-            truth=short,
+            # Where eager minds padding, its truth is what it makes of the padded input.
+            truth=short if facts.takes_padding else None,
             control=_all_visible(padded),
         )
 
@@ -166,6 +203,21 @@ def _row_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
     """More rows than were traced, through the dispatcher: each must equal its own eager row."""
     rows = random_feed(facts, batch=batch + 1, length=length, seed=_FRESH_SEED_BASE + 300)
     yield Probe(name=f"batch-{batch + 1}", length=length, feed=rows, dispatch=True)
+
+
+def _measuring_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    """Does the bare graph hold at other lengths and batches than it was traced at?"""
+    longest = facts.max_length or 2 * length
+    lengths = [n for n in (length // 2 + 1, min(length + length // 4 + 1, longest)) if n != length]
+    shapes: list[tuple[Literal["length", "batch"], int, int]] = [
+        ("batch", rows, length) for rows in (batch + 1, batch + 2)
+    ]
+    if any(length_axis(one) is not None for one in facts.arguments):
+        shapes += [("length", batch, other) for other in lengths]
+    for measures, rows, tokens in shapes:
+        feed = random_feed(facts, batch=rows, length=tokens, seed=_FRESH_SEED_BASE + 400 + tokens)
+        name = f"graph-at-{rows}x{tokens}"
+        yield Probe(name=name, length=length, feed=feed, measures=measures)
 
 
 def _all_visible(feed: Feed) -> Feed:

@@ -63,14 +63,15 @@ class Publication:
         manifest_digest: sha256 of the manifest's bytes.
         channel: the channel that points to it.
         number: the current number of the channel's log.
-        withdrawn: the channel was rolled back from this very conversion and stays so.
+        withdrawn: the channel was rolled back from this very conversion and stays so; the highest
+            number that holds it. None: it was not.
     """
 
     url: str
     manifest_digest: str
     channel: str
     number: int
-    withdrawn: bool = False
+    withdrawn: int | None = None
 
 
 def find_published(store: Store, source: str, key: str) -> Manifest | None:
@@ -213,9 +214,9 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
         if newest and newest[1].key == manifest.key:
             _check_same(newest[1], manifest)
             return _publication(store, manifest, channel, newest[0])
-        if newest and manifest.digest in withdrawn_manifests(store, log, *newest):
+        if newest and (withdrawn := _withdrawn(store, log, *newest, manifest.digest)):
             logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
-            return _publication(store, manifest, channel, newest[0], withdrawn=True)
+            return _publication(store, manifest, channel, newest[0], withdrawn=withdrawn)
         following = append(
             store,
             log,
@@ -235,7 +236,12 @@ def _check_same(entry: ChannelEntry, manifest: Manifest) -> None:
 
 
 def _publication(
-    store: Store, manifest: Manifest, channel: str, number: int, *, withdrawn: bool = False
+    store: Store,
+    manifest: Manifest,
+    channel: str,
+    number: int,
+    *,
+    withdrawn: int | None = None,
 ) -> Publication:
     return Publication(
         url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
@@ -246,15 +252,16 @@ def _publication(
     )
 
 
-def withdrawn_manifests(store: Store, log: str, number: int, newest: ChannelEntry) -> set[str]:
-    """Return the manifests that a channel was rolled back from, if its newest entry is a rollback.
+def _withdrawn(
+    store: Store, log: str, number: int, newest: ChannelEntry, digest: str
+) -> int | None:
+    """Return the highest number with this manifest that a rollback to ``newest`` passed over.
 
-    A scheduled run of an unchanged request would otherwise undo what an operator did.
+    A scheduled run of an unchanged request would otherwise undo what an operator did. None if
+    ``newest`` is no rollback, or not from this manifest.
     """
-    if (newest.previous or 0) == number - 1:
-        return set()
-    passed = range((newest.previous or 0) + 1, number)
-    return {read_entry(store, log, one).manifest for one in passed} - {newest.manifest}
+    passed = range(number - 1, newest.previous or 0, -1)
+    return next((one for one in passed if read_entry(store, log, one).manifest == digest), None)
 
 
 def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ agree with itself: a second run, another attention implementation, and padded ag
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.child import say
-from tasks.errors import UnsupportedCheckpointError, first_line
-from tasks.inputs import pad_right
+from tasks.errors import PaddingChangesError, UnsupportedCheckpointError, first_line
+from tasks.inputs import pad_right, tokens_of
 from tasks.load import LoadOptions, ModelFacts, load_eager
 from tasks.outputs import call_tuple, describe_outputs
 from tasks.probes import Probe, plan_probes, timed
@@ -25,6 +27,8 @@ from tracefleet.manifest import OutputSpec, Tolerance
 
 if TYPE_CHECKING:
     import torch
+
+    from tasks.inputs import Feed
 
     Outputs = tuple[torch.Tensor, ...]
 
@@ -57,8 +61,11 @@ class Reference:
         outputs: elements of the tuple that each probe returned.
         weights: name -> digest of every parameter and buffer.
         folder: one safetensors file for each probe, by its index in the plan.
-        vacuous: names of probes, as ``length/name``, that can't move this model.
+        vacuous: keys of probes that can't move this model.
         latency: milliseconds of one eager call of the traced shape, by length.
+        scales: max|eager| of each output for the first probe.
+        padded: keys of probes whose unpadded input eager refuses: it was given the padded one.
+        refused: keys of probes that eager refuses altogether.
     """
 
     plan: ProbePlan
@@ -67,6 +74,13 @@ class Reference:
     folder: Path
     vacuous: frozenset[str]
     latency: dict[int, float]
+    scales: tuple[float, ...]
+    padded: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+
+    def as_asked(self, probe: Probe) -> Probe:
+        """Return the probe as eager answered it."""
+        return dataclasses.replace(probe, truth=None) if probe.key in self.padded else probe
 
 
 def compute_reference(
@@ -83,7 +97,7 @@ def compute_reference(
 
     say("loading the eager reference")
     model = load_eager(checkpoint, options)
-    compare_with_files(model, checkpoint)
+    compare_with_files(getattr(model, "inner", model), checkpoint)
     weights = digests(named_tensors(model))
     folder.mkdir(parents=True, exist_ok=True)
     outputs = describe_outputs(model, plan.facts)
@@ -98,6 +112,9 @@ def compute_reference(
         folder=folder,
         vacuous=frozenset(session.vacuous),
         latency=session.latency,
+        scales=session.scales,
+        padded=frozenset(session.padded),
+        refused=frozenset(session.refused),
     )
 
 
@@ -120,7 +137,7 @@ def valid_positions(
     spec: OutputSpec, feed: dict[str, torch.Tensor], shape: torch.Size
 ) -> torch.Tensor | None:
     """Return the mask of positions of an output that mean something, or None for all of them."""
-    if len(spec.axes) < 2 or spec.axes[1] not in ("length", "decoder_length"):
+    if spec.length_axis != 1:
         return None
     name = "attention_mask" if spec.axes[1] == "length" else "decoder_attention_mask"
     if name not in feed:
@@ -134,14 +151,16 @@ def differences(
     judged: Outputs,
     reference: Outputs,
     feed: dict[str, torch.Tensor],
+    scales: tuple[float, ...],
 ) -> list[Difference]:
     """Compare two tuples of outputs on the positions that both have and ``feed`` shows."""
     found = []
-    for spec, one, two in zip(specs, judged, reference, strict=True):
-        if _has_length(spec):
-            shared = min(one.shape[1], two.shape[1])
-            one, two = one[:, :shared], two[:, :shared]
-        found.append(compare(one, two, tolerance, valid_positions(spec, feed, two.shape)))
+    for spec, one, two, scale in zip(specs, judged, reference, scales, strict=True):
+        if (axis := spec.length_axis) is not None and one.dim() == two.dim():
+            shared = min(one.shape[axis], two.shape[axis])
+            one, two = one.narrow(axis, 0, shared), two.narrow(axis, 0, shared)
+        valid = valid_positions(spec, feed, two.shape)
+        found.append(compare(one, two, tolerance, valid, scale))
     return found
 
 
@@ -150,8 +169,9 @@ def moved(found: Iterable[Difference], tolerance: Tolerance) -> list[bool]:
     return [not within(d, discriminating(tolerance)) for d in found]
 
 
-def _has_length(spec: OutputSpec) -> bool:
-    return len(spec.axes) > 1 and spec.axes[1] in ("length", "decoder_length")
+def _scale(output: torch.Tensor) -> float:
+    finite = output[output.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 class _Session:
@@ -162,8 +182,11 @@ class _Session:
     ) -> None:
         self.model, self.plan, self.specs, self.folder = model, plan, outputs, folder
         self.vacuous: set[str] = set()
+        self.padded: set[str] = set()
+        self.refused: set[str] = set()
         self.latency: dict[int, float] = {}
         self.ever_moved = [False] * len(outputs)
+        self.scales = (0.0,) * len(outputs)
 
     def run(self) -> None:
         """Compute every probe's reference and find the vacuous ones."""
@@ -173,12 +196,45 @@ class _Session:
             if probe.length != announced:
                 announced = probe.length
                 say(f"eager reference at length {probe.length}")
-            outputs = self._call(probe)
+            if probe.measures:
+                self._measure(index, probe)
+                continue
+            asked = self._askable(probe)
+            if asked is None:
+                continue
+            probe, outputs = asked, self._call(asked)
             save_outputs(self.folder / f"{index}.safetensors", outputs)
             if first is None:
                 first = outputs
+                self.scales = tuple(_scale(tensor) for tensor in outputs)
             else:
                 self._judge(probe, outputs, first)
+
+    def _askable(self, probe: Probe) -> Probe | None:
+        """Return the probe as eager can answer it: padded where it refuses the unpadded input.
+
+        None: it refuses this padding or mask altogether; then the bundle has to refuse it too.
+        """
+        if probe.control is None or self._runs(probe.eager_feed):
+            return probe
+        if probe.truth is not None and self._runs(probe.feed):
+            self.padded.add(probe.key)
+            return dataclasses.replace(probe, truth=None)
+        self.refused.add(probe.key)
+        return None
+
+    def _runs(self, feed: Feed) -> bool:
+        try:
+            call_tuple(self.model, feed, self.specs)
+        except Exception:  # every architecture has its own
+            return False
+        return True
+
+    def _measure(self, index: int, probe: Probe) -> None:
+        """Store what eager gives at another shape, if it runs there at all."""
+        with contextlib.suppress(Exception):  # no file: eager itself refuses that shape
+            outputs = call_tuple(self.model, probe.feed, self.specs)
+            save_outputs(self.folder / f"{index}.safetensors", outputs)
 
     def _call(self, probe: Probe) -> Outputs:
         started = time.perf_counter()
@@ -187,7 +243,7 @@ class _Session:
         except Exception as error:
             raise self._refusal(f"it fails on {probe.name}: {first_line(error)}") from error
         took = (time.perf_counter() - started) * 1e3
-        if timed(probe, self.plan.batch):
+        if timed(self.plan.facts, probe, self.plan.batch):
             self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
         self._refuse_nan(probe, outputs)
         return outputs
@@ -214,10 +270,11 @@ class _Session:
             tuple(t[:rows] for t in control),
             tuple(t[:rows] for t in outputs),
             {name: t[:rows] for name, t in probe.eager_feed.items()},
+            self.scales,
         )
         answers = moved(found, self.plan.tolerance)
         if not any(answers):
-            self.vacuous.add(f"{probe.length}/{probe.name}")
+            self.vacuous.add(probe.key)
         if probe.control is None:
             self.ever_moved = [a or b for a, b in zip(self.ever_moved, answers, strict=True)]
 
@@ -247,13 +304,19 @@ class _Session:
 
     def _check_padding(self) -> None:
         """The dispatcher pads on the right: eager itself must not mind."""
+        facts = self.plan.facts
         for index, probe in enumerate(plan_probes(self.plan)):
-            feed = probe.feed
-            if probe.dispatch and feed["input_ids"].shape[1] < probe.length:
-                padded = pad_right(self.plan.facts, feed, probe.length)
-                outputs = call_tuple(self.model, padded, self.specs)
+            tokens = max(tokens_of(facts, probe.feed).values(), default=probe.length)
+            if probe.dispatch and tokens < probe.length:
+                outputs = call_tuple(
+                    self.model, pad_right(facts, probe.feed, probe.length), self.specs
+                )
                 stored = load_outputs(self.folder / f"{index}.safetensors")
-                self._agree(probe, outputs, stored, "padding on the right changes the outputs")
+                try:
+                    complaint = "padding on the right changes the outputs"
+                    self._agree(probe, outputs, stored, complaint)
+                except UnsupportedCheckpointError as error:
+                    raise PaddingChangesError(str(error)) from None
                 return
 
     def _agree(
@@ -265,7 +328,9 @@ class _Session:
         bound: float | None = None,
     ) -> None:
         limit = self.plan.tolerance.rtol if bound is None else bound
-        found = differences(self.specs, self.plan.tolerance, judged, reference, probe.eager_feed)
+        found = differences(
+            self.specs, self.plan.tolerance, judged, reference, probe.eager_feed, self.scales
+        )
         worst = max(d.max_rel for d in found)
         if not all(within(d, limit) for d in found):
             raise self._refusal(

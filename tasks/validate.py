@@ -19,11 +19,12 @@ from tasks.errors import (
     UnsafeCheckpointError,
     last_line,
 )
-from tasks.inputs import random_feed
+from tasks.inputs import length_axis, random_feed
 from tasks.probes import Probe, plan_probes, timed
 from tasks.reference import Reference, differences, load_outputs
 from tasks.verdict import Difference, ProbeResult, ValidationReport, incomparable
 from tasks.weights import digests, named_tensors
+from tracefleet.manifest import DIFFERS, HOLDS, RAISES
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
         latency_eager=reference.latency,
         latency_traced=gate.latency,
         failures=tuple(gate.failures),
+        measured=tuple(gate.measured),
     )
     if not report.passed:
         raise NumericsMismatchError(_summary(report), report)
@@ -113,13 +115,20 @@ class _Gate:
         self.results: list[ProbeResult] = []
         self.failures: list[str] = []
         self.latency: dict[int, float] = {}
+        self.measured: list[tuple[int, str, str]] = []
 
     def run_probes(self) -> None:
         """Compare every probe; all of them, so that the report shows the whole picture."""
         for index, probe in enumerate(plan_probes(self.plan)):
+            if probe.measures:
+                self._measure(index, probe)
+                continue
             if not any(result.length == probe.length for result in self.results):
                 say(f"validating length {probe.length}")
-            result = self._judge(index, probe)
+            if probe.key in self.reference.refused:
+                self._must_raise(f"forward_{probe.length}", probe.feed, probe.name)
+                continue
+            result = self._judge(index, self.reference.as_asked(probe))
             self.results.append(result)
             if not result.difference.passed:
                 self.failures.append(_sentence(result))
@@ -133,9 +142,15 @@ class _Gate:
     def check_refusals(self) -> None:
         """Other shapes than were traced must raise, and so must inputs that are too long."""
         facts, batch, largest = self.plan.facts, self.plan.batch, self.plan.lengths[-1]
-        self._must_raise("forward", random_feed(facts, batch=1, length=largest + 1, seed=2))
+        varies = any(length_axis(one) is not None for one in facts.arguments)
+        if varies:
+            self._must_raise("forward", random_feed(facts, batch=1, length=largest + 1, seed=2))
         for length in self.plan.lengths:
-            for rows, tokens in ((batch, length + 1), (batch + 1, length)):
+            if not facts.takes_padding and length - 1 not in (0, *self.plan.lengths):
+                feed = random_feed(facts, batch=batch, length=length - 1, seed=2)
+                self._must_raise("forward", feed)
+            others = [(batch + 1, length), *([(batch, length + 1)] if varies else [])]
+            for rows, tokens in others:
                 feed = random_feed(facts, batch=rows, length=tokens, seed=2)
                 self._must_raise(f"forward_{length}", feed)
 
@@ -160,13 +175,36 @@ class _Gate:
                 "the gate can't see this model's faults"
             )
         masks = [
-            (i, p)
+            (i, self.reference.as_asked(p))
             for i, p in enumerate(plan_probes(self.plan))
-            if p.control is not None and f"{p.length}/{p.name}" not in self.reference.vacuous
+            if p.control is not None
+            and p.key not in self.reference.vacuous | self.reference.refused
         ]
         if masks:
             caught += ["dropped-mask"] if self._catches_dropped_mask(*masks[0]) else []
         return tuple(caught)
+
+    def _measure(self, index: int, probe: Probe) -> None:
+        """Run the bare graph where no consumer can: what it does there is told, not judged."""
+        import torch
+
+        assert probe.measures is not None
+        stored = self.reference.folder / f"{index}.safetensors"
+        if not stored.exists():
+            return
+        try:
+            outputs = getattr(self.module, self._graph(probe.length))(*probe.feed.values())
+        except (torch.jit.Error, RuntimeError):
+            self.measured.append((probe.length, probe.measures, RAISES))
+            return
+        found = self._differences(index, probe, outputs)
+        holds = all(difference.passed for difference in found)
+        self.measured.append((probe.length, probe.measures, HOLDS if holds else DIFFERS))
+
+    def _graph(self, length: int) -> str:
+        """The traced method that serves a length: its own, or the shared one."""
+        own = f"_traced_{length}"
+        return own if hasattr(self.module, own) else f"_traced_{self.plan.lengths[0]}"
 
     def _judge(self, index: int, probe: Probe) -> ProbeResult:
         found = self._outcome(index, probe, probe.feed)
@@ -174,7 +212,7 @@ class _Gate:
         return ProbeResult(
             name=probe.name,
             length=probe.length,
-            vacuous=f"{probe.length}/{probe.name}" in self.reference.vacuous,
+            vacuous=probe.key in self.reference.vacuous,
             difference=found[worst],
             output=self.reference.outputs[worst].name,
         )
@@ -196,14 +234,19 @@ class _Gate:
         started = time.perf_counter()
         outputs = method(*feed.values())
         took = (time.perf_counter() - started) * 1e3
-        if feed is probe.feed and timed(probe, self.plan.batch):
+        if feed is probe.feed and timed(self.plan.facts, probe, self.plan.batch):
             self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
         return outputs
 
     def _differences(self, index: int, probe: Probe, outputs: Outputs) -> list[Difference]:
         stored = load_outputs(self.reference.folder / f"{index}.safetensors")
         found = differences(
-            self.reference.outputs, self.plan.tolerance, outputs, stored, probe.eager_feed
+            self.reference.outputs,
+            self.plan.tolerance,
+            outputs,
+            stored,
+            probe.eager_feed,
+            self.reference.scales,
         )
         if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
             for index, (one, two) in enumerate(zip(outputs, stored, strict=True)):
@@ -212,15 +255,16 @@ class _Gate:
                     found[index] = incomparable(wrong)
         return found
 
-    def _must_raise(self, method: str, feed: Feed) -> None:
+    def _must_raise(self, method: str, feed: Feed, probe: str = "") -> None:
         import torch
 
         try:
             getattr(self.module, method)(*feed.values())
         except (torch.jit.Error, RuntimeError):
             return
-        shape = tuple(feed["input_ids"].shape)
-        self.failures.append(f"{method}: expected shape {shape} to be refused, got a result")
+        shape = tuple(next(iter(feed.values())).shape)
+        what = f"{probe} (which eager refuses)" if probe else f"shape {shape}"
+        self.failures.append(f"{method}: expected {what} to be refused, got a result")
 
     def _catches_wrong_weight(self) -> bool:
         """Scale one weight matrix at a time; the traced input's probe must fail for one of them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracefleet.manifest import LengthVerdict, Tolerance
+from tracefleet.manifest import DIFFERS, HOLDS, RAISES, UNTRIED, LengthVerdict, Tolerance
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Difference:
 
     Attributes:
         max_abs: max|a - b| over valid positions.
-        max_rel: that, divided by max|b|.
+        max_rel: that, divided by max|b|, or by the output's usual size if that is larger.
         cosine: of the two as flat vectors.
         top1: share of equal argmaxes over the last axis.
         reason: why they can't be compared at all (shape, dtype, NaN pattern); empty if they can.
@@ -79,6 +79,7 @@ class ValidationReport:
         latency_eager: milliseconds of one eager call, by length.
         latency_traced: milliseconds of one traced call, by length.
         failures: one sentence for each check that failed; empty means passed.
+        measured: (length, ``length`` or ``batch``, what the bare graph did at another one).
     """
 
     tolerance: Tolerance
@@ -88,6 +89,7 @@ class ValidationReport:
     latency_eager: dict[int, float]
     latency_traced: dict[int, float]
     failures: tuple[str, ...]
+    measured: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -111,7 +113,15 @@ class ValidationReport:
             min_cosine=round(min(d.cosine for d in differences), 9),
             top1_agreement=round(min(d.top1 for d in differences), 9),
             passed=all(d.passed for d in differences),
+            other_lengths=self._generality(length, "length"),
+            other_batches=self._generality(length, "batch"),
         )
+
+    def _generality(self, length: int, axis: str) -> str:
+        """The worst that was seen; lengths that share a program share what was measured of it."""
+        own = {found for at, tried, found in self.measured if (at, tried) == (length, axis)}
+        seen = own or {found for _, tried, found in self.measured if tried == axis}
+        return next((found for found in (DIFFERS, RAISES, HOLDS) if found in seen), UNTRIED)
 
 
 def compare(
@@ -119,6 +129,7 @@ def compare(
     eager: torch.Tensor,
     tolerance: Tolerance,
     valid: torch.Tensor | None = None,
+    scale: float = 0.0,
 ) -> Difference:
     """Compare one output with its reference.
 
@@ -127,6 +138,8 @@ def compare(
         eager: the reference, same shape.
         tolerance: the bound.
         valid: mask over the leading axes, shape ``(batch, length)``; None: everything counts.
+        scale: how large this output usually is: a lone value that happens to be near zero has the
+            same rounding as its larger neighbours.
     """
     if traced.shape != eager.shape or traced.dtype != eager.dtype:
         return incomparable(
@@ -139,7 +152,7 @@ def compare(
     finite = eager.isfinite()
     if not _same_pattern(traced, eager):
         return incomparable("expected the same NaN and infinity pattern, got another")
-    return _measure(traced.float(), eager.float(), finite, tolerance)
+    return _measure(traced.float(), eager.float(), finite, tolerance, scale)
 
 
 def discriminating(tolerance: Tolerance) -> float:
@@ -162,7 +175,11 @@ def _same_pattern(traced: torch.Tensor, eager: torch.Tensor) -> bool:
 
 
 def _measure(
-    traced: torch.Tensor, eager: torch.Tensor, finite: torch.Tensor, tolerance: Tolerance
+    traced: torch.Tensor,
+    eager: torch.Tensor,
+    finite: torch.Tensor,
+    tolerance: Tolerance,
+    usual: float,
 ) -> Difference:
     import torch
 
@@ -173,7 +190,7 @@ def _measure(
         agree = float((traced.argmax(-1) == eager.argmax(-1)).float().mean())
     if not bool(finite.all()):
         traced, eager = traced[finite], eager[finite]
-    scale = float(eager.abs().max())
+    scale = max(usual, float(eager.abs().max()))
     error = float((traced - eager).abs().max())
     cosine = torch.nn.functional.cosine_similarity(
         traced.flatten().double(), eager.flatten().double(), dim=0

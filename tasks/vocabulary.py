@@ -36,6 +36,10 @@ class Vocabulary:
     decoder_start: int | None = None
 
 
+#: Of models that read an image or a sound.
+NO_TOKENS = Vocabulary(size=0, special=frozenset(), pad=0)
+
+
 def read_vocabulary(folder: Path, config: Any, size: int) -> Vocabulary:
     """Collect special ids from the config and from ``tokenizer.json``.
 

@@ -417,7 +417,7 @@ def test_a_full_disk_publishes_nothing_and_a_rerun_completes(checkpoint, tmp_pat
     assert tracefleet.open(f"file://{store}", request.source)
 
 
-@pytest.mark.parametrize("edit", [('"recipe":1', '"recipe":2'), ('"batch":1', '"batch":2')])
+@pytest.mark.parametrize("edit", [('"recipe":2', '"recipe":3'), ('"batch":1', '"batch":2')])
 def test_an_edited_identity_is_not_taken_for_done(edit, checkpoint, tmp_path):
     store = tmp_path / "store"
     request = _request(checkpoint("bert"), store)

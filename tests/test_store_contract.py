@@ -399,7 +399,9 @@ def test_a_folder_that_goes_while_a_store_is_looked_through_is_no_error(tmp_path
     for name in ("a", "b", "c"):
         store.put_new(f"{name}/kept", SMALL)
         (tmp_path / name / ".tmp-0123").write_bytes(SMALL)
-    for listed in (store.walk(""), store.uploads()):
+    files = (file.path for file in store.walk(""))
+    temps = (upload.path for upload in store.uploads())
+    for listed in (files, temps):
         first = next(listed)
         shutil.rmtree(tmp_path / "b", ignore_errors=True)
-        assert [first.path[0], *(one.path[0] for one in listed)] == ["a", "c"]
+        assert [first[0], *(path[0] for path in listed)] == ["a", "c"]

@@ -131,9 +131,9 @@ def test_other_shapes_raise(loaded, method, rows, tokens, says):
 def test_inputs_of_different_shapes_raise(loaded):
     bench, module, _ = loaded
     ids, mask, types = random_feed(bench.facts, batch=2, length=8, seed=1).values()
-    with pytest.raises(torch.jit.Error, match="attention_mask: expected the shape of input_ids"):
+    with pytest.raises(torch.jit.Error, match="attention_mask: expected shape"):
         module(ids, mask[:, :7], types)
-    with pytest.raises(torch.jit.Error, match="at least one of each"):
+    with pytest.raises(torch.jit.Error, match="at least 1 of each"):
         module(ids[:0], mask[:0], types[:0])
 
 

@@ -99,7 +99,7 @@ def test_a_baked_mask_is_caught(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
     failed = _failures(bench, bench.trace(spoil))
     assert {"left-pad", "hole", "one-token", "right-pad-4"} <= failed
-    assert "fresh-ids-0" not in failed
+    assert "fresh-0" not in failed
 
 
 def test_a_constant_output_is_caught(checkpoint, tmp_path):
@@ -117,13 +117,13 @@ def test_a_constant_output_is_caught(checkpoint, tmp_path):
 
     bench = _bench(checkpoint, tmp_path)
     failed = _failures(bench, bench.trace(spoil))
-    assert {"traced-input", "fresh-ids-0", "constant-ids", "edge-ids"} <= failed
+    assert {"traced-input", "fresh-0", "constant-ids", "edge-ids"} <= failed
 
 
 def test_a_swapped_input_order_is_caught(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
-    ids, mask, types = bench.facts.inputs
-    swapped = dataclasses.replace(bench.facts, inputs=(ids, types, mask))
+    ids, mask, types = bench.facts.arguments
+    swapped = dataclasses.replace(bench.facts, arguments=(ids, types, mask))
     failed = _failures(bench, bench.trace(traced_facts=swapped))
     assert "traced-input" in failed
 
@@ -164,7 +164,7 @@ def test_control_flow_on_token_ids_is_caught(checkpoint, tmp_path):
     traced = [int(example[0, 0]) % 2]
     # eager (the reference) is the unspoiled model: a graph that took the other branch is wrong
     traced[0] = 1 - traced[0]
-    assert "fresh-ids-0" in _failures(bench, bench.trace(spoil))
+    assert "fresh-0" in _failures(bench, bench.trace(spoil))
 
 
 def test_positions_baked_at_the_traced_padding_are_caught(checkpoint, tmp_path):
@@ -182,7 +182,7 @@ def test_positions_baked_at_the_traced_padding_are_caught(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
     failed = _failures(bench, bench.trace(spoil))
     assert "traced-input" not in failed
-    assert {"fresh-ids-0", "left-pad"} <= failed
+    assert {"fresh-0", "left-pad"} <= failed
 
 
 def test_rows_that_see_each_other_are_caught(checkpoint, tmp_path):

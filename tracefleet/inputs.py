@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.lengths import smallest_fit
-from tracefleet.manifest import InputSpec
+from tracefleet.manifest import LENGTH_AXES, InputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,9 @@ def arrange(
     Args:
         specs: the bundle's inputs.
         lengths: the standard lengths.
-        given: by name: integer tensors or arrays, or nested lists of ints whose rows may differ
-            in length. Shape ``(batch, length)``, or ``(length,)`` for one row. None: left out.
+        given: by name: tensors or arrays of the input's axes, integers for ids and real numbers
+            for values; one row may lack its batch axis. Ids of shape ``(batch, length)`` may be
+            nested lists whose rows differ in length. None: left out.
 
     Raises:
         ValueError: unknown name, missing input, wrong type or shape, empty, negative id.
@@ -52,33 +53,56 @@ def _tensor_of(spec: InputSpec, value: Any) -> tuple[torch.Tensor, list[int]]:
     """Return the input as the bundle takes it, and the real length of each row."""
     import torch
 
-    if isinstance(value, list | tuple):
-        table = _table(spec.name, value)
-        lengths = [len(row) for row in table]
-        longest = max(lengths)
-        table = [row + [spec.pad_value] * (longest - len(row)) for row in table]
-        tensor = _int_tensor(spec.name, table)
+    if isinstance(value, list | tuple) and spec.axes[1:] in (("length",), ("decoder_length",)):
+        tensor, lengths = _from_rows(spec, value)
     else:
-        tensor = _from_array(spec.name, value)
-        tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
-        if tensor.dim() != 2:
+        tensor = _from_array(spec, value)
+        tensor = tensor.unsqueeze(0) if tensor.dim() == len(spec.axes) - 1 else tensor
+        if tensor.dim() != len(spec.axes):
             raise ValueError(
-                f"{spec.name}: expected shape (batch, length) or (length,), got "
-                f"{tuple(tensor.shape)}"
+                f"{spec.name}: expected shape ({', '.join(spec.axes)}), or one row without its "
+                f"batch axis, got {tuple(tensor.shape)}"
             )
-        lengths = [tensor.shape[1]] * tensor.shape[0]
+        size = 1 if spec.length_axis is None else tensor.shape[spec.length_axis]
+        lengths = [size] * tensor.shape[0]
     if tensor.numel() == 0:
         raise ValueError(
             f"{spec.name}: expected at least one row and one token, got shape {tuple(tensor.shape)}"
         )
     dtype = getattr(torch, spec.dtype)
-    low, high = int(tensor.min()), int(tensor.max())
-    if low < 0 or high > torch.iinfo(dtype).max:
-        raise ValueError(
-            f"{spec.name}: expected whole numbers from 0 to {torch.iinfo(dtype).max}, got "
-            f"{low if low < 0 else high}"
-        )
+    if not dtype.is_floating_point:
+        _check_range(spec.name, tensor, torch.iinfo(dtype).max)
     return tensor.to(dtype), lengths
+
+
+def _check_range(name: str, tensor: torch.Tensor, most: int) -> None:
+    low, high = int(tensor.min()), int(tensor.max())
+    if low < 0 or high > most:
+        raise ValueError(
+            f"{name}: expected whole numbers from 0 to {most}, got {low if low < 0 else high}"
+        )
+
+
+def _from_rows(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, list[int]]:
+    """Nested lists whose rows may differ in length: the shorter ones are padded."""
+    if not spec.dtype.startswith("int"):
+        return _from_lists(spec, value)
+    table = _table(spec.name, value)
+    lengths = [len(row) for row in table]
+    if len(set(lengths)) > 1 and spec.pad_value is None:
+        raise ValueError(
+            f"{spec.name}: expected rows of one length, got {lengths}: padding would change the "
+            "result of this model. Call it row by row."
+        )
+    pad = spec.pad_value or 0
+    table = [row + [pad] * (max(lengths) - len(row)) for row in table]
+    return _int_tensor(spec.name, table), lengths
+
+
+def _from_lists(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, list[int]]:
+    tensor = _from_array(spec, value)
+    tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
+    return tensor, [tensor.shape[1]] * tensor.shape[0]
 
 
 def _table(name: str, value: Sequence[Any]) -> list[list[int]]:
@@ -110,27 +134,33 @@ def _int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
         raise ValueError(f"{name}: expected whole numbers of 64 bits, got {error}") from error
 
 
-def _from_array(name: str, value: Any) -> torch.Tensor:
-    """Return a tensor or array as int64, refusing every kind but integers."""
+def _from_array(spec: InputSpec, value: Any) -> torch.Tensor:
+    """Return a tensor or array as the input's kind of number, refusing every other kind."""
     import torch
 
+    whole = spec.dtype.startswith("int")
     if isinstance(value, torch.Tensor):
         kind = value.dtype
-        whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
-    else:
-        import numpy as np
+        if kind.is_complex or kind == torch.bool or (whole and kind.is_floating_point):
+            raise _wrong_kind(spec, kind)
+        return value.to(torch.int64 if whole else torch.float64)
+    import numpy as np
 
-        value = np.asarray(value)
-        kind = value.dtype
-        whole = kind.kind in "iu"
-    if not whole:
-        raise ValueError(
-            f"{name}: expected integers, got {kind}. Convert it yourself if that loses nothing."
-        )
-    if isinstance(value, torch.Tensor):
-        return value.to(torch.int64)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{spec.name}: expected rows of one length, got {error}") from error
+    if array.dtype.kind not in ("iu" if whole else "iuf"):
+        raise _wrong_kind(spec, array.dtype)
     # A copy of its own: torch warns about arrays that are read-only.
-    return torch.from_numpy(value.astype("int64"))
+    return torch.from_numpy(array.astype("int64" if whole else "float64"))
+
+
+def _wrong_kind(spec: InputSpec, got: Any) -> ValueError:
+    expected = "integers" if spec.dtype.startswith("int") else "real numbers"
+    return ValueError(
+        f"{spec.name}: expected {expected}, got {got}. Convert it yourself if that loses nothing."
+    )
 
 
 def _sizes(
@@ -143,14 +173,30 @@ def _sizes(
         if spec.name not in tensors:
             continue
         for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
+            if axis.isdigit():
+                if size != int(axis):
+                    raise ValueError(
+                        f"{spec.name}: expected shape ({', '.join(spec.axes)}), got "
+                        f"{tuple(tensors[spec.name].shape)}"
+                    )
+                continue
             if sizes.setdefault(axis, size) != size:
                 raise ValueError(
                     f"{spec.name}: expected {axis} {sizes[axis]} as in {source[axis]}, got {size}"
                 )
             source.setdefault(axis, spec.name)
-            if axis != "batch":
-                smallest_fit(lengths, size)
+            if axis in LENGTH_AXES:
+                _check_length(spec, lengths, size)
     return sizes
+
+
+def _check_length(spec: InputSpec, lengths: Sequence[int], size: int) -> None:
+    smallest_fit(lengths, size)
+    if spec.pad_value is None and size not in lengths:
+        raise ValueError(
+            f"{spec.name}: expected a length of {', '.join(map(str, lengths))}, got {size}: "
+            "padding would change the result of this model"
+        )
 
 
 def _mask_padding(
@@ -187,6 +233,7 @@ def _filled(
 
     if spec.name in tensors:
         return tensors[spec.name]
+    sizes = {**sizes, **{axis: int(axis) for axis in spec.axes if axis.isdigit()}}
     unknown = [axis for axis in spec.axes if axis not in sizes]
     if spec.fill_value is None or unknown:
         raise ValueError(f"{spec.name}: this conversion needs it, with axes {spec.axes}; got none")

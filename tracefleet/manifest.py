@@ -23,10 +23,16 @@ from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.lengths import check_lengths
 
-SCHEMA = 1
+SCHEMA = 2
+#: Written before lengths said what their graphs do at other shapes.
+_FIRST_SCHEMA = 1
+_SINCE_2 = ("other_lengths", "other_batches")
 BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
 VALIDATED = "validated"
 UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
+LENGTH_AXES = ("length", "decoder_length")
+HOLDS, DIFFERS, RAISES, UNTRIED = "holds", "differs", "raises", "untried"
+GENERALITY = (HOLDS, DIFFERS, RAISES, UNTRIED)
 _SEGMENT = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,17 +77,30 @@ class InputSpec:
 
     Attributes:
         name: the argument's name in the model's forward signature.
-        dtype: of the tensor, such as ``int64``.
-        axes: names of the axes: ``batch``, ``length``, ``decoder_length``.
-        pad_value: what fills the right-hand side up to a standard length.
+        dtype: of the tensor: ``int64``, or the variant's dtype for pixels and samples.
+        axes: ``batch``, ``length``, ``decoder_length`` or a fixed size written as a number.
+        pad_value: what fills the right-hand side up to a standard length; None: padding would
+            change the result, so that the bundle takes the standard lengths alone.
         fill_value: what stands in for the whole input when a caller leaves it out; None: required.
     """
 
     name: str
     dtype: str
     axes: tuple[str, ...]
-    pad_value: int
+    pad_value: int | None
     fill_value: int | None = None
+
+    @property
+    def length_axis(self) -> int | None:
+        """Which axis follows a length, if one does."""
+        return _length_axis(self.axes)
+
+    def shape(self, *, batch: int, length: int) -> tuple[int, ...]:
+        """Return the shape of this input at one batch and length."""
+        return tuple(
+            batch if axis == "batch" else length if axis in LENGTH_AXES else int(axis)
+            for axis in self.axes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +116,11 @@ class OutputSpec:
     name: str
     dtype: str
     axes: tuple[str, ...]
+
+    @property
+    def length_axis(self) -> int | None:
+        """Which axis follows a length, if one does."""
+        return _length_axis(self.axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +165,8 @@ class Toolchain:
 class Tolerance:
     """An output passes when ``max|traced - eager| <= atol + rtol * max|eager|``.
 
-    Both are over the valid (unpadded) positions of one output.
+    Both are over the valid (unpadded) positions of one output; ``max|eager|`` is at least what it
+    is on the traced input.
     """
 
     atol: float
@@ -161,6 +186,10 @@ class LengthVerdict:
         min_cosine: the smallest cosine similarity between a traced and an eager output.
         top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
         passed: every probe within the tolerance.
+        other_lengths: what the bare graph, which the bundle guards, does at other lengths than
+            it was traced at: ``holds``, ``differs`` (silently wrong), ``raises``; ``untried``
+            where eager itself refuses them or none can be. Measured, not assumed.
+        other_batches: the same for other numbers of rows.
     """
 
     length: int
@@ -171,6 +200,17 @@ class LengthVerdict:
     min_cosine: float
     top1_agreement: float
     passed: bool
+    other_lengths: str = UNTRIED
+    other_batches: str = UNTRIED
+
+    def __post_init__(self) -> None:
+        """Refuse what no measurement gives."""
+        for name in _SINCE_2:
+            if getattr(self, name) not in GENERALITY:
+                raise ManifestError(
+                    f"validation: {name} expected one of {', '.join(GENERALITY)}, got "
+                    f"{getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +281,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse a manifest of another schema or with contradictory contents."""
-        if self.schema != SCHEMA:
+        if self.schema not in (_FIRST_SCHEMA, SCHEMA):
             raise ManifestError(
-                f"manifest: schema expected {SCHEMA}, got {self.schema}. "
+                f"manifest: schema expected at most {SCHEMA}, got {self.schema}. "
                 "Upgrade tracefleet to read it."
             )
         if not _SHA256.fullmatch(self.key):
@@ -275,8 +315,13 @@ class Manifest:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """Return the canonical JSON."""
-        return canonical_json(dataclasses.asdict(self))
+        """Return the canonical JSON, of the schema that it was read in."""
+        raw = dataclasses.asdict(self)
+        if self.schema == _FIRST_SCHEMA:
+            for verdict in raw["validation"]["lengths"]:
+                for name in _SINCE_2:
+                    del verdict[name]
+        return canonical_json(raw)
 
 
 def parse(data: bytes) -> Manifest:
@@ -289,7 +334,26 @@ def parse(data: bytes) -> Manifest:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"manifest: expected JSON, got {data[:40]!r}…: {error}") from error
-    return decode(Manifest, raw, where="manifest")
+    return decode(Manifest, _of_today(raw), where="manifest")
+
+
+def _of_today(raw: Any) -> Any:
+    """Give a manifest of the first schema what its lengths did not say yet."""
+    if not isinstance(raw, dict) or raw.get("schema") != _FIRST_SCHEMA:
+        return raw
+    try:
+        lengths = [
+            {**verdict, **dict.fromkeys(_SINCE_2, UNTRIED)}
+            for verdict in raw["validation"]["lengths"]
+        ]
+        return {**raw, "validation": {**raw["validation"], "lengths": lengths}}
+    except (KeyError, TypeError):
+        return raw  # malformed: decode says where
+
+
+def _length_axis(axes: tuple[str, ...]) -> int | None:
+    found = [position for position, axis in enumerate(axes) if axis in LENGTH_AXES]
+    return found[0] if found else None
 
 
 def canonical_json(value: Any) -> bytes:

@@ -90,11 +90,13 @@ class Model:
         """Names of the outputs, in order."""
         return tuple(spec.name for spec in self.manifest.outputs)
 
-    def __call__(self, input_ids: Any, attention_mask: Any = None, **named: Any) -> Outputs:
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **named: Any) -> Outputs:
         """Run the model on any number of rows of any length up to the largest standard length.
 
         Args:
-            input_ids: integers of shape ``(batch, length)``, or ``(length,)`` for one row (the
+            input_ids: integers of shape ``(batch, length)`` (``(batch, choices, length)`` for
+                multiple choice; left out by models of images and sounds, which name
+                ``pixel_values`` and the like), or ``(length,)`` for one row (the
                 outputs keep a batch axis of 1). NumPy array, torch tensor, or nested lists whose
                 rows may differ in length: shorter rows are padded on the right and masked.
             attention_mask: 1 for tokens to attend to, 0 for padding, in the shape of
@@ -133,17 +135,17 @@ class Model:
         """
         if length not in self.lengths:
             raise ValueError(f"length: expected one of {self.lengths}, got {length}")
-        expected = (self.manifest.variant.batch, length)
+        batch = self.manifest.variant.batch
         if len(tensors) != len(self.input_names):
             raise ValueError(
                 f"expected {len(self.input_names)} tensors, one for each of "
                 f"{self.input_names}, got {len(tensors)}"
             )
-        for name, tensor in zip(self.input_names, tensors, strict=True):
-            if tuple(tensor.shape) != expected:
+        for spec, tensor in zip(self.manifest.inputs, tensors, strict=True):
+            if tuple(tensor.shape) != (expected := spec.shape(batch=batch, length=length)):
                 raise ValueError(
-                    f"{name}: expected shape {expected}, got {tuple(tensor.shape)}; call the model "
-                    "itself for other shapes"
+                    f"{spec.name}: expected shape {expected}, got {tuple(tensor.shape)}; call the "
+                    "model itself for other shapes"
                 )
         return self._run(f"forward_{length}", list(tensors))
 

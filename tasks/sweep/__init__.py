@@ -1,0 +1,1 @@
+"""Tiny checkpoints of every model type that transformers knows, for sweeping the gate over them."""
