@@ -92,14 +92,20 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--source", help="hf://org/name, file:///folder or s3://bucket/prefix")
     add("--revision", help="branch, tag or commit of a hub source")
-    add("--task", help="Hugging Face task name, such as fill-mask")
+    add("--task", help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)")
     add("--lengths", help="standard lengths in tokens, such as 32,128,512")
     add("--store", help="root of the store, such as ./store or s3://bucket/models")
     add("--channel", help="channel that will point to the conversion (default: latest)")
     add("--backend", help="jit (default), neuronx or neuron")
-    add("--dtype", help="float32 (default), float16 or bfloat16")
+    add("--dtype", help="float32 (default), float16, bfloat16 or int8 (dynamic quantisation)")
     add("--batch", type=int, help="rows in one traced call (default: 1)")
     add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
+    add(
+        "--accept-tolerance-risk",
+        action="store_true",
+        default=None,
+        help="let --rtol be looser than its ceiling: faults may pass",
+    )
     add("--allow-pickle", action="store_true", default=None, help="read pickled weights")
     add("--trust-remote-code", action="store_true", default=None, help="run the checkpoint's code")
     add("--timeout-seconds", type=float, help="limit for each step (default: 3600)")

@@ -56,7 +56,8 @@ STEPS = Steps(
 
 def _run_name() -> str:
     request = ConversionRequest.model_validate(flow_run.parameters["request"])
-    return f"{Path(request.source).name} {request.task} {request.backend}"
+    words = (Path(request.source).name, request.task, request.backend)
+    return " ".join(word for word in words if word)
 
 
 @flow(name="convert-checkpoint", flow_run_name=_run_name, validate_parameters=True)

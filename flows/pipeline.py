@@ -25,6 +25,7 @@ from tasks.backends.base import Backend, find_backend
 from tasks.child import Limits, Outcome
 from tasks.errors import NumericsMismatchError, PaddingChangesError
 from tasks.fetch import Checkpoint, Resolved, fetch, fetch_description, resolve
+from tasks.heads import default_task
 from tasks.inputs import input_specs
 from tasks.key import RECIPE, conversion_key
 from tasks.load import ModelFacts, inspect
@@ -135,6 +136,8 @@ class _Conversion:
                 trust_remote_code=request.trust_remote_code,
             ),
         )
+        if request.task is None:
+            request = self.request = self._with_task(resolved)
         key = conversion_key(
             commit=resolved.commit,
             variant=request.variant,
@@ -149,6 +152,14 @@ class _Conversion:
         child.warm_up()
         with tempfile.TemporaryDirectory(prefix="tracefleet-") as work:
             return self._convert(Path(work), store, backend, toolchain, resolved, key)
+
+    def _with_task(self, resolved: Resolved) -> ConversionRequest:
+        """Ask the checkpoint's own files which task it was made for."""
+        folder = self._timed("describe", lambda: self.steps.describe(resolved))
+        with tempfile.TemporaryDirectory(prefix="tracefleet-") as work:
+            task = self._child(Path(work), "task", default_task, folder)
+        logger.info("task: %s, as the checkpoint's files name it", task)
+        return self.request.model_copy(update={"task": task})
 
     def _convert(
         self,

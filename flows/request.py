@@ -41,12 +41,15 @@ class ConversionRequest(BaseModel):
         description="Branch, tag or commit of a hub source; resolved to a commit once.",
         json_schema_extra={"position": 1},
     )
-    task: str = Field(
-        description=f"Hugging Face task name: {', '.join(AUTO_CLASSES)}.",
+    task: str | None = Field(
+        default=None,
+        description="Hugging Face task name; none: what the checkpoint's own files name "
+        f"(modules.json, then architectures). One of {', '.join(AUTO_CLASSES)}.",
         json_schema_extra={"position": 2},
     )
     lengths: tuple[int, ...] = Field(
-        description="Standard lengths in tokens, each at most the model's positions.",
+        description="Standard lengths in tokens, each at most the model's positions; an image's "
+        "height in pixels, a sound's samples or frames.",
         json_schema_extra={"position": 3},
     )
     backend: str = Field(
@@ -79,36 +82,43 @@ class ConversionRequest(BaseModel):
     rtol: float | None = Field(
         default=None,
         gt=0,
-        description="Relative tolerance instead of the dtype's own; recorded in the manifest.",
+        lt=1,
+        description="Relative tolerance instead of the dtype's own; recorded in the manifest. "
+        f"At most {MAX_LOOSENING:g} times the dtype's own without accept_tolerance_risk.",
         json_schema_extra={"position": 9},
+    )
+    accept_tolerance_risk: bool = Field(
+        default=False,
+        description="Let rtol be looser than its ceiling: faults may pass. Recorded.",
+        json_schema_extra={"position": 10},
     )
     allow_pickle: bool = Field(
         default=False,
         description="Read pickled weights where there is no safetensors (weights_only).",
-        json_schema_extra={"position": 10},
+        json_schema_extra={"position": 11},
     )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code of the checkpoint; needs the full commit as revision.",
-        json_schema_extra={"position": 11},
+        json_schema_extra={"position": 12},
     )
     timeout_seconds: float = Field(
         default=3600,
         gt=0,
         description="Wall seconds for each step in a child process.",
-        json_schema_extra={"position": 12},
+        json_schema_extra={"position": 13},
     )
     memory_limit_mb: int | None = Field(
         default=None,
         gt=0,
         description="Resident megabytes for each child process; none: no limit.",
-        json_schema_extra={"position": 13},
+        json_schema_extra={"position": 14},
     )
     threads: int = Field(
         default=0,
         ge=0,
         description="Torch threads in a child; 0: one for each core.",
-        json_schema_extra={"position": 14},
+        json_schema_extra={"position": 15},
     )
 
     @field_validator("source")
@@ -118,8 +128,8 @@ class ConversionRequest(BaseModel):
 
     @field_validator("task")
     @classmethod
-    def _known_task(cls, value: str) -> str:
-        if value not in AUTO_CLASSES:
+    def _known_task(cls, value: str | None) -> str | None:
+        if value is not None and value not in AUTO_CLASSES:
             raise ValueError(f"expected one of {', '.join(AUTO_CLASSES)}; got {value!r}")
         return value
 
@@ -148,18 +158,40 @@ class ConversionRequest(BaseModel):
 
     @model_validator(mode="after")
     def _bounded_tolerance(self) -> ConversionRequest:
-        ceiling = TOLERANCES[self.dtype].rtol * MAX_LOOSENING
-        if self.rtol is not None and self.rtol > ceiling:
+        if self.rtol is not None and self.is_loose and not self.accept_tolerance_risk:
             raise ValueError(
-                f"rtol: expected at most {ceiling:g} for {self.dtype} ({MAX_LOOSENING:g} times its "
-                f"own tolerance), got {self.rtol:g}; a looser gate could not tell faults apart"
+                f"rtol: expected at most {self._ceiling:g} for {self.dtype} ({MAX_LOOSENING:g} "
+                f"times its own tolerance), got {self.rtol:g}; a looser gate could not tell faults "
+                "apart. Set accept_tolerance_risk if you accept that."
             )
         return self
 
     @property
+    def is_loose(self) -> bool:
+        """Whether the tolerance is over its ceiling."""
+        return self.rtol is not None and self.rtol > self._ceiling
+
+    @property
+    def _ceiling(self) -> float:
+        return TOLERANCES[self.dtype].rtol * MAX_LOOSENING
+
+    @property
+    def known_task(self) -> str:
+        """The task, once it was asked for or found out.
+
+        Raises:
+            RequestError: neither has happened.
+        """
+        if self.task is None:
+            raise RequestError("task: expected one, got none. Name the task in the request.")
+        return self.task
+
+    @property
     def variant(self) -> Variant:
         """Task, backend, dtype and batch."""
-        return Variant(task=self.task, backend=self.backend, dtype=self.dtype, batch=self.batch)
+        return Variant(
+            task=self.known_task, backend=self.backend, dtype=self.dtype, batch=self.batch
+        )
 
     @property
     def tolerance(self) -> Tolerance:
@@ -171,7 +203,7 @@ class ConversionRequest(BaseModel):
     def load_options(self) -> LoadOptions:
         """How the checkpoint may be read."""
         return LoadOptions(
-            task=self.task,
+            task=self.known_task,
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
@@ -180,7 +212,8 @@ class ConversionRequest(BaseModel):
     @property
     def identity_options(self) -> dict[str, str]:
         """Choices beside the variant that change the conversion or what it was held to."""
-        return {} if self.rtol is None else {"rtol": repr(self.rtol)}
+        options = {} if self.rtol is None else {"rtol": repr(self.rtol)}
+        return {**options, "accept_tolerance_risk": "true"} if self.is_loose else options
 
 
 class FleetSpec(BaseModel):

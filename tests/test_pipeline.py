@@ -26,12 +26,15 @@ from tasks.errors import (
 )
 from tasks.load import LoadOptions, load_eager
 from tasks.publish import publish
+from tasks.sweep.tiny import Case, build
 from tests import tiny
 from tests.gate_support import blind_to_weights
 from tracefleet.errors import ManifestError, StoreError
 
 
-def _request(folder: Path, store: Path, task: str = "feature-extraction", **fields: Any) -> Any:
+def _request(
+    folder: Path, store: Path, task: str | None = "feature-extraction", **fields: Any
+) -> Any:
     return make_request(
         {
             "source": f"file://{folder}",
@@ -69,6 +72,30 @@ def test_the_whole_way_through(checkpoint, tmp_path):
     with torch.no_grad():
         expected = eager(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(model(ids)["logits"], expected, atol=1e-5)
+
+
+def test_the_task_is_the_one_that_the_checkpoint_names(checkpoint, tmp_path):
+    store = tmp_path / "store"
+    result = convert(_request(checkpoint("roberta-qa"), store, None))
+    assert result.manifest.variant.task == "question-answering"
+    again = convert(_request(checkpoint("roberta-qa"), store, "question-answering"))
+    assert again.fresh, "the same conversion, asked for by name"
+
+
+def test_a_model_that_minds_padding_takes_exact_lengths_alone(tmp_path):
+    folder = build(Case(model_type="nystromformer", task="fill-mask"), tmp_path / "checkpoint")
+    result = convert(_request(folder, tmp_path / "store", "fill-mask", lengths=[16, 32]))
+    assert {spec.pad_value for spec in result.manifest.inputs} == {None}
+    model = tracefleet.open(f"file://{tmp_path / 'store'}", result.manifest.source)
+    ids = np.random.default_rng(0).integers(10, 250, (2, 16))
+    mask = np.ones_like(ids)
+    mask[1, 11:] = 0
+    eager = load_eager(folder, LoadOptions(task="fill-mask"))
+    with torch.no_grad():
+        expected = eager(torch.tensor(ids), torch.tensor(mask)).logits.numpy()
+    np.testing.assert_allclose(model(ids, mask)["logits"], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="expected a length of 16, 32, got 15"):
+        model(ids[:, :15])
 
 
 def test_the_report_and_the_attestation_are_kept_beside_it(checkpoint, tmp_path):

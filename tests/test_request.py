@@ -36,7 +36,9 @@ def test_a_good_request_is_normalised(tmp_path, monkeypatch):
         ({"batch": 0}, "batch"),
         ({"channel": "Latest/../x"}, "channel"),
         ({"rtol": 0.5}, "rtol: expected at most 0.0001"),
+        ({"rtol": 0.5}, "Set accept_tolerance_risk"),
         ({"rtol": -1}, "rtol"),
+        ({"rtol": 1.0, "accept_tolerance_risk": True}, "rtol"),
         ({"timeout_seconds": 0}, "timeout_seconds"),
         ({"memory_limit_mb": 0}, "memory_limit_mb"),
         ({"lenghts": [8]}, "lenghts"),
@@ -45,6 +47,21 @@ def test_a_good_request_is_normalised(tmp_path, monkeypatch):
 def test_nonsense_is_refused_by_field(change, says):
     with pytest.raises(RequestError, match=says):
         make_request({**GOOD, **change})
+
+
+def test_a_tolerance_over_its_ceiling_needs_somebody_who_accepts_the_risk():
+    within = make_request({**GOOD, "rtol": 5e-5, "accept_tolerance_risk": True})
+    assert within.identity_options == {"rtol": "5e-05"}, "nothing was risked"
+    loose = make_request({**GOOD, "rtol": 0.01, "accept_tolerance_risk": True})
+    assert loose.tolerance.rtol == 0.01
+    assert loose.identity_options == {"rtol": "0.01", "accept_tolerance_risk": "true"}
+
+
+def test_a_request_without_a_task_has_no_variant_yet():
+    request = make_request({name: value for name, value in GOOD.items() if name != "task"})
+    assert request.task is None
+    with pytest.raises(RequestError, match="task: expected one"):
+        _ = request.variant
 
 
 def test_every_mistake_is_told_at_once():
