@@ -18,7 +18,7 @@ from tasks.bundle import TracedFile
 from tasks.claim import Claim, claimed
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
-from tasks.sources.needed import CONFIG, TOKENIZER
+from tasks.sources.needed import CONFIG, PROCESSOR, TOKENIZER
 from tasks.verdict import ValidationReport
 from tracefleet.channel import (
     ChannelEntry,
@@ -108,9 +108,9 @@ def key_of(manifest: Manifest) -> str:
 
 
 def collect_files(bundle: TracedFile, checkpoint: Path, triton: Path) -> dict[str, Path]:
-    """Map each published path to its local file: bundle, Triton's config, config and tokenizer."""
+    """Map each published path to its local file: bundle, Triton's config, the checkpoint's."""
     files = {BUNDLE_PATH: bundle.path, "model/config.pbtxt": triton}
-    for name in (CONFIG, *TOKENIZER):
+    for name in (CONFIG, *TOKENIZER, *PROCESSOR):
         if (path := checkpoint / name).is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -49,6 +50,31 @@ def test_convert_then_again_in_real_processes(checkpoint, tmp_path):
     as_json = json.loads(_flows(*arguments, "--json", "--quiet").stdout)
     assert as_json["status"] == "already published"
     assert as_json["manifest"]["lengths"] == [8, 16]
+
+
+def test_a_repeat_of_what_was_rolled_back_tells_the_number_that_brings_it_back(
+    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    where = ("--source", f"file://{checkpoint('bert-cls')}", "--store", str(tmp_path / "store"))
+
+    def convert(lengths: str, *more: str) -> str:
+        task = ("--task", "text-classification", "--lengths", lengths)
+        assert main(["convert", *where, *task, *more, "--quiet"]) == 0
+        return capsys.readouterr().out
+
+    for lengths in ("8", "16", "24"):  # numbers 1, 2 and 3
+        assert "rolled back" not in convert(lengths)
+    assert main(["rollback", *where, "--number", "1"]) == 0
+    capsys.readouterr()
+    says = r"channel  latest #4, rolled back .*`python -m flows rollback --number (\d)` brings"
+    assert [re.findall(says, convert(lengths)) for lengths in ("16", "24")] == [["2"], ["3"]]
+    as_json = json.loads(convert("16", "--json"))
+    assert (as_json["withdrawn"], as_json["withdrawn_number"], as_json["number"]) == (True, 2, 4)
+    assert main(["rollback", *where, "--number", "2"]) == 0
+    capsys.readouterr()
+    assert "channel  latest #5\n" in convert("16"), "the control: what was told brings it back"
+    as_json = json.loads(convert("16", "--json"))
+    assert (as_json["withdrawn"], as_json["withdrawn_number"]) == (False, None)
 
 
 def test_convert_to_s3_then_again_and_open_from_there(

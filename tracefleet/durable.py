@@ -95,12 +95,20 @@ def flush(file: BinaryIO) -> None:
 
 @contextmanager
 def flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
-    """Bring a file to the disk while it is written, so that little is left for `flush`."""
+    """Bring a file to the disk while it is written, so that little is left for `flush`.
+
+    Raises:
+        OSError: the disk did not take it; the system tells that once, and to this thread.
+    """
     done = threading.Event()
+    failed: list[OSError] = []
 
     def run() -> None:
-        while not done.wait(_FLUSH_SECONDS):
-            os.fdatasync(file.fileno())
+        while not failed and not done.wait(_FLUSH_SECONDS):
+            try:
+                os.fdatasync(file.fileno())
+            except OSError as error:
+                failed.append(error)
 
     flusher = threading.Thread(target=run, daemon=True)
     flusher.start()
@@ -109,6 +117,8 @@ def flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
     finally:
         done.set()
         flusher.join()
+    if failed:
+        raise failed[0]
 
 
 def sync(folder: Path) -> None:

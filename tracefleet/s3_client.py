@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError
@@ -34,6 +35,12 @@ _THREADS = 8
 #: Measured: with 'standard' and 6 attempts every transport fault tried was survived.
 _ATTEMPTS = 6
 _RETRIES = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
+#: What botocore reads as a whole number; where it can't, its error names no setting.
+_NUMBERS = {
+    "max_attempts": "AWS_MAX_ATTEMPTS",
+    "metadata_service_timeout": "AWS_METADATA_SERVICE_TIMEOUT",
+    "metadata_service_num_attempts": "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
+}
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext")
 
 
@@ -47,15 +54,14 @@ class Connection:
             config: of botocore; goes over ours and the environment's.
 
         Raises:
-            StoreError: boto3 or s3fs is not installed.
+            StoreError: boto3 or s3fs is not installed, or a setting can't be used.
             ProfileNotFound, ConfigParseError: the AWS configuration is wrong (botocore).
         """
         try:
             import boto3
-            import botocore.session
         except ImportError as error:
             raise _not_installed(error) from error
-        core = botocore.session.Session()
+        core = _checked_session()
         own = _own_config(core)
         self._config = own.merge(config) if config else own
         self._session = boto3.Session(botocore_session=core)
@@ -107,6 +113,35 @@ def _not_installed(error: ImportError) -> StoreError:
     )
 
 
+def _checked_session() -> Session:
+    """Return a session, after a look at the settings whose errors would not name them later.
+
+    Raises:
+        StoreError: a number that is none, or certificates that can't be read.
+    """
+    import botocore.session
+
+    core = botocore.session.Session()
+    for name, variable in _NUMBERS.items():
+        try:
+            core.get_config_variable(name)
+        except ValueError as error:
+            got = os.environ.get(variable, core.get_scoped_config().get(name))
+            raise StoreError(
+                f"{variable}: expected a whole number, got {got!r}. Correct or unset it, or "
+                f"{name} in the AWS configuration file."
+            ) from error
+    if bundle := core.get_config_variable("ca_bundle"):
+        try:
+            ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            raise StoreError(
+                f"AWS_CA_BUNDLE: expected a file of PEM certificates, got {bundle!r} ({error}). "
+                "Correct or unset it, or ca_bundle in the AWS configuration file."
+            ) from error
+    return core
+
+
 def _own_config(core: Session) -> Config:
     from botocore.config import Config
 
@@ -126,7 +161,7 @@ def presigning_client(config: Config | None = None) -> Any:
 
     signing = Config(signature_version="s3v4")
     # A session of its own: boto3's default one keeps the first credentials that it met.
-    session = boto3.session.Session()
+    session = boto3.session.Session(botocore_session=_checked_session())
     return session.client("s3", config=config.merge(signing) if config else signing)
 
 

@@ -193,32 +193,49 @@ def _said(cause: BaseException) -> str:
 
 
 def _translated(where: str, verb: str, code: str, cause: BaseException) -> StoreError:
-    from botocore import exceptions as boto
-
     if code:
         return refused(where, verb, code, _said(cause))
     start = f"{where}: {verb} expected success, got {type(cause).__name__}{_said(cause)}."
+    if advice := _about_settings(cause):
+        return StoreError(f"{start} {advice}")
+    return StoreUnavailableError(
+        f"{start} Check the network and AWS_ENDPOINT_URL, then run again; what was opened before "
+        "can be opened from the cache with TRACEFLEET_OFFLINE=1."
+    )
+
+
+def _about_settings(cause: BaseException) -> str:
+    """Return which settings to look at, empty if it is not for them that a request failed."""
+    from botocore import exceptions as boto
+
     settings = (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
         boto.CredentialRetrievalError,
         boto.ProfileNotFound,
-        boto.ConfigParseError,
         boto.NoRegionError,
         boto.ParamValidationError,
         boto.InvalidConfigError,
-        boto.InvalidRetryModeError,
         boto.InvalidChecksumConfigError,
         boto.UnauthorizedSSOTokenError,
         boto.SSOTokenLoadError,
+        boto.EndpointProviderError,
         ValueError,
     )
-    if isinstance(cause, settings):
-        return StoreError(
-            f"{start} Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
-            "AWS_DEFAULT_REGION; the whole standard AWS configuration is honoured."
+    if isinstance(cause, boto.ConfigParseError):
+        return (
+            "Correct that file, or set AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE to another."
         )
-    return StoreUnavailableError(
-        f"{start} Check the network and AWS_ENDPOINT_URL, then run again; what was opened before "
-        "can be opened from the cache with TRACEFLEET_OFFLINE=1."
+    if isinstance(cause, boto.InvalidRetryConfigurationError):
+        return "Correct or unset AWS_RETRY_MODE and AWS_MAX_ATTEMPTS."
+    if not isinstance(cause, settings):
+        return ""
+    if str(cause).startswith(("Invalid endpoint", "Custom endpoint")):
+        return (
+            "Set AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3, or endpoint_url in the AWS "
+            "configuration file) to a URL such as http://localhost:9000, or unset it for AWS."
+        )
+    return (
+        "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_DEFAULT_REGION; "
+        "the whole standard AWS configuration is honoured."
     )

@@ -123,8 +123,8 @@ class S3Store:
             "Prefix": f"{self.root.key(prefix)}/" if prefix else self.root.key(""),
             **({"StartAfter": self.root.key(after)} if after else {}),
         }
-        s3 = self.root.connected.s3
         with explained(self.root.at(prefix), "ListObjectsV2"):
+            s3 = self.root.connected.s3
             # Servers take their time for a thousand keys; who wants the first few has them soon.
             first = s3.list_objects_v2(MaxKeys=_FIRST_KEYS, **where)
             yield from self._stored(first)

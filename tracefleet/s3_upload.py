@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tracefleet.errors import (
+    ArtifactError,
     DigestMismatchError,
-    ManifestError,
     StoreError,
     StoreUnavailableError,
 )
 from tracefleet.s3_bucket import Bucket
 from tracefleet.s3_client import transfer_config
 from tracefleet.s3_errors import explained
-from tracefleet.streams import CheckedReader, CheckedSink
+from tracefleet.streams import CheckedReader, CheckedSink, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,9 @@ def _send(bucket: Bucket, path: str, local: Path, size: int, sha256: str) -> Non
     """Upload, then look at what is there; whoever else uploaded the same did us a service."""
     with local.open("rb") as file, explained(bucket.at(path), "PutObject"):
         try:
-            _upload(bucket, path, file, size, sha256)
-        except (DigestMismatchError, ManifestError):
-            raise  # the local file is not what it was: no upload can be right
+            _upload(bucket, path, _Local(file, local), size, sha256)
+        except ArtifactError:
+            raise  # the local file is not what it was, or can't be read: no upload can be right
         except Exception:
             # Another writer was first, or aborted this upload after it was first.
             if not _holds(bucket, path, size, sha256):
@@ -98,7 +98,23 @@ def _send(bucket: Bucket, path: str, local: Path, size: int, sha256: str) -> Non
         )
 
 
-def _upload(bucket: Bucket, path: str, file: BinaryIO, size: int, sha256: str) -> None:
+class _Local:
+    """A local file whose own failures are told apart from the network's, which are OSErrors too."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def read(self, amount: int, /) -> bytes:
+        try:
+            return self._file.read(amount)
+        except OSError as error:
+            raise StoreError(
+                f"{self._path}: expected a file to publish, but it can't be read: {error}. Nothing "
+                "became visible; look at the disk, then run again."
+            ) from error
+
+
+def _upload(bucket: Bucket, path: str, file: Stream, size: int, sha256: str) -> None:
     """Send the bytes that are hashed, once; the object appears with the last of them."""
     config = transfer_config(size)
     written = {**bucket.written(path), "Metadata": {"sha256": sha256}}
