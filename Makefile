@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test soak lint serve-s3 bench bench-store format clean help
+.PHONY: demo test soak sweep lint serve-s3 bench bench-store format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(STAMP)  ## every test, with coverage
 
 soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store, all steps
 	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py
+
+sweep: $(STAMP)  ## every architecture of transformers through the whole conversion (about 25 min)
+	$(BIN)/python -m flows sweep --tiny --out sweep.json --table docs/architectures.md
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

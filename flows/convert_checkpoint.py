@@ -18,7 +18,9 @@ from tasks import child
 from tasks.errors import ConversionError
 from tasks.fetch import fetch, fetch_description, resolve
 from tasks.publish import publish
-from tasks.report import markdown_report
+from tasks.report.facts import ReportFacts
+from tasks.report.markdown import markdown_report
+from tasks.verdict import ValidationReport
 from tracefleet.channel import source_slug
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 
@@ -36,6 +38,21 @@ def _is_transient(_task: Task[..., object], _run: TaskRun, state: State[object])
     return False
 
 
+def _show(facts: ReportFacts, report: ValidationReport, url: str) -> None:
+    """Keep the report in Prefect's UI, of a refused bundle too."""
+    create_markdown_artifact(
+        key=_artifact_key(facts),
+        markdown=markdown_report(facts, report, url),
+        description=f"Validation of {facts.source}",
+    )
+
+
+def _artifact_key(facts: ReportFacts) -> str:
+    """One key for each checkpoint and variant, so that its versions line up in the UI."""
+    text = f"{source_slug(facts.source)}-{facts.variant.label}"
+    return "".join(c if c.isalnum() else "-" for c in text.lower())
+
+
 # Paths and plain data only, and no caching by Prefect: the conversion key is the cache.
 _network = functools.partial(
     task,
@@ -51,6 +68,7 @@ STEPS = Steps(
     fetch=_network(fetch, name="fetch"),
     run=task(name="child", task_run_name="{step}", cache_policy=NO_CACHE)(child.run),
     publish=_network(publish, name="publish", task_run_name="publish to {channel}"),
+    show=_show,
 )
 
 
@@ -70,17 +88,4 @@ def convert_checkpoint(request: ConversionRequest) -> ConversionResult:
     Returns:
         What came of it, with the conversion's URL and manifest.
     """
-    result = convert(request, STEPS, run_id=flow_run.id)
-    if result.report is not None and result.facts is not None:
-        create_markdown_artifact(
-            key=_artifact_key(result),
-            markdown=markdown_report(result.facts, result.report),
-            description=f"Validation of {result.manifest.source}",
-        )
-    return result
-
-
-def _artifact_key(result: ConversionResult) -> str:
-    """One key for each checkpoint and variant, so that its versions line up in the UI."""
-    text = f"{source_slug(result.manifest.source)}-{result.manifest.variant.label}"
-    return "".join(c if c.isalnum() else "-" for c in text.lower())
+    return convert(request, STEPS, run_id=flow_run.id)

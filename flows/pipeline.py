@@ -41,7 +41,8 @@ from tasks.publish import (
     validation_of,
 )
 from tasks.reference import ProbePlan, Reference, compute_reference
-from tasks.report import ReportFacts, html_report
+from tasks.report.facts import ReportFacts
+from tasks.report.page import html_report
 from tasks.trace import TraceResult
 from tasks.validate import validate_bundle
 from tasks.verdict import ValidationReport
@@ -61,6 +62,7 @@ class Steps:
         fetch: fetch the weights; network.
         run: call a function in a child process (``tasks.child.run``).
         publish: files, manifest, channel; network.
+        show: show a report, of a refused bundle too, beside the page at its URL.
     """
 
     resolve: Callable[..., Resolved] = resolve
@@ -68,6 +70,7 @@ class Steps:
     fetch: Callable[..., Checkpoint] = fetch
     run: Callable[..., Outcome[Any]] = child.run
     publish: Callable[..., Publication] = publish
+    show: Callable[[ReportFacts, ValidationReport, str], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +210,7 @@ class _Conversion:
         if publication.manifest_digest != manifest.digest:
             # Another machine published the same bytes first: its manifest is the one that counts.
             manifest = find_published(store, manifest.source, key) or manifest
-        about = self._report_facts(checkpoint, toolchain, traced)
+        about = self._report_facts(checkpoint, toolchain, facts, traced)
         url = self._record(store, manifest, about, report)
         return ConversionResult(
             fresh=False,
@@ -271,7 +274,7 @@ class _Conversion:
                     work, store, backend, toolchain, checkpoint, facts, share=False
                 )
             if error.report is not None:
-                about = self._report_facts(checkpoint, toolchain, traced)
+                about = self._report_facts(checkpoint, toolchain, facts, traced)
                 url = self._write_report(store, about, error.report)
                 logger.warning("the gate's report is kept at %s", url)
             raise
@@ -304,12 +307,17 @@ class _Conversion:
             self.seconds[step] = time.monotonic() - started
 
     def _report_facts(
-        self, checkpoint: Checkpoint, toolchain: Toolchain, traced: TraceResult
+        self, checkpoint: Checkpoint, toolchain: Toolchain, facts: ModelFacts, traced: TraceResult
     ) -> ReportFacts:
         return ReportFacts(
             source=checkpoint.source,
             commit=checkpoint.commit,
             variant=self.request.variant,
+            options=self.request.identity_options,
+            inputs=input_specs(facts),
+            outputs=traced.outputs,
+            shared=traced.shared,
+            same_program=traced.same_program,
             toolchain=toolchain,
             tied_groups=traced.tied_groups,
             seconds=self.seconds,
@@ -340,11 +348,14 @@ class _Conversion:
 
     def _write_report(self, store: Store, about: ReportFacts, report: ValidationReport) -> str:
         path = f"reports/{self.run_id}/index.html"
+        url = f"{store.url}/{path}"
         try:
             store.put_over(path, html_report(about, report).encode())
+            if self.steps.show is not None:
+                self.steps.show(about, report, url)
         except Exception:  # a page that can't be made must not hide the verdict
             logger.warning("the report could not be written", exc_info=True)
-        return f"{store.url}/{path}"
+        return url
 
 
 def _new_run_id() -> str:

@@ -67,7 +67,7 @@ class ConversionRequest(BaseModel):
         description="Channel that will point to the conversion.",
         json_schema_extra={"position": 6},
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         default="float32",
         description="Dtype of the weights in the artifact.",
         json_schema_extra={"position": 7},

@@ -126,11 +126,14 @@ def run_sweep(
     left = [case for case in wanted if case.name not in done]
     child.warm_up()
     started = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         found = pool.map(lambda case: try_case(case, options), left)
         for number, row in enumerate(found, start=1):
             sweep.add(row)
             _say(row, number, len(left), time.monotonic() - started)
+    finally:
+        pool.shutdown(cancel_futures=True)  # interrupted: what has not begun never does
     return sweep
 
 

@@ -8,22 +8,32 @@ What can't be built is refused with its name.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tasks.errors import UnsupportedCheckpointError
-from tasks.vocabulary import Vocabulary
+from tasks.vocabulary import Vocabulary, read_json
 
 Kind = Literal["ids", "mask", "segments", "other-ids", "boxes", "values"]
 
 _DECODER = ("decoder_input_ids", "decoder_attention_mask")
-#: Other ids beside the tokens', each with the config's field that says how many there are.
+#: Heads that make the decoder's ids from the encoder's; BART, T5 and their kin.
+_OWN_DECODER_IDS = ("ForSequenceClassification", "ForQuestionAnswering")
+#: Other ids beside the tokens'. Each with the config's field that says how many there are, and the
+#: switch without which the model ignores them.
 _OTHER_IDS = {
-    "input_shape_ids": "shape_vocab_size",  # RoCBert: the characters' shapes and sounds
-    "input_pronunciation_ids": "pronunciation_vocab_size",
-    "langs": "n_langs",  # XLM: the language of each token
-    "task_type_ids": "task_type_vocab_size",  # ERNIE 2
+    # RoCBert: the characters' shapes and sounds
+    "input_shape_ids": ("shape_vocab_size", "enable_shape"),
+    "input_pronunciation_ids": ("pronunciation_vocab_size", "enable_pronunciation"),
+    "langs": ("n_langs", "use_lang_emb"),  # XLM: the language of each token
+    "task_type_ids": ("task_type_vocab_size", "use_task_id"),  # ERNIE 2
 }
+#: Models that compare token types and have no table of them: how many their tokenizers give.
+_COMPARED_TYPES = {"funnel": 3, "xlnet": 3}
+#: Other ids that no tokenizer makes, and that a model takes for 0 where they are left out.
+_ZERO_IDS = ("task_type_ids",)
 #: What only a processor can make: a model that takes it is another model without it.
 _UNBUILT = {
     "xpath_tags_seq": "paths of HTML tags (MarkupLM)",
@@ -81,10 +91,41 @@ def text_arguments(
     inner = () if choices is None else (str(choices),)
     known = _known(config, vocabulary, inner)
     pair = bool(getattr(config, "is_encoder_decoder", False))
-    # Classifiers of pairs (BART, T5) make the decoder's ids from the encoder's.
-    if not pair or kind.__name__.endswith("ForSequenceClassification"):
+    if not pair or kind.__name__.endswith(_OWN_DECODER_IDS):
         known = {name: one for name, one in known.items() if name not in _DECODER}
     return tuple(known[name] for name in names if name in known)
+
+
+def check_tokenizer(folder: Path, kind: Any, config: Any, inputs: Sequence[str]) -> None:
+    """Refuse a checkpoint whose tokenizer feeds the model something that the artifact lacks.
+
+    The other way round is no fault: a tokenizer that leaves ``token_type_ids`` out, though the
+    model has two types, means the first type everywhere. The artifact keeps them as an input that
+    is filled with 0, so that both kinds of consumer get what eager gives them.
+
+    Args:
+        folder: the checkpoint; without a tokenizer's config nothing is refused.
+        kind: the model's class.
+        config: its configuration.
+        inputs: names of the artifact's inputs.
+
+    Raises:
+        UnsupportedCheckpointError: ``model_input_names`` has an argument of ``forward`` that is
+            no input of the artifact.
+        UnsafeCheckpointError: the tokenizer's config is damaged.
+    """
+    named = read_json(folder / "tokenizer_config.json").get("model_input_names") or []
+    taken = inspect.signature(kind.forward).parameters
+    lacking = [name for name in named if name in taken and name not in inputs]
+    if hasattr(config, "type_vocab_size"):
+        lacking = [name for name in lacking if name != "token_type_ids"]  # of one type: no effect
+    if lacking:
+        raise UnsupportedCheckpointError(
+            f"tokenizer_config.json: expected model_input_names among {', '.join(inputs)}, got "
+            f"{', '.join(lacking)}, which {kind.__name__} takes and which can't be made here. "
+            "Traced without it, the model would be another one; if texts are really embedded "
+            "without it, take it out of model_input_names."
+        )
 
 
 def _check_buildable(kind: Any, names: list[str]) -> None:
@@ -113,22 +154,33 @@ def _known(config: Any, vocabulary: Vocabulary, inner: tuple[str, ...]) -> dict[
         *_segments(config, axes),
         *_boxes(config, axes),
     ]
-    for name, field in _OTHER_IDS.items():
+    return {one.name: one for one in [*known, *_other_ids(config, axes)]}
+
+
+def _other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+    found = []
+    for name, (field, switch) in _OTHER_IDS.items():
         count = getattr(config, field, 0) or 0
-        wanted = name != "task_type_ids" or getattr(config, "use_task_id", False)
-        if isinstance(count, int) and count > 1 and wanted:
-            known.append(Argument(name=name, kind="other-ids", axes=axes, bounds=(count,)))
-    return {one.name: one for one in known}
+        if isinstance(count, int) and count > 1 and getattr(config, switch, False):
+            fill = 0 if name in _ZERO_IDS else None
+            found.append(
+                Argument(name=name, kind="other-ids", axes=axes, bounds=(count,), fill=fill)
+            )
+    return found
 
 
 def _segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
-    """Token types; TAPAS has seven columns of them. Gemma 3 takes the argument and has none."""
+    """Token types; TAPAS has seven columns of them. Gemma 3 takes the argument and has none.
+
+    Left out, they are of the first type, as every model here assumes itself.
+    """
     columns = getattr(config, "type_vocab_sizes", None)
     if columns:
         bounds = tuple(int(size) for size in columns)
         axes = (*axes, str(len(bounds)))
     else:
-        bounds = (getattr(config, "type_vocab_size", 0) or 0,)
+        default = _COMPARED_TYPES.get(config.model_type, 0)
+        bounds = (getattr(config, "type_vocab_size", default) or 0,)
     if min(bounds) < 2:
         return []
     return [Argument(name="token_type_ids", kind="segments", axes=axes, bounds=bounds, fill=0)]

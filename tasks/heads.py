@@ -80,11 +80,11 @@ def _architectures(folder: Path) -> list[str]:
             f"{path}: expected the checkpoint's config as JSON, got {error}. It is missing or "
             "damaged, or a git-lfs pointer; fetch the checkpoint again."
         ) from error
-    named = (config.get("architectures") or []) if isinstance(config, dict) else config
+    named = (config.get("architectures") or []) if isinstance(config, dict) else None
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UnsupportedCheckpointError(
-            f"{path}: expected an object with a list of names as architectures, got {named!r}. "
-            "Correct the config, or name the task in the request."
+            f"{path}: expected an object with a list of names as architectures, got "
+            f"{named or config!r}. Correct the config, or name the task in the request."
         )
     return named
 

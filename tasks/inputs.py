@@ -119,6 +119,17 @@ def cut(facts: ModelFacts, feed: Feed, axis: str, length: int) -> Feed:
     return shortened
 
 
+def mirrored(argument: Argument, tensor: torch.Tensor) -> torch.Tensor:
+    """Count ids or places from the other end of their range: as valid, and others throughout."""
+    import torch
+
+    whole = int(argument.dtype == "int64")  # parts of a page run to 1 itself
+    other = torch.tensor(argument.bounds, dtype=tensor.dtype) - whole - tensor
+    if argument.kind == "boxes":  # (x0, y0) has to stay the smaller corner
+        other = other[..., [2, 3, 0, 1]]
+    return other.contiguous()
+
+
 def length_axis(argument: Argument) -> int | None:
     """Return which axis of an argument follows a length, if one does."""
     found = [i for i, axis in enumerate(argument.axes) if axis in ("length", "decoder_length")]

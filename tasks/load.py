@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import inspect as python_inspect
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.arguments import Argument, text_arguments
+from tasks.arguments import Argument, check_tokenizer, text_arguments
+from tasks.embedder import check_poolable, sentence_embedder
 from tasks.errors import (
     RequestError,
     UnsafeCheckpointError,
@@ -22,7 +24,7 @@ from tasks.errors import (
     first_line,
 )
 from tasks.heads import SAMPLE_TASKS, choices_of, model_class
-from tasks.pooling import read_pooling, sentence_embedder
+from tasks.pooling import read_pooling
 from tasks.samples import sample_arguments
 from tasks.vocabulary import NO_TOKENS, Vocabulary, read_vocabulary
 
@@ -105,8 +107,6 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
             vocabulary=NO_TOKENS,
         )
     vocabulary = read_vocabulary(folder, config, _embedded_ids(kind, model))
-    if options.task == "sentence-similarity":
-        read_pooling(folder)
     facts = ModelFacts(
         architecture=kind.__name__,
         model_type=config.model_type,
@@ -114,6 +114,10 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
         max_length=_max_length(model, config),
         vocabulary=vocabulary,
     )
+    check_tokenizer(folder, kind, config, facts.inputs)
+    if options.task == "sentence-similarity":
+        read_pooling(folder)
+        check_poolable(facts.architecture, facts.inputs)
     _check_lengths_fit(facts, lengths)
     return facts
 
@@ -134,7 +138,7 @@ def load_eager(folder: Path, options: LoadOptions) -> Any:
     _check_keys(kind.__name__, config, keys)
     _settle(model)
     if options.task == "sentence-similarity":
-        return sentence_embedder(model, read_pooling(folder))
+        return sentence_embedder(model, folder, allow_pickle=options.allow_pickle)
     return model
 
 
@@ -179,6 +183,8 @@ def _embedded_ids(kind: Any, model: Any) -> int:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
         embedding = None
+    if getattr(model.config, "num_hash_buckets", None):
+        return sys.maxunicode + 1  # CANINE reads characters and has no table of them
     if not hasattr(embedding, "weight"):
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "

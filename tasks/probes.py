@@ -17,6 +17,7 @@ from tasks.inputs import (
     cut,
     feed_of,
     length_axis,
+    mirrored,
     pad_right,
     random_feed,
     tokens_of,
@@ -48,6 +49,7 @@ class Probe:
             vacuous for this model (right padding of a causal model); None: the plan's first
             probe, which has other ids.
         dispatch: call ``forward``, which routes, pads and slices, and not ``forward_<length>``.
+        optional: eager may refuse it, and then it is left out.
         measures: ``length`` or ``batch``: tries the bare graph at another one, which no consumer
             can call, and judges nothing: the manifest tells what came of it.
     """
@@ -58,6 +60,7 @@ class Probe:
     truth: Feed | None = field(default=None, repr=False)
     control: Feed | None = field(default=None, repr=False)
     dispatch: bool = False
+    optional: bool = False
     measures: Literal["length", "batch"] | None = None
 
     @property
@@ -82,7 +85,9 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         if length in plan.whole:
             example = example_feed(plan.facts, batch=plan.batch, length=length)
             yield Probe(name="traced-input", length=length, feed=example)
-        yield from _proving_probes(plan.facts, plan.batch, length, below)
+        # Where one graph serves all lengths, those between its ends were never traced.
+        whole = length in plan.lengths[1:-1] and length not in plan.whole
+        yield from _proving_probes(plan.facts, plan.batch, length, below, padded=not whole)
         if length in plan.whole:
             yield from _whole_probes(plan.facts, plan.batch, length)
 
@@ -99,13 +104,21 @@ def timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
     return rows == {batch} and all(size >= probe.length - 1 for size in tokens)
 
 
-def _proving_probes(facts: ModelFacts, batch: int, length: int, below: int) -> Iterator[Probe]:
-    """What every standard length gets: fresh ids, one token short, through the dispatcher.
+def _proving_probes(
+    facts: ModelFacts, batch: int, length: int, below: int, *, padded: bool
+) -> Iterator[Probe]:
+    """What every standard length gets: fresh ids through the dispatcher, one short if ``padded``.
 
     Encoder-decoder models get it again with either side shorter than the other. ``below`` is the
     next smaller standard length: an input must be longer to get to this graph.
     """
-    real = max(below + 1, length - 1) if facts.takes_padding else length
+    real = max(below + 1, length - 1) if padded and facts.takes_padding else length
+    if facts.takes_padding and facts.arguments[0].kind == "values":
+        # One sample more or less often makes no frame: padding that leaks would not show.
+        part = max(below + 1, 3 * length // 4)
+        if part < real:
+            short = random_feed(facts, batch=batch, length=part, seed=_FRESH_SEED_BASE + length)
+            yield Probe(name=f"dispatch-{part}", length=length, feed=short, dispatch=True)
     fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
     yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
     if "decoder_input_ids" not in facts.inputs or real < 2:
@@ -128,6 +141,7 @@ def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]
         yield from _padding_probes(facts, batch, length)
         if "input_ids" in facts.inputs:  # sounds are masked at their end alone
             yield from _mask_probes(facts, batch, length)
+    yield from _companion_probes(facts, batch, length)
     yield from _row_probes(facts, batch, length)
     yield from _measuring_probes(facts, batch, length)
 
@@ -147,6 +161,15 @@ def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
     }
     for name, ids in patterns.items():
         yield Probe(name=name, length=length, feed=feed_of(facts, ids.contiguous()))
+    special = sorted(facts.vocabulary.special - {facts.vocabulary.pad})[: length // 2]
+    if special:
+        # Every tokenizer gives them, and no other probe has them; alike in all rows, because
+        # BART's classifier wants as many end tokens in each.
+        turns = torch.tensor(special)[torch.arange(length // 2) % len(special)]
+        ids = other["input_ids"].reshape(batch, -1)[:, :length].clone()
+        ids[:, 1::2] = turns
+        feed = feed_of(facts, ids)
+        yield Probe(name="special-ids", length=length, feed=feed, optional=True)
 
 
 def _value_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
@@ -197,6 +220,21 @@ def _mask_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
         visible = (positions == 0) | (positions > length // 2)  # its first token must stay
         feed = {**whole, "decoder_attention_mask": visible.long()}
         yield Probe(name="decoder-hole", length=length, feed=feed, control=_all_visible(feed))
+
+
+def _companion_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
+    """Other segments, boxes and the like, one argument at a time, beside the same token ids.
+
+    Segments are alike in every other probe of one length: a graph with those baked in would pass.
+    """
+    whole = random_feed(facts, batch=batch, length=length, seed=_FRESH_SEED_BASE + 500)
+    for one in facts.arguments:
+        if one.kind in ("segments", "other-ids", "boxes"):
+            axis = length_axis(one)
+            assert axis is not None
+            # Moved by one as well: XLNet sees only which tokens are of the same type.
+            feed = {**whole, one.name: mirrored(one, whole[one.name]).roll(1, axis)}
+            yield Probe(name=f"other-{one.name}", length=length, feed=feed, control=whole)
 
 
 def _row_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:

@@ -8,14 +8,38 @@ well; raw samples have a length of their own, and are padded only where the mode
 from __future__ import annotations
 
 import inspect
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.arguments import Argument
 from tasks.errors import RequestError, UnsupportedCheckpointError
+from tasks.sources.needed import PROCESSOR
+from tasks.vocabulary import read_json
 
-_PREPROCESSOR = "preprocessor_config.json"
+_SEPARATE, _COMBINED = PROCESSOR
+#: Where a combined processor keeps what makes pixels or samples.
+_PARTS = ("image_processor", "feature_extractor", "audio_processor")
+#: What a processor gives beside the pixels: without it the model would be another one.
+_UNBUILT = {
+    "input_ids": "token ids of a prompt (ShieldGemma 2)",
+    "spatial_shapes": "sizes of images in unequal patches (SigLIP 2)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a processor makes of one image or sound.
+
+    Attributes:
+        axes: sizes behind the batch; ``length`` for one that varies.
+        standard: the only length there is; None: any.
+        least: the smallest standard length.
+    """
+
+    axes: tuple[str, ...]
+    standard: int | None = None
+    least: int = 1
 
 
 def sample_arguments(
@@ -32,112 +56,140 @@ def sample_arguments(
 
     Raises:
         UnsupportedCheckpointError: it takes neither pixels nor samples, or its size is not known.
+        UnsafeCheckpointError: the processor's config is damaged.
         RequestError: a length is not the processor's.
     """
     names = list(inspect.signature(kind.forward).parameters)
+    name = _main_input(kind, names)
     processor = _processor(folder)
-    for name, read in (
-        ("pixel_values", _image_shape),
-        ("input_features", _feature_shape),
-        ("input_values", _sound_shape),
-    ):
-        if name in names:
-            axes = read(config, processor)
-            break
-    else:
+    read = {
+        "pixel_values": _image,
+        "input_features": _features,
+        "input_values": _sound,
+    }[name]
+    sample = read(config, processor)
+    _check_lengths(kind, sample, lengths)
+    # Seamless's extractor (Wav2Vec2-BERT) gives a mask unless told otherwise; wav2vec2's does not.
+    given = processor.get("return_attention_mask", name == "input_features")
+    masked = sample.standard is None and "attention_mask" in names and given
+    values = Argument(
+        name=name,
+        kind="values",
+        axes=("batch", *sample.axes),
+        dtype=dtype,
+        pad=0 if masked else None,
+    )
+    mask = Argument(name="attention_mask", kind="mask", axes=("batch", "length"), fill=1)
+    return (values, mask) if masked else (values,)
+
+
+def _main_input(kind: Any, names: list[str]) -> str:
+    known = [n for n in ("pixel_values", "input_features", "input_values") if n in names]
+    if not known:
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected forward() to take pixel_values, input_features or "
             f"input_values, got {names}. Other inputs can't be made here."
         )
-    if "length" not in axes:
-        _check_fixed(kind, axes, lengths)
-        return (Argument(name=name, kind="values", axes=("batch", *axes), dtype=dtype),)
-    return _with_mask(name, axes, dtype, "attention_mask" in names, processor)
+    for name, meaning in _UNBUILT.items():
+        if name in names:
+            raise UnsupportedCheckpointError(
+                f"{kind.__name__}: expected {known[0]} to be its whole input, got {name}: "
+                f"{meaning} as well. Traced without it, the model would be another one."
+            )
+    return known[0]
 
 
 def _processor(folder: Path) -> dict[str, Any]:
-    try:
-        read = json.loads((folder / _PREPROCESSOR).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UnsupportedCheckpointError(
-            f"{_PREPROCESSOR}: expected JSON, got: {error}. Fetch the checkpoint again."
-        ) from error
-    return read if isinstance(read, dict) else {}
+    """Return what makes the pixels or samples, sought in transformers' own order; else nothing."""
+    combined = read_json(folder / _COMBINED)
+    for part in _PARTS:
+        if isinstance(nested := combined.get(part), dict):
+            return nested
+    return read_json(folder / _SEPARATE)
 
 
-def _image_shape(config: Any, processor: dict[str, Any]) -> tuple[str, ...]:
-    """Channels, height, width: after the crop, if the processor crops; else the config's size."""
-    cropped = processor.get("do_center_crop", "crop_size" in processor)
-    size = processor.get("crop_size") if cropped else processor.get("size")
+def _image(config: Any, processor: dict[str, Any]) -> _Sample:
+    """Channels, height, width; without a processor's config they are the model's own."""
+    size = _image_size(processor)
     height_width = _pair(size) or _pair(getattr(config, "image_size", None))
     if height_width is None:
         raise UnsupportedCheckpointError(
-            f"{_PREPROCESSOR}: expected size or crop_size with height and width, got {size}; "
+            f"{_SEPARATE}: expected size or crop_size with height and width, got {size}; "
             "config.json names no image_size either. Save the processor beside the checkpoint."
         )
     channels = getattr(config, "num_channels", 3)
-    return (str(channels), *map(str, height_width))
+    return _Sample(axes=tuple(map(str, (channels, *height_width))), standard=height_width[0])
+
+
+def _image_size(processor: dict[str, Any]) -> Any:
+    """What the processor does last counts: the crop, if it crops."""
+    name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+    size, crop = processor.get("size"), processor.get("crop_size")
+    crops = processor.get("do_center_crop")
+    if crops is None:
+        crops = crop is not None
+    if crops and not name.startswith("Perceiver"):  # which crops first and resizes then
+        return crop
+    by_edge = isinstance(size, dict) and "shortest_edge" in size
+    if by_edge and not name.startswith("ConvNext"):  # which crops by itself
+        raise UnsupportedCheckpointError(
+            f"{_SEPARATE}: expected one size for every image, got {size} without a crop: each "
+            "keeps its own proportions. Set do_center_crop and crop_size, if the model was "
+            "trained so."
+        )
+    return size
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return int(size[0]), int(size[1])
     if isinstance(size, dict):
-        if "height" in size and "width" in size:
-            return int(size["height"]), int(size["width"])
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"]), int(size["shortest_edge"])
-    return None
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return pair if len(pair) == 2 and all(type(one) is int for one in pair) else None
 
 
-def _feature_shape(config: Any, processor: dict[str, Any]) -> tuple[str, ...]:
-    """Whisper's log-mel features: bins × frames of one chunk."""
-    bins = getattr(config, "num_mel_bins", None) or processor.get("feature_size")
-    frames = processor.get("nb_max_frames")
-    if frames is None and getattr(config, "max_source_positions", None):
-        frames = 2 * config.max_source_positions  # one convolution of stride two before them
-    if bins and frames:
-        return str(bins), str(frames)
-    # Frames of stacked bins (Wav2Vec2-BERT, SeamlessM4T): any number of them.
+def _features(config: Any, processor: dict[str, Any]) -> _Sample:
+    """Frames of log-mel features: any number of them, or one chunk (Whisper)."""
     width = getattr(config, "feature_projection_input_dim", None)
-    if width:
-        return "length", str(width)
+    if width:  # Wav2Vec2-BERT: each frame holds the bins of two
+        return _Sample(axes=("length", str(width)))
+    bins = getattr(config, "num_mel_bins", None)
+    positions = getattr(config, "max_source_positions", None)
+    if bins and positions:
+        frames = 2 * positions  # one convolution of stride two before them
+        return _Sample(axes=(str(bins), str(frames)), standard=frames)
     raise UnsupportedCheckpointError(
-        f"{_PREPROCESSOR}: expected the number of mel bins and frames, got {sorted(processor)}. "
-        "Save the feature extractor beside the checkpoint."
+        f"config.json: expected num_mel_bins and max_source_positions, got {bins} and "
+        f"{positions}; the processor names {sorted(processor)}. The size of its features is "
+        "not known."
     )
 
 
-def _sound_shape(config: Any, processor: dict[str, Any]) -> tuple[str, ...]:
+def _sound(config: Any, processor: dict[str, Any]) -> _Sample:
     """Raw samples, or frames × mel bins (AST)."""
     frames = getattr(config, "max_length", None) or processor.get("max_length")
     bins = getattr(config, "num_mel_bins", None)
-    return (str(frames), str(bins)) if bins and frames else ("length",)
+    if bins and frames:
+        return _Sample(axes=(str(frames), str(bins)), standard=frames)
+    least = 1
+    kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        least = (least - 1) * stride + kernel
+    # Every length is tried with an input of three quarters of it, which must give a frame too.
+    return _Sample(axes=("length",), least=-(-4 * least // 3))
 
 
-def _check_fixed(kind: Any, axes: tuple[str, ...], lengths: tuple[int, ...]) -> None:
+def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None:
     """The one standard length: an image's height, or the number of a sound's frames."""
-    sizes = [int(size) for size in axes]
-    standard = sizes[1] if len(sizes) == 3 else max(sizes)
-    if lengths != (standard,):
+    if sample.standard is not None and lengths != (sample.standard,):
         raise RequestError(
-            f"lengths: expected {standard}, the size that the processor of {kind.__name__} makes "
-            f"({' × '.join(axes)}); got {', '.join(map(str, lengths))}."
+            f"lengths: expected {sample.standard} alone, the size that the processor of "
+            f"{kind.__name__} makes ({' × '.join(sample.axes)}); got "
+            f"{', '.join(map(str, lengths))}. Ask for lengths [{sample.standard}]."
         )
-
-
-def _with_mask(
-    name: str, axes: tuple[str, ...], dtype: str, takes_mask: bool, processor: dict[str, Any]
-) -> tuple[Argument, ...]:
-    """Sounds of any length; their padding is hidden only where the processor gives a mask."""
-    masked = takes_mask and processor.get("return_attention_mask", False)
-    sound = Argument(
-        name=name, kind="values", axes=("batch", *axes), dtype=dtype, pad=0 if masked else None
-    )
-    if not masked:
-        return (sound,)
-    return sound, Argument(name="attention_mask", kind="mask", axes=("batch", "length"), fill=1)
+    if min(lengths) < sample.least:
+        raise RequestError(
+            f"lengths: expected at least {sample.least} samples, so that an input a quarter "
+            f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. A second has as "
+            "many samples as the processor's sampling_rate says."
+        )

@@ -24,8 +24,9 @@ from tasks.child import say
 from tasks.errors import TiedWeightsError, TraceError
 from tasks.inputs import input_specs
 from tasks.load import LoadOptions, ModelFacts, load_eager
-from tasks.outputs import call_tuple, describe_outputs
+from tasks.outputs import as_loaded, call_tuple, describe_outputs
 from tasks.probes import example_feed
+from tasks.recording import recordable
 from tasks.untie import untie
 from tracefleet.manifest import OutputSpec
 
@@ -123,7 +124,7 @@ def trace_lengths(
         for length in lengths
     }
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), recordable(model):
             # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
             # decides on numbers instead.
             warnings.simplefilter("ignore")
@@ -164,11 +165,12 @@ def _untie_proved(
     import torch
 
     feed = example_feed(facts, batch=batch, length=length)
-    with torch.no_grad():
+    with torch.no_grad(), as_loaded(model):
         before = call_tuple(model, feed, outputs)
-        groups = untie(model)
-        if not groups:
-            return groups
+    groups = untie(model)
+    if not groups:
+        return groups
+    with torch.no_grad(), as_loaded(model):
         after = call_tuple(model, feed, outputs)
     for spec, old, new in zip(outputs, before, after, strict=True):
         if not torch.equal(old, new):
@@ -200,7 +202,8 @@ def _recorder(
             reached.append(length)
             say(f"tracing length {length}")
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            return call_tuple(self.model, feed, outputs)
+            with as_loaded(self.model):
+                return call_tuple(self.model, feed, outputs)
 
         return record
 

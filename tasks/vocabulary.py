@@ -71,16 +71,21 @@ def _first(value: Any) -> int | None:
 
 
 def _added_special_ids(folder: Path) -> set[int]:
-    added = _read_json(folder / "tokenizer.json").get("added_tokens") or []
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or []
     return {token["id"] for token in added if token.get("special")}
 
 
 def _tokenizer_pad(folder: Path) -> int | None:
-    padding = _read_json(folder / "tokenizer.json").get("padding") or {}
+    padding = read_json(folder / "tokenizer.json").get("padding") or {}
     return _first(padding.get("pad_id"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in one of the tokenizer's files; empty where there is no such file.
+
+    Raises:
+        UnsafeCheckpointError: the file is no JSON.
+    """
     if not path.is_file():
         return {}
     try:

@@ -21,6 +21,7 @@ from tracefleet.channel import advance, channel_folder, conversion_folder
 from tracefleet.file_store import FileStore
 from tracefleet.manifest import (
     BUNDLE_MEDIA_TYPE,
+    Accuracy,
     FileEntry,
     InputSpec,
     LengthVerdict,
@@ -83,6 +84,7 @@ def example_manifest(**changes: Any) -> Manifest:
             tolerance=Tolerance(atol=1e-06, rtol=1e-05),
             lengths=verdicts,
             negative_controls=("weight-error",),
+            accuracy=Accuracy(max_rel_error=0.03, min_cosine=0.996, top1_agreement=1.0),
         ),
     }
     return Manifest(**{**whole, **changes})

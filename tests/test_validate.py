@@ -292,7 +292,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
     """If a planted fault passes, the gate proves nothing and must not let anything through."""
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr("tasks.validate._FAULT_FACTOR", 1.0)
+    monkeypatch.setattr("tasks.validate._spoiled", lambda weight: weight)
     with pytest.raises(NumericsMismatchError, match="negative control"):
         bench.validate(bundle)
 

@@ -27,8 +27,8 @@ def arrange(
     Args:
         specs: the bundle's inputs.
         lengths: the standard lengths.
-        given: by name: tensors or arrays of the input's axes, integers for ids and real numbers
-            for values; one row may lack its batch axis. Ids of shape ``(batch, length)`` may be
+        given: by name: tensors or arrays of the input's axes, integers for ids and floats for
+            values; one row may lack its batch axis. Ids of shape ``(batch, length)`` may be
             nested lists whose rows differ in length. None: left out.
 
     Raises:
@@ -135,13 +135,18 @@ def _int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
 
 
 def _from_array(spec: InputSpec, value: Any) -> torch.Tensor:
-    """Return a tensor or array as the input's kind of number, refusing every other kind."""
+    """Return a tensor or array as the input's kind of number, refusing every other kind.
+
+    Integers are no reals here: they would be raw pixels or samples, which no processor has scaled.
+    In a list, 1 may stand for 1.0.
+    """
     import torch
 
     whole = spec.dtype.startswith("int")
     if isinstance(value, torch.Tensor):
         kind = value.dtype
-        if kind.is_complex or kind == torch.bool or (whole and kind.is_floating_point):
+        integer = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+        if not (integer if whole else kind.is_floating_point):
             raise _wrong_kind(spec, kind)
         return value.to(torch.int64 if whole else torch.float64)
     import numpy as np
@@ -150,16 +155,21 @@ def _from_array(spec: InputSpec, value: Any) -> torch.Tensor:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{spec.name}: expected rows of one length, got {error}") from error
-    if array.dtype.kind not in ("iu" if whole else "iuf"):
+    kinds = "iu" if whole else "iuf" if isinstance(value, list | tuple) else "f"
+    if array.dtype.kind not in kinds:
         raise _wrong_kind(spec, array.dtype)
     # A copy of its own: torch warns about arrays that are read-only.
     return torch.from_numpy(array.astype("int64" if whole else "float64"))
 
 
 def _wrong_kind(spec: InputSpec, got: Any) -> ValueError:
-    expected = "integers" if spec.dtype.startswith("int") else "real numbers"
+    if spec.dtype.startswith("int"):
+        return ValueError(
+            f"{spec.name}: expected integers, got {got}. Convert it yourself if that loses nothing."
+        )
     return ValueError(
-        f"{spec.name}: expected {expected}, got {got}. Convert it yourself if that loses nothing."
+        f"{spec.name}: expected real numbers as the checkpoint's processor makes them, got {got}. "
+        "Give raw pixels or samples to the processor first."
     )
 
 

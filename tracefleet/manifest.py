@@ -44,7 +44,8 @@ class Variant:
     Attributes:
         task: a Hugging Face task name, such as ``fill-mask``.
         backend: ``jit``, ``neuronx`` or ``neuron``.
-        dtype: of the weights: ``float32``, ``float16`` or ``bfloat16``.
+        dtype: of the weights: ``float32``, ``float16``, ``bfloat16``, or ``int8``: linear layers in
+            int8, everything else in float32.
         batch: rows in one traced call.
     """
 
@@ -214,6 +215,21 @@ class LengthVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """How far a quantised model is from the float32 one: the worst over fresh inputs.
+
+    Attributes:
+        max_rel_error: max|quantised - float32| / max|float32|.
+        min_cosine: the smallest cosine similarity between two outputs.
+        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
+    """
+
+    max_rel_error: float
+    min_cosine: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """The gate's verdict.
 
@@ -222,12 +238,14 @@ class Validation:
         tolerance: the bound that was applied.
         lengths: one verdict for each standard length.
         negative_controls: planted faults that the same probes caught.
+        accuracy: what quantisation costs; None: nothing is quantised.
     """
 
     verdict: str
     tolerance: Tolerance
     lengths: tuple[LengthVerdict, ...]
     negative_controls: tuple[str, ...]
+    accuracy: Accuracy | None = None
 
     def __post_init__(self) -> None:
         """Refuse verdicts that no gate gives."""
@@ -318,6 +336,7 @@ class Manifest:
         """Return the canonical JSON, of the schema that it was read in."""
         raw = dataclasses.asdict(self)
         if self.schema == _FIRST_SCHEMA:
+            del raw["validation"]["accuracy"]
             for verdict in raw["validation"]["lengths"]:
                 for name in _SINCE_2:
                     del verdict[name]
@@ -338,7 +357,7 @@ def parse(data: bytes) -> Manifest:
 
 
 def _of_today(raw: Any) -> Any:
-    """Give a manifest of the first schema what its lengths did not say yet."""
+    """Give a manifest of the first schema what its validation did not say yet."""
     if not isinstance(raw, dict) or raw.get("schema") != _FIRST_SCHEMA:
         return raw
     try:
@@ -346,7 +365,8 @@ def _of_today(raw: Any) -> Any:
             {**verdict, **dict.fromkeys(_SINCE_2, UNTRIED)}
             for verdict in raw["validation"]["lengths"]
         ]
-        return {**raw, "validation": {**raw["validation"], "lengths": lengths}}
+        new = {"lengths": lengths, "accuracy": None}
+        return {**raw, "validation": {**raw["validation"], **new}}
     except (KeyError, TypeError):
         return raw  # malformed: decode says where
 

@@ -15,6 +15,7 @@ from tasks.sources.base import Wish, safe_path, shown
 CONFIG = "config.json"
 CARD = "README.md"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"
 MAX_INDEX_BYTES = 64 << 20
 
 #: What a consumer needs to turn text into ids; published beside the bundle.
@@ -32,12 +33,16 @@ TOKENIZER = (
     "source.spm",
     "target.spm",
 )
+#: What a consumer needs to turn images and sounds into inputs; published beside the bundle too.
+#: Its own file, and the one in which a tokenizer or another processor may be combined with it.
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _DESCRIPTION = (
     CARD,
     "generation_config.json",
     *TOKENIZER,
-    # How sentence-transformers pools token vectors into one.
-    "modules.json",
+    *PROCESSOR,
+    # How sentence-transformers pools token vectors into one; see also _modules.
+    MODULES,
     "1_Pooling/config.json",
 )
 # Whole file, index of shards, ending of a shard; the first form that is there is taken.
@@ -72,6 +77,7 @@ def needed_files(listing: Listing, wish: Wish) -> tuple[str, ...]:
         )
     paths = {CONFIG, *_weights(listing, wish)}
     paths.update(path for path in _DESCRIPTION if listing.has(path))
+    paths.update(_modules(listing, wish))
     if wish.trust_remote_code:
         own = (name for name in listing.names() if name.endswith(".py") and "/" not in name)
         paths.update(safe_path(name, told_by=wish.source) for name in own)
@@ -105,6 +111,24 @@ def parse_index(data: bytes, *, told_by: str, ending: str = ".safetensors") -> d
                 "Do not use this checkpoint."
             )
     return dict(pairs)
+
+
+def _modules(listing: Listing, wish: Wish) -> set[str]:
+    """Configs of what sentence-transformers puts behind the checkpoint, and weights of Dense."""
+    if not listing.has(MODULES):
+        return set()
+    told_by = f"{wish.source}/{MODULES}"
+    try:
+        listed = json.loads(listing.read(MODULES, MAX_INDEX_BYTES))
+        modules = [(safe_path(m["path"], told_by=told_by), m["type"]) for m in listed if m["path"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()  # tasks.pooling refuses it by name, if the request asks for it
+    paths = {f"{folder}/{CONFIG}" for folder, _ in modules}
+    forms = (_SAFETENSORS[0], _PICKLE[0]) if wish.allow_pickle else _SAFETENSORS[:1]
+    for folder, kind in modules:
+        held = [f"{folder}/{form}" for form in forms if listing.has(f"{folder}/{form}")]
+        paths.update(held[:1] if str(kind).endswith(".Dense") else [])
+    return {path for path in paths if listing.has(path)}
 
 
 def _weights(listing: Listing, wish: Wish) -> set[str]:

@@ -114,6 +114,8 @@ def build(case: Case, folder: Path) -> Path:
         except Exception as error:  # every architecture has its own way to refuse
             cause = error.__cause__ or error  # validators wrap the error that says something
             raise Untestable(f"{type(cause).__name__}: {first_line(cause)}") from error
+    if model.config.model_type != case.model_type:
+        raise Untestable(f"its head is that of {model.config.model_type}, a type of its own")
     model.save_pretrained(folder)
     return folder
 
