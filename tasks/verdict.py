@@ -11,17 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracefleet.manifest import DIFFERS, HOLDS, RAISES, UNTRIED, LengthVerdict, Tolerance
+from tracefleet.manifest import (
+    DIFFERS,
+    HOLDS,
+    RAISES,
+    UNTRIED,
+    Accuracy,
+    LengthVerdict,
+    Tolerance,
+)
 
 if TYPE_CHECKING:
     import torch
 
-#: Measured over 1,058 traced text models: float32 at most 9e-7 where faults were at least 0.1;
-#: float16 at most 2.1e-3, bfloat16 at most 2.4e-2 (TorchScript facts, sections 4 and 7).
+#: Measured by `flows sweep` over sound conversions (November 2026, docs/gate.md): float32 at most
+#: 6.3e-6 (424 of them), float16 2.5e-3 and bfloat16 2.0e-2 (50 each); faults were at least 0.1.
 TOLERANCES = {
     "float32": Tolerance(atol=0.0, rtol=1e-5),
     "float16": Tolerance(atol=0.0, rtol=5e-3),
     "bfloat16": Tolerance(atol=0.0, rtol=3e-2),
+    "int8": Tolerance(atol=0.0, rtol=1e-5),
 }
 #: A probe counts only if it moves eager's own output by this many tolerances, or by as much as
 #: the smallest fault that was ever seen (0.1), where half precision's tolerance is coarse.
@@ -96,6 +105,7 @@ class ValidationReport:
         latency_traced: milliseconds of one traced call, by length.
         failures: one sentence for each check that failed; empty means passed.
         measured: (length, ``length`` or ``batch``, what the bare graph did at another one).
+        accuracy: what quantisation costs; None: nothing is quantised.
     """
 
     tolerance: Tolerance
@@ -106,6 +116,7 @@ class ValidationReport:
     latency_traced: dict[int, float]
     failures: tuple[str, ...]
     measured: tuple[tuple[int, str, str], ...] = ()
+    accuracy: Accuracy | None = None
 
     @property
     def passed(self) -> bool:

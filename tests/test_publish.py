@@ -11,7 +11,7 @@ import pytest
 
 from tasks.bundle import TracedFile
 from tasks.errors import NumericsMismatchError, PublishConflictError
-from tasks.key import conversion_key
+from tasks.key import RECIPE, conversion_key
 from tasks.publish import (
     attest,
     collect_files,
@@ -94,7 +94,7 @@ def _conversion(
         same_program=True,
         files=describe_files(files, bundle),
         toolchain=toolchain,
-        recipe=1,
+        recipe=RECIPE,
         validation=VALIDATED,
     )
     return manifest, files
