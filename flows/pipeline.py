@@ -255,6 +255,7 @@ class _Conversion:
             whole=lengths[:1] if traced.same_program else lengths,
             batch=request.batch,
             tolerance=request.tolerance,
+            selects=traced.selects,
         )
         try:
             reference: Reference = self._child(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.pipeline import ConversionResult
 from tasks.publish import Publication
+from tracefleet.manifest import Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
@@ -18,6 +19,7 @@ def summary(result: ConversionResult) -> str:
         *_table([_HEADER, *_rows(result)]),
         f"bytes    {size:,} in {len(manifest.files)} files (bundle {manifest.bundle.size:,})",
         f"caught   planted faults: {', '.join(manifest.validation.negative_controls)}",
+        *_accuracy(manifest.validation),
         f"key      {manifest.key}",
         f"at       {result.publication.url}",
         f"channel  {_channel(result.publication)}",
@@ -25,6 +27,16 @@ def summary(result: ConversionResult) -> str:
     if result.report_url:
         lines.append(f"report   {result.report_url}")
     return "\n".join(lines)
+
+
+def _accuracy(validation: Validation) -> list[str]:
+    found = validation.accuracy
+    if found is None:
+        return []
+    return [
+        f"accuracy quantised against float32: relative error up to {found.max_rel_error:.2e}, "
+        f"cosine at least {found.min_cosine:.4f}, top-1 agreement {found.top1_agreement:.3f}"
+    ]
 
 
 def _channel(publication: Publication) -> str:

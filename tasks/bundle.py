@@ -131,8 +131,8 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
         for record in reader.get_all_records():
             if record.startswith(_LEFT_OUT) or record.endswith(".debug_pkl"):
                 continue
-            if record.startswith("data/"):
-                layout = layouts[record.removeprefix("data/")]
+            layout = layouts.get(record.removeprefix("data/"))
+            if record.startswith("data/") and layout is not None:
                 held = layout.bytes_of(weights[layout.name])
                 writer.write_record(record, held.data_ptr(), held.numel())
                 weight_bytes += held.numel()
@@ -140,6 +140,8 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
             data = reader.get_record(record)
             if record == "data.pkl":
                 data = data.replace(_ON_META, _ON_CPU)
+            elif record.startswith("data/"):  # of packed weights, which never were on meta
+                weight_bytes += len(data)
             writer.write_record(record, data, len(data))
         writer.write_end_of_file()
     return TracedFile(
@@ -172,15 +174,16 @@ class _Layout:
 class _Structure:
     """Any object of the archive's ``data.pkl``: only its attributes matter here."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.attributes = state
+    def __setstate__(self, state: Any) -> None:
+        # Packed weights come as a tuple: their tensors have no names, and are written as they are.
+        self.attributes: dict[str, Any] = state if isinstance(state, dict) else {}
 
 
 class _StructureUnpickler(pickle.Unpickler):
     """Reads which storage belongs to which attribute, and never builds a real object."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+        if name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_qtensor"):
             return lambda *arguments: arguments
         if module.startswith(("__torch__", "torch")):
             return type(name, (_Structure,), {})

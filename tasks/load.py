@@ -25,6 +25,7 @@ from tasks.errors import (
 )
 from tasks.heads import SAMPLE_TASKS, choices_of, model_class
 from tasks.pooling import read_pooling
+from tasks.quantise import INT8, check_quantisable
 from tasks.samples import sample_arguments
 from tasks.vocabulary import NO_TOKENS, Vocabulary, read_vocabulary
 
@@ -41,7 +42,7 @@ class LoadOptions:
 
     Attributes:
         task: Hugging Face task name.
-        dtype: of the weights in the artifact.
+        dtype: of the weights in the artifact; ``int8``: of its linear layers' weights.
         allow_pickle: whether pickled weights may be read (with ``weights_only=True``).
         trust_remote_code: whether Python files of the checkpoint may run.
     """
@@ -50,6 +51,11 @@ class LoadOptions:
     dtype: str = "float32"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+
+    @property
+    def loaded_dtype(self) -> str:
+        """What the checkpoint is loaded in; ``tasks.quantise`` makes int8 of it."""
+        return "float32" if self.dtype == INT8 else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +104,13 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     _check_not_quantised(config)
     kind = _model_class(config, options)
     model = _on_meta(kind, config)
+    if options.dtype == INT8:
+        check_quantisable(model)
     if options.task in SAMPLE_TASKS:
         return ModelFacts(
             architecture=kind.__name__,
             model_type=config.model_type,
-            arguments=sample_arguments(folder, kind, config, options.dtype, lengths),
+            arguments=sample_arguments(folder, kind, config, options.loaded_dtype, lengths),
             max_length=None,
             vocabulary=NO_TOKENS,
         )
@@ -236,7 +244,7 @@ def _from_pretrained(
         model, keys = kind.from_pretrained(
             folder,
             config=config,
-            dtype=getattr(torch, options.dtype),
+            dtype=getattr(torch, options.loaded_dtype),
             local_files_only=True,
             use_safetensors=None if options.allow_pickle else True,
             weights_only=True,

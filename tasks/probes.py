@@ -90,6 +90,7 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         yield from _proving_probes(plan.facts, plan.batch, length, below, padded=not whole)
         if length in plan.whole:
             yield from _whole_probes(plan.facts, plan.batch, length)
+    yield from _far_padding_probes(plan)
 
 
 def timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
@@ -144,6 +145,20 @@ def _whole_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]
     yield from _companion_probes(facts, batch, length)
     yield from _row_probes(facts, batch, length)
     yield from _measuring_probes(facts, batch, length)
+
+
+def _far_padding_probes(plan: ProbePlan) -> Iterator[Probe]:
+    """Pad from just over the shortest length to the longest, where that has no probes of its own.
+
+    An architecture that changes at some length in between has changed on one side alone.
+    """
+    facts, longest, real = plan.facts, plan.lengths[-1], plan.lengths[0] + 1
+    if longest in plan.whole or real >= longest or not facts.takes_padding:
+        return
+    if {"input_ids", "attention_mask"} <= set(facts.inputs):
+        short = random_feed(facts, batch=plan.batch, length=real, seed=_FRESH_SEED_BASE + 600)
+        padded = pad_right(facts, short, longest)
+        yield Probe(name=f"right-pad-{real}", length=longest, feed=padded, truth=short)
 
 
 def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:

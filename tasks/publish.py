@@ -18,6 +18,7 @@ from tasks.bundle import TracedFile
 from tasks.claim import Claim, claimed
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
+from tasks.quantise import check_accuracy
 from tasks.sources.needed import CONFIG, PROCESSOR, TOKENIZER
 from tasks.verdict import ValidationReport
 from tracefleet.channel import (
@@ -291,6 +292,7 @@ def validation_of(report: ValidationReport) -> Validation:
         tolerance=report.tolerance,
         lengths=report.lengths(),
         negative_controls=report.negative_controls,
+        accuracy=report.accuracy,
     )
 
 
@@ -298,8 +300,11 @@ def check_publishable(validation: Validation) -> None:
     """The last door: nothing without a passed gate gets through, whoever calls.
 
     Raises:
-        NumericsMismatchError: the verdict, a length or the negative control says otherwise.
+        NumericsMismatchError: the verdict, a length, the negative control or the accuracy says
+            otherwise.
     """
+    if validation.accuracy is not None:
+        check_accuracy(validation.accuracy)
     passed = validation.lengths and all(v.passed and v.probes > 0 for v in validation.lengths)
     if validation.verdict == "validated" and passed and validation.negative_controls:
         return

@@ -26,6 +26,7 @@ from tasks.inputs import input_specs
 from tasks.load import LoadOptions, ModelFacts, load_eager
 from tasks.outputs import as_loaded, call_tuple, describe_outputs
 from tasks.probes import example_feed
+from tasks.quantise import INT8, quantise
 from tasks.recording import recordable
 from tasks.untie import untie
 from tracefleet.manifest import OutputSpec
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_SELECTING = ("aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue")
 _INTEGER = re.compile(r"-?\d+")
 #: Source positions, and the counters that keep class names apart within one process.
 _NOISE = re.compile(r"#.*|___torch_mangle_\d+\.")
@@ -50,6 +52,7 @@ class TraceResult:
         same_program: the graphs of all lengths are one program but for literal lengths, so that
             what the whole probe set proves at one length holds for the others.
         shared: one and the same graph serves every length.
+        selects: it takes the largest of several values: which one may hang on padding.
     """
 
     file: TracedFile
@@ -57,6 +60,7 @@ class TraceResult:
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
     shared: bool
+    selects: bool
 
 
 def trace_checkpoint(
@@ -80,7 +84,8 @@ def trace_checkpoint(
         share: whether one graph may serve all lengths where it looks as if it could.
 
     Raises:
-        UnsupportedCheckpointError: eager can't run it from ids.
+        UnsupportedCheckpointError: eager can't run it from ids, or int8 has nothing to quantise.
+        BackendUnavailableError: dtype int8, and no engine for it here.
         TiedWeightsError: untying changed an output bit.
         TraceError: torch.jit can't record or save it.
     """
@@ -88,6 +93,9 @@ def trace_checkpoint(
     model = load_eager(folder, options)
     outputs = describe_outputs(model, facts)
     groups = _untie_proved(model, facts, outputs, lengths[0], batch)
+    if options.dtype == INT8:
+        say("quantising its linear layers")
+        quantise(model)
     record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
     traced = record(lengths[:1])
     several = len(lengths) > 1
@@ -97,9 +105,15 @@ def trace_checkpoint(
     same = shared or same_program(traced, lengths)
     say(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
     graphs = {length: f"_traced_{lengths[0] if shared else length}" for length in lengths}
+    selecting = selects(traced, lengths[0])
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
     return TraceResult(
-        file=file, outputs=outputs, tied_groups=groups, same_program=same, shared=shared
+        file=file,
+        outputs=outputs,
+        tied_groups=groups,
+        same_program=same,
+        shared=shared,
+        selects=selecting,
     )
 
 
@@ -156,6 +170,12 @@ def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
         )
         for length in lengths[1:]
     )
+
+
+def selects(traced: Any, length: int) -> bool:
+    """Tell whether a length's program sorts values or takes the largest of them."""
+    graph = getattr(traced, f"_traced_{length}").inlined_graph
+    return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
 
 
 def _untie_proved(

@@ -8,7 +8,8 @@ copy and has to catch them with the same probes, else it is blind and nothing is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from tasks.errors import (
 )
 from tasks.inputs import length_axis, random_feed
 from tasks.probes import Probe, plan_probes, timed
-from tasks.reference import Reference, differences, load_outputs
+from tasks.quantise import packed_layers, spoiled
+from tasks.reference import WORTH_REPEATING, Reference, differences, load_outputs
 from tasks.verdict import Difference, ProbeResult, ValidationReport, incomparable
 from tasks.weights import digests, named_tensors
 from tracefleet.manifest import DIFFERS, HOLDS, RAISES
@@ -36,8 +38,6 @@ _FAULT_FACTOR = 1.5
 #: The first call records a profile, the second rewrites the graph by it, the third just runs.
 _EXECUTOR_CALLS = ("first", "second", "third")
 _FAULT_CANDIDATES = 32
-#: Milliseconds; a longer call is timed as it came, and the gate is not held up.
-_WORTH_REPEATING = 250.0
 _SHOWN_FAILURES = 6
 
 
@@ -78,6 +78,7 @@ def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
         latency_traced=gate.latency,
         failures=tuple(gate.failures),
         measured=tuple(gate.measured),
+        accuracy=reference.accuracy,
     )
     if not report.passed:
         raise NumericsMismatchError(_summary(report), report)
@@ -243,8 +244,7 @@ class _Gate:
         )
         outputs, took = _clocked(method, feed)
         if feed is probe.feed and timed(self.plan.facts, probe, self.plan.batch):
-            if probe.length not in self.latency and took < _WORTH_REPEATING:
-                # The first call also prepares the graph: up to a hundred times what a call takes.
+            if probe.length not in self.latency and took < WORTH_REPEATING:
                 took = min(took, _clocked(method, feed)[1])
             self.latency[probe.length] = min(took, self.latency.get(probe.length, took))
         return outputs
@@ -280,21 +280,22 @@ class _Gate:
     def _catches_wrong_weight(self) -> bool:
         """Spoil one weight matrix at a time; the traced input's probe must fail for one of them."""
         probe = next(iter(plan_probes(self.plan)))
-        for weight in self._matrices():
-            kept = weight.clone()
-            weight.copy_(_spoiled(kept))
-            found = self._outcome(0, probe, probe.feed)
-            weight.copy_(kept)
+        for fault in self._faults():
+            with fault:
+                found = self._outcome(0, probe, probe.feed)
             if not all(difference.passed for difference in found):
                 return True
         return False
 
-    def _matrices(self) -> list[torch.Tensor]:
-        """A few matrices that every token goes through, spread over the model."""
+    def _faults(self) -> Iterator[AbstractContextManager[None]]:
+        """Yield faults in a few matrices that every token goes through, spread over the model."""
+        quantised = list(packed_layers(self.module).values())
+        if quantised:
+            yield from (spoiled(layer, _FAULT_FACTOR) for layer in _spread(quantised))
+            return
         named = list(self.module.named_parameters())
         dense = [p for name, p in named if p.dim() > 1 and "embed" not in name]
-        chosen = dense or [p for _, p in named]
-        return chosen[:: max(1, len(chosen) // _FAULT_CANDIDATES)]
+        yield from map(_planted, _spread(dense or [p for _, p in named]))
 
     def _catches_dropped_mask(self, index: int, probe: Probe) -> bool:
         """Call the bundle with its mask ignored; the probe must fail."""
@@ -318,6 +319,20 @@ def _narrower(feed: Feed) -> Feed:
     """Cut the first input's last axis by one: an image of another size."""
     name, tensor = next(iter(feed.items()))
     return {**feed, name: tensor[..., :-1].contiguous()}
+
+
+def _spread(matrices: list[Any]) -> list[Any]:
+    return matrices[:: max(1, len(matrices) // _FAULT_CANDIDATES)]
+
+
+@contextmanager
+def _planted(weight: torch.Tensor) -> Iterator[None]:
+    kept = weight.clone()
+    weight.copy_(_spoiled(kept))
+    try:
+        yield
+    finally:
+        weight.copy_(kept)
 
 
 def _spoiled(weight: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnsafeCheckpointError
+from tasks.quantise import unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,11 @@ _MAPPED_BYTES = 64 << 20
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return every parameter and buffer under every one of its names."""
+    """Return every parameter, buffer and packed int8 weight under every one of its names."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
+        **unpacked(model),
     }
 
 

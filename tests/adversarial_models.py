@@ -82,7 +82,7 @@ def change_instance(model: Any, changed: Changed) -> None:
     model.forward = forward
 
 
-def scaled(outputs: Any, factor: float = 1.5) -> Any:
+def scaled(outputs: Any, factor: float | torch.Tensor = 1.5) -> Any:
     """Change the first output where it is clearly seen."""
     name = next(iter(outputs))
     outputs[name] = outputs[name] * factor

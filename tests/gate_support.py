@@ -13,6 +13,7 @@ from tasks.bundle import TracedFile, write_bundle
 from tasks.inputs import input_specs
 from tasks.load import LoadOptions, ModelFacts, inspect, load_eager
 from tasks.outputs import describe_outputs
+from tasks.quantise import INT8, quantise
 from tasks.reference import ProbePlan, Reference, compute_reference
 from tasks.trace import same_program, trace_lengths
 from tasks.untie import untie
@@ -47,6 +48,8 @@ class Bench:
         model = load_eager(self.folder, self.options)
         self.outputs = describe_outputs(model, self.facts)
         untie(model)
+        if self.dtype == INT8:
+            quantise(model)
         if spoil is not None:
             spoil(model)
         facts = traced_facts or self.facts

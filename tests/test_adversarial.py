@@ -66,6 +66,7 @@ def _refused(bench, bundle, *, bits=True):
     with pytest.raises(NumericsMismatchError) as caught:
         bench.validate(bundle, bits=bits)
     report = caught.value.report
+    assert report is not None
     failed = {probe.name for probe in report.probes if not probe.difference.passed}
     return failed, {probe.name for probe in report.probes} - failed
 
@@ -267,6 +268,26 @@ def test_a_length_between_the_ends_of_a_shared_graph_is_probed_whole(
     assert failed == {"dispatch-16"}
 
 
+@pytest.mark.parametrize("switch", [10, 12, 20])
+def test_a_switch_at_a_length_inside_a_shared_graph_minds_padding(
+    switch, checkpoint, tmp_path, monkeypatch
+):
+    """No branch: the trace is right at every length, and padding takes a row across the switch."""
+
+    def switching(run, *, input_ids, **rest):
+        outputs = run(input_ids=input_ids, **rest)
+        last = torch.ones_like(input_ids[0]).cumsum(0)[-1]
+        return faulty.scaled(outputs, torch.where(last > switch, 1.5, 1.0))
+
+    faulty.change_class(monkeypatch, "BertModel", switching)
+    bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16, 32))
+    result = _traced(bench)
+    assert result.shared
+    assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
+    with pytest.raises(PaddingChangesError, match="padding on the right"):
+        bench.validate(result.file)
+
+
 def test_rotary_factors_that_switch_at_a_length_are_refused(real, tmp_path):
     """Longrope below and above its switch: padding crosses it, and the trace keeps one buffer."""
     bench = _bench(real("longrope"), tmp_path, "text-generation", lengths=(8, 16))
@@ -320,6 +341,7 @@ def test_experts_that_the_traced_ids_chose_are_caught(model_type, task, loud, tm
     with pytest.raises(NumericsMismatchError) as caught:
         bench.validate(bundle)
     report = caught.value.report
+    assert report is not None
     failed = {p.name: p.difference for p in report.probes if not p.difference.passed}
     assert {*(f"fresh-{seed}" for seed in range(8)), "constant-ids", "left-pad"} <= failed.keys()
     assert "traced-input" not in failed

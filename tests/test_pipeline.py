@@ -28,7 +28,7 @@ from tasks.load import LoadOptions, load_eager
 from tasks.publish import publish
 from tasks.sweep.tiny import Case, build
 from tests import tiny
-from tests.gate_support import blind_to_weights
+from tests.gate_support import Bench, blind_to_weights
 from tracefleet.errors import ManifestError, StoreError
 
 
@@ -96,6 +96,16 @@ def test_a_model_that_minds_padding_takes_exact_lengths_alone(tmp_path):
     np.testing.assert_allclose(model(ids, mask)["logits"], expected, atol=1e-4)
     with pytest.raises(ValueError, match="expected a length of 16, 32, got 15"):
         model(ids[:, :15])
+
+
+def test_ties_that_padding_decides_are_looked_for(tmp_path):
+    """AXK2's sparse attention: one input in two is off by a half at 47 of 48 tokens, few shorter."""
+    folder = build(Case(model_type="axk2", task="feature-extraction"), tmp_path / "checkpoint")
+    request = _request(folder, tmp_path / "store", "feature-extraction", lengths=[16, 48])
+    assert {spec.pad_value for spec in convert(request).manifest.inputs} == {None}
+    control = Bench(folder=folder, work=tmp_path / "bench", task="feature-extraction", batch=1)
+    control.lengths = (16, 48)
+    assert control.validate(control.trace()).passed, "a few inputs show nothing"
 
 
 def test_the_report_and_the_attestation_are_kept_beside_it(checkpoint, tmp_path):

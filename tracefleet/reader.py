@@ -6,6 +6,8 @@ byte. ``load_manifest`` stops before the files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ from tracefleet.store import Store
 
 if TYPE_CHECKING:
     import torch
+
+#: Run int8 bundles; torch has them on x86 CPUs, where one of them is what it begins with.
+_ENGINES = ("fbgemm", "x86")
 
 
 def open(  # noqa: A001 - read as tracefleet.open
@@ -74,8 +79,9 @@ def open_selected(store: Store, selection: Selection, *, allow_unvalidated: bool
         if file.media_type != BUNDLE_MEDIA_TYPE:
             with open_verified(store, selection, file):
                 pass
-    with open_verified(store, selection, manifest.bundle) as handle:
-        module = _load(handle, selection.path_of(manifest.bundle))
+    path = selection.path_of(manifest.bundle)
+    with _engine_of(manifest, path), open_verified(store, selection, manifest.bundle) as handle:
+        module = _load(handle, path)
     published.remember(store, selection, manifest)
     return Model(manifest, module)
 
@@ -119,6 +125,30 @@ def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> Non
             f"{path}: backend expected 'jit', got {manifest.variant.backend!r}: this version of "
             "tracefleet opens jit conversions only. Pull the files and load them on the device."
         )
+
+
+@contextmanager
+def _engine_of(manifest: Manifest, path: str) -> Iterator[None]:
+    """Have torch pack int8 weights, while they are loaded, for the engine that runs them."""
+    if manifest.variant.dtype != "int8":
+        yield
+        return
+    import torch
+
+    quantized = torch.backends.quantized
+    if _ENGINES[0] not in quantized.supported_engines:
+        raise ArtifactError(
+            f"{path}: dtype int8 expected torch's quantised engine {_ENGINES[0]}, got "
+            f"{quantized.supported_engines}. Open it on an x86 CPU, or convert to float32."
+        )
+    before = quantized.engine
+    if before not in _ENGINES:
+        quantized.engine = _ENGINES[0]
+    try:
+        yield
+    finally:
+        if before not in _ENGINES:
+            quantized.engine = before
 
 
 def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:

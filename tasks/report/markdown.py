@@ -102,16 +102,17 @@ def _lengths(facts: ReportFacts, report: ValidationReport) -> Iterator[str]:
         for v in report.lengths()
     ]
     yield _table(header, rows)
-    yield f"{_text(wording.graphs(facts))} Other lengths and batches: {wording.generality(report)}"
+    yield _text(wording.graphs(facts, report))
+    yield f"Other lengths, other batches: {_text(wording.generality(report))}"
 
 
 def _facts(facts: ReportFacts, report: ValidationReport) -> Iterator[str]:
     tied = "; ".join(" = ".join(group) for group in facts.tied_groups) or "none"
-    yield f"tolerance {wording.number(report.tolerance.rtol)}: {wording.tolerance_source(facts, report)}"
+    rtol = wording.number(report.tolerance.rtol)
+    yield f"tolerance {rtol}: {wording.tolerance_source(facts, report)}"
     yield f"planted faults caught: {', '.join(report.negative_controls) or 'none'}"
-    idle = sorted({probe.name for probe in report.probes if probe.vacuous})
-    if idle:
-        yield f"probes that prove nothing here: {', '.join(idle)}. {wording.vacuous(report)}"
+    if any(probe.vacuous for probe in report.probes):
+        yield wording.vacuous(report)
     for kind, specs in (("inputs", facts.inputs), ("outputs", facts.outputs)):
         named = (f"{one.name} ({wording.shape(one)}, {one.dtype})" for one in specs)
         yield f"{kind}: {', '.join(named)}"

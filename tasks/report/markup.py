@@ -39,7 +39,8 @@ figcaption{padding:0 .3rem .2rem}
 svg{display:block;width:100%;height:auto}svg text{font-family:system-ui,sans-serif!important}
 td code{overflow-wrap:anywhere}code{font:.88em/1.4 ui-monospace,monospace}
 table{border-collapse:collapse;width:100%;margin:.5rem 0}
-th,td{text-align:left;vertical-align:top;overflow-wrap:break-word;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
+th,td{text-align:left;vertical-align:top;overflow-wrap:break-word;padding:.35rem .6rem;
+border-bottom:1px solid var(--line)}
 thead th{color:var(--soft);font-weight:600;font-size:.88rem;vertical-align:bottom}
 tbody th{font-weight:600;width:11rem}
 .number{text-align:right;font-variant-numeric:tabular-nums}
@@ -55,7 +56,7 @@ table.wide tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,
 gap:.2rem .8rem;border:1px solid var(--line);border-radius:.4rem;margin:.5rem 0;padding:.4rem .6rem}
 table.wide td{border:0;padding:0;text-align:left}
 table.wide td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.8rem}
-table.wide td:has(span:empty){display:none}}
+table.wide td:has(code,div){grid-column:span 2}table.wide td:has(span:empty){display:none}}
 @media print{details>*{display:block}}
 """
 

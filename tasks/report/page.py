@@ -10,7 +10,7 @@ from tasks.report import sections, wording
 from tasks.report.facts import ReportFacts
 from tasks.report.markup import Html, element, items, join, page, table
 from tasks.report.plots import error_plot, latency_plot, milliseconds, shown_outputs
-from tasks.report.wording import figure
+from tasks.report.wording import figure, number
 from tasks.verdict import ProbeResult, ValidationReport
 from tracefleet.manifest import LengthVerdict
 
@@ -56,7 +56,10 @@ def _plots(report: ValidationReport) -> Html:
         "The worst over all probes, for each output. Lower is better. "
         f"Hollow marks on the floor are exact, crossed ones failed.{part}"
     )
-    latency = "The fastest call that was seen, eager model against bundle. Lower is better."
+    latency = (
+        "The fastest call that was seen, eager model against bundle. Lower is better. A length "
+        "with one probe has one or two calls, which a busy machine makes look slow."
+    )
     figures = [_figure("Error against eager", error_plot(report), errors)]
     if report.latency_eager.keys() & report.latency_traced.keys():
         figures.append(_figure("Latency", latency_plot(report), latency))
@@ -70,13 +73,13 @@ def _figure(title: str, svg: str, caption: str) -> Html:
 def _lengths(facts: ReportFacts, report: ValidationReport) -> Html:
     header = (
         "length", "verdict", "worst error", "probes that count", "eager ms", "traced ms",
-        "speed", "other lengths", "other batches",
+        "speed-up", "other lengths", "other batches",
     )  # fmt: skip
     rows = [_length_row(report, verdict) for verdict in report.lengths()]
     return join(
         element("h2", "Each standard length"),
         table(header, rows, numbers=header[2:7], wide=True),
-        element("p", wording.graphs(facts), class_="soft"),
+        element("p", wording.graphs(facts, report), class_="soft"),
         element("p", "Other lengths, other batches: ", wording.generality(report), class_="soft"),
     )
 
@@ -91,7 +94,7 @@ def _length_row(report: ValidationReport, verdict: LengthVerdict) -> tuple[objec
         verdict.probes,
         "–" if eager is None else milliseconds(eager),
         "–" if traced is None else milliseconds(traced),
-        f"{eager / traced:.2f}×" if eager and traced else "–",
+        f"{number(eager / traced)}×" if eager and traced else "–",
         verdict.other_lengths,
         verdict.other_batches,
     )
@@ -143,7 +146,7 @@ def _probes_at(report: ValidationReport, verdict: LengthVerdict) -> Html:
     return element(
         "details",
         element("summary", _mark(verdict.passed), f" Length {verdict.length}: {told}{idle}"),
-        table(("probe", "error", "verdict"), [_probe_row(probe) for probe in probes]),
+        table(("probe", "verdict", "error"), [_probe_row(probe) for probe in probes], wide=True),
         open=None if verdict.passed else "",
     )
 
@@ -156,7 +159,7 @@ def _probe_row(probe: ProbeResult) -> tuple[object, ...]:
     idle = probe.vacuous and probe.difference.passed
     tried = element("div", wording.tries(probe.name), class_="soft")
     verdict = element("span", "○ proves nothing", class_="soft") if idle else None
-    return join(probe.name, tried), join(*lines), verdict or _mark(probe.difference.passed)
+    return join(probe.name, tried), verdict or _mark(probe.difference.passed), join(*lines)
 
 
 def _mark(passed: bool) -> Html:

@@ -18,8 +18,8 @@ from tasks.verdict import Difference, ValidationReport
 #: matplotlib draws in these, the page's stylesheet says what they are.
 _VARIABLES = {
     "#010101": "--ink", "#010102": "--soft", "#010103": "--line", "#010104": "--bad",
-    "#010105": "--grey", "#010111": "--one", "#010112": "--two", "#010113": "--three",
-    "#010114": "--four", "#010115": "--five", "#010116": "--six",
+    "#010105": "--grey", "#010106": "--paper", "#010111": "--one", "#010112": "--two",
+    "#010113": "--three", "#010114": "--four", "#010115": "--five", "#010116": "--six",
 }  # fmt: skip
 _COLOUR = {variable: colour for colour, variable in _VARIABLES.items()}
 _SERIES = ("--one", "--two", "--three", "--four", "--five", "--six")
@@ -82,7 +82,7 @@ def latency_plot(report: ValidationReport) -> str:
 
 def milliseconds(time: float) -> str:
     """Return a time with as many digits as it is worth."""
-    return f"{time:.2f}" if time < 10 else f"{time:.1f}" if time < 100 else f"{time:,.0f}"
+    return f"{time:.2f}" if time < 1 else f"{time:.1f}" if time < 100 else f"{time:,.0f}"
 
 
 class _Scale:
@@ -121,6 +121,7 @@ def _draw_limits(axes: Any, scale: _Scale) -> None:
         textcoords="offset points",
         color=bad,
         fontsize=10,
+        bbox={"facecolor": _COLOUR["--paper"], "edgecolor": "none", "pad": 1, "alpha": 0.8},
     )
     ticks = scale.ticks()
     axes.set_yticks(list(ticks), list(ticks.values()))

@@ -23,7 +23,13 @@ def signature(facts: ReportFacts) -> Html:
 
 
 def _tensor(kind: str, spec: InputSpec | OutputSpec, note: str) -> tuple[object, ...]:
-    return kind, element("code", spec.name), wording.shape(spec), spec.dtype, note
+    return (
+        kind,
+        element("code", spec.name),
+        element("code", wording.shape(spec)),
+        spec.dtype,
+        element("div", note) if note else "",
+    )
 
 
 def proof(facts: ReportFacts, report: ValidationReport) -> Html:
@@ -40,7 +46,7 @@ def proof(facts: ReportFacts, report: ValidationReport) -> Html:
                     element("p", wording.tolerance_source(facts, report), class_="soft"),
                 ),
                 "planted faults caught": items(controls) if controls else "none",
-                "weights": f"{report.weights_matched} tensors equal the checkpoint's bit for bit",
+                "weights": wording.weights(report),
             }
         ),
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tasks.verdict import TOLERANCES, ProbeResult, ValidationReport, discriminating
+from tasks.verdict import MEASURED, TOLERANCES, ProbeResult, ValidationReport, discriminating
 from tracefleet.manifest import DIFFERS, HOLDS, RAISES, UNTRIED, InputSpec, OutputSpec
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ GENERALITY = {
 CONTROLS = {
     "wrong-weight": "one weight matrix was spoiled in the loaded copy, and the probes failed",
     "dropped-mask": "the attention mask was ignored, and a padded or masked probe failed",
-}
-_MEASURED = {
-    "float32": "sound graphs were off by at most 9e-7, and faults by at least 0.1",
-    "float16": "sound graphs were off by at most 2.1e-3",
-    "bfloat16": "sound graphs were off by at most 2.4e-2",
 }
 #: The start of a probe's name -> what it tries.
 _PROBES = {
@@ -82,13 +77,20 @@ def proof(report: ValidationReport) -> list[str]:
     error = f"the worst relative error is {figure(worst)}{margin} the tolerance of {number(rtol)}"
     counted = sum(verdict.probes for verdict in verdicts)
     lengths = ", ".join(str(verdict.length) for verdict in verdicts)
+    model = "untouched" if report.accuracy is None else "quantised"
     return [
-        f"The saved bundle agrees with the untouched model on {counted} probes at the standard "
+        f"The saved bundle agrees with the {model} model on {counted} probes at the standard "
         f"length{'s' if len(verdicts) > 1 else ''} {lengths}: "
         f"{error if worst else 'every output is exact'}.",
-        f"{report.weights_matched} tensors equal the checkpoint's file bit for bit.",
+        f"{weights(report)}.",
         f"Planted faults were caught: {', '.join(report.negative_controls) or 'none'}.",
     ]
+
+
+def weights(report: ValidationReport) -> str:
+    """Say what the bundle's weights were compared with."""
+    origin = "checkpoint's file" if report.accuracy is None else "quantised model's"
+    return f"{report.weights_matched} tensors equal the {origin} bit for bit"
 
 
 def failures(report: ValidationReport) -> list[str]:
@@ -97,13 +99,15 @@ def failures(report: ValidationReport) -> list[str]:
     The gate's own list has a sentence for each probe; the page shows those in its tables.
     """
     failed = [probe for probe in report.probes if not probe.difference.passed]
-    told = tuple(f"{probe.name} at length {probe.length}: " for probe in failed)
+    shown = tuple(f"{probe.name} at length {probe.length}: " for probe in failed)
     by_length = [_failed_at(report, v.length) for v in report.lengths() if not v.passed]
-    rest = [one for one in report.failures if not (told and one.startswith(told))]
+    rest = [one for one in report.failures if not (shown and one.startswith(shown))]
     repeated = [one for one in rest if _EXECUTOR in one]
     if repeated:
-        again = f"; {len(repeated)} calls with it fail" if len(repeated) > 1 else ""
-        rest = [f"{repeated[0]}{again}.", *(one for one in rest if _EXECUTOR not in one)]
+        where, error = repeated[0].partition(", ")[0], repeated[0].rpartition(": ")[2]
+        calls = f"{len(repeated)} of the first calls of {where}"
+        told = f"As C++ and Triton run it (default executor), {calls} fail too: {error}."
+        rest = [told, *(one for one in rest if _EXECUTOR not in one)]
     return by_length + rest
 
 
@@ -150,42 +154,47 @@ def warnings(facts: ReportFacts, report: ValidationReport) -> Iterator[str]:
 def tolerance_source(facts: ReportFacts, report: ValidationReport) -> str:
     """Say where the tolerance comes from, and whether the request overrode it."""
     dtype = facts.variant.dtype
-    own = TOLERANCES.get(dtype)
-    measured = f": over 1,058 traced text models {_MEASURED[dtype]}" if dtype in _MEASURED else ""
+    own = f"the pipeline's own for {dtype}"
+    if dtype in MEASURED:
+        worst, conversions = MEASURED[dtype]
+        own += f" ({conversions} sound conversions were off by at most {number(worst)})"
     if "rtol" not in facts.options:
-        return f"The pipeline's own for {dtype}{measured}. Not overridden."
+        return f"It is {own}; the request did not override it."
     return (
-        f"Overridden by the request: rtol {number(report.tolerance.rtol)}"
-        f"{f' and not {number(own.rtol)}' if own else ''}, the pipeline's own for {dtype}{measured}."
+        f"Overridden by the request: {number(report.tolerance.rtol)} and not "
+        f"{number(TOLERANCES[dtype].rtol)}, {own}."
     )
 
 
 def vacuous(report: ValidationReport) -> str:
-    """Say why some probes prove nothing."""
+    """Say which probes prove nothing, and why."""
+    names = dict.fromkeys(probe.name for probe in report.probes if probe.vacuous)
+    bound = number(discriminating(report.tolerance))
     return (
-        "These do not count. Eager's own output moves by less than a relative "
-        f"{number(discriminating(report.tolerance))} under them (a causal model never looks at padding "
-        "behind its tokens), so that a faulty graph would agree as well. They were compared all "
-        "the same, and a difference fails."
+        f"{', '.join(names)} prove nothing here and do not count: eager's own output moves by less "
+        f"than a relative {bound} under them, so that a faulty graph would agree as well. (A "
+        "causal model never looks at padding behind its tokens.) They were compared all the same."
     )
 
 
 def accuracy(report: ValidationReport) -> str:
-    """Say what quantisation costs, if the report has measured it; else nothing."""
-    found = getattr(report, "accuracy", None)
+    """Say what quantisation costs; nothing where nothing is quantised."""
+    found = report.accuracy
     if found is None:
         return ""
     return (
-        "Against the unquantised model: relative error at most "
-        f"{found.max_rel_error:.2g}, cosine at least {found.min_cosine:.4f}, same top-1 in "
-        f"{found.top1_agreement:.1%} of places. That is what quantisation costs; the verdict above "
-        "is about the saved bundle against the quantised model."
+        f"What quantisation costs, against float32: relative error up to "
+        f"{number(found.max_rel_error)}, cosine at least {found.min_cosine:.4f}, the same top-1 in "
+        f"{found.top1_agreement:.1%} of places. The errors below are the saved bundle's, against "
+        "the quantised model."
     )
 
 
-def graphs(facts: ReportFacts) -> str:
+def graphs(facts: ReportFacts, report: ValidationReport) -> str:
     """Say how many graphs there are, and why not every length has every probe."""
     whole = "Every probe ran at the shortest length and the proving ones at the others"
+    if len(report.lengths()) < 2:
+        return "One length, one graph, every probe."
     if facts.shared:
         return f"One graph serves every length. {whole}."
     if facts.same_program:

@@ -1,0 +1,399 @@
+"""The report: what its two forms say, and that nothing of outside gets to act in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import math
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+from flows import convert_checkpoint
+from flows.pipeline import Steps, convert
+from flows.request import make_request
+from tasks import child
+from tasks.errors import NumericsMismatchError
+from tasks.report import wording
+from tasks.report.facts import ReportFacts
+from tasks.report.markdown import markdown_report
+from tasks.report.page import html_report
+from tasks.report.plots import error_plot, shown_outputs
+from tasks.verdict import TOLERANCES, Difference, ProbeResult, ValidationReport, incomparable
+from tests.test_pipeline import _gate_without_bits, _mistrace
+from tracefleet.manifest import (
+    DIFFERS,
+    HOLDS,
+    Accuracy,
+    InputSpec,
+    OutputSpec,
+    Tolerance,
+    Toolchain,
+    Variant,
+)
+
+OUTPUTS = ("logits", "encoder_last_hidden_state")
+TEXT = ("batch", "length")
+FACTS = ReportFacts(
+    source="hf://acme/tiny",
+    commit="0123abcd",
+    variant=Variant(task="fill-mask"),
+    options={},
+    inputs=(
+        InputSpec(name="input_ids", dtype="int64", axes=TEXT, pad_value=3),
+        InputSpec(name="attention_mask", dtype="int64", axes=TEXT, pad_value=0, fill_value=1),
+    ),
+    outputs=(OutputSpec(name="logits", dtype="float32", axes=(*TEXT, "256")),),
+    shared=True,
+    same_program=True,
+    toolchain=Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0"),
+    tied_groups=(("a.weight", "b.weight"),),
+    seconds={"trace": 1.5, "validate": 0.5},
+    peak_bytes={"trace": 321_000_000},
+    bundle_bytes=2_000_000,
+    weight_bytes=1_600_000,
+)
+
+
+def _off(error: float) -> Difference:
+    return Difference(
+        max_abs=error, max_rel=error, cosine=1 - error, top1=1.0, reason="", passed=error <= 1e-5
+    )
+
+
+def _probe(name: str, length: int, *errors: float, vacuous: bool = False) -> ProbeResult:
+    found = tuple(
+        _off(e) if math.isfinite(e) else incomparable("raised: <img src=x>") for e in errors
+    )
+    return ProbeResult(
+        name=name, length=length, vacuous=vacuous, outputs=OUTPUTS, differences=found
+    )
+
+
+def _report(*probes: ProbeResult, **fields: Any) -> ValidationReport:
+    failed = [probe for probe in probes if not probe.difference.passed]
+    made = {
+        "tolerance": TOLERANCES["float32"],
+        "probes": probes,
+        "negative_controls": ("wrong-weight", "dropped-mask"),
+        "weights_matched": 46,
+        "latency_eager": {16: 4.0, 48: 9.0},
+        "latency_traced": {16: 2.0, 48: 3.0},
+        "failures": tuple(f"{p.name} at length {p.length}: {p.output}: off" for p in failed),
+        "measured": ((16, "length", HOLDS), (16, "batch", DIFFERS)),
+    }
+    return ValidationReport(**{**made, **fields})
+
+
+PASSED = _report(
+    _probe("traced-input", 16, 0.0, 3e-7),
+    _probe("right-pad-4", 16, 5e-7, 0.0, vacuous=True),
+    _probe("dispatch-47", 48, 0.0, 0.0),
+)
+FAILED = _report(
+    _probe("traced-input", 16, 1e-7, 1e-7),
+    _probe("fresh-0", 16, 0.25, 1e-7),
+    _probe("hole", 16, 0.5, math.inf),
+    _probe("dispatch-47", 48, 1e-7, 1e-7),
+)
+
+
+class _Balanced(html.parser.HTMLParser):
+    """Walks a page; every element that was opened has to be closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _walk(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    walker = _Balanced()
+    walker.feed(page)
+    walker.close()
+    assert walker.open == []
+    return walker.seen
+
+
+def _words(page: str) -> str:
+    """What a person reads: no tags, no styles."""
+    bare = re.sub(r"<(style|svg)\b.*?</\1>", "", page, flags=re.S)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", bare)))
+
+
+@pytest.mark.parametrize("report", [PASSED, FAILED, _report()], ids=["passed", "failed", "empty"])
+def test_the_page_is_whole_and_loads_nothing(report):
+    page = html_report(FACTS, report)
+    seen = _walk(page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert not {tag for tag, _ in seen} & {"script", "link", "img", "iframe", "object"}
+    assert not any("src" in attributes for _, attributes in seen)
+    assert not re.search(r"@import|url\((?!#)", page)
+    links = [attributes["href"] for _, attributes in seen if "href" in attributes]
+    assert all(link is not None and link.startswith("#") for link in links)
+    ids = [attributes["id"] for _, attributes in seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link} <= set(ids)
+
+
+def test_a_passed_report_says_what_was_proved():
+    words = _words(html_report(FACTS, PASSED))
+    order = ["✓ Validated.", "Error against eager", "Latency", "Each standard length", "Each probe"]
+    assert [words.index(part) for part in order] == sorted(words.index(part) for part in order)
+    for part in (
+        "agrees with the untouched model on 2 probes at the standard lengths 16, 48",
+        "worst relative error is 5e-7, 20 times below the tolerance of 1e-5",
+        "46 tensors equal the checkpoint's file bit for bit",
+        "wrong-weight: one weight matrix was spoiled",
+        "input_ids batch × length int64 padded with 3",
+        "logits batch × length × 256 float32",
+        "It is the pipeline's own for float32",
+        "the request did not override it",
+        "The bundle guards its graphs; this is what they would do without the guard.",
+        "Holds: the same as eager; differs: silently something else than eager.",
+        "right-pad-4 prove nothing here and do not count",
+        "○ proves nothing",
+        "a.weight = b.weight",
+        "2.0 MB, 1.250 times its weights (1.6 MB)",
+        "trace 1.50",
+        "321 MB",
+        "torch 2.13.0, transformers 5.23.0, Python 3.11",
+    ):
+        assert part in words, part
+    assert "2×" in words, "4 ms eager against 2 ms traced"
+    assert "✗" not in words
+
+
+def test_a_failed_report_says_why_at_its_top():
+    page = html_report(FACTS, FAILED)
+    words = _words(page)
+    top = words[: words.index("Error against eager")]
+    assert "✗ Refused: nothing was published." in top
+    assert "Length 16: 2 of 3 probes fail. Worst: hole, output encoder_last_hidden_state" in top
+    assert "The traced input agrees: the graph has recorded" in top
+    assert "Length 48" not in top
+    assert "fresh-0" not in top, "the tables have the single probes"
+    opened = [attributes for tag, attributes in _walk(page) if tag == "details"]
+    assert ["open" in attributes for attributes in opened] == [True, False]
+    assert words.index("fresh-0 other random ids") < words.index("traced-input the input"), "first"
+
+
+@pytest.mark.parametrize(
+    ("failed", "hint"),
+    [
+        ({"traced-input", "fresh-0", "hole", "batch-2"}, "Even the input that was traced"),
+        ({"hole"}, "Only masked and padded inputs"),
+        ({"batch-2"}, "Only calls through the dispatcher"),
+        ({"fresh-0", "hole"}, "belongs to that input alone"),
+    ],
+)
+def test_the_pattern_of_failures_tells_where_to_look(failed, hint):
+    names = ("traced-input", "fresh-0", "hole", "batch-2")
+    report = _report(*(_probe(n, 16, 0.3 if n in failed else 0.0, 0.0) for n in names))
+    (line,) = wording.failures(report)
+    assert hint in line
+
+
+def test_a_length_with_few_probes_gets_no_hint():
+    (line,) = wording.failures(_report(_probe("dispatch-47", 48, 0.3, 0.0)))
+    assert line.endswith("30,000 times the tolerance.")
+
+
+def test_other_complaints_are_told_as_they_are():
+    calls = [
+        f"traced-input at length 16, {n} call with the default executor: relative error 0.1"
+        for n in ("first", "second", "third")
+    ]
+    blind = "negative control: expected a planted wrong weight to fail a probe, got a pass"
+    report = _report(_probe("traced-input", 16, 0.0, 0.0), failures=(*calls, blind))
+    assert wording.failures(report) == [
+        "As C++ and Triton run it (default executor), 3 of the first calls of traced-input at "
+        "length 16 fail too: relative error 0.1.",
+        blind,
+    ]
+    assert "negative control" in markdown_report(FACTS, report)
+
+
+def test_errors_are_kept_for_each_output():
+    probe = _probe("fresh-0", 16, 1e-7, 0.25)
+    assert (probe.output, probe.difference.max_rel) == (OUTPUTS[1], 0.25)
+    worst = FAILED.by_output(16)
+    assert [(name, found.max_rel, found.passed) for name, found in worst.items()] == [
+        ("logits", 0.5, False),
+        ("encoder_last_hidden_state", math.inf, False),
+    ]
+    assert PASSED.by_output(16)["logits"].max_rel == 5e-7
+    assert PASSED.by_output(16)["encoder_last_hidden_state"].max_rel == 3e-7
+    words = _words(html_report(FACTS, PASSED))
+    assert "16 encoder_last_hidden_state ✓ passed 3e-7" in words
+    assert "48 logits ✓ passed exact exact 1.0000000 100.0%" in words
+
+
+def test_the_verdict_of_a_length_is_the_worst_of_all_outputs():
+    """Not that of each probe's worst output alone: another one may have the smallest cosine."""
+    probe = _probe("fresh-0", 16, 9e-6, 8e-6)
+    turned = dataclasses.replace(probe.differences[1], cosine=0.5, max_abs=7.0)
+    report = _report(dataclasses.replace(probe, differences=(probe.differences[0], turned)))
+    (verdict,) = report.lengths()
+    assert (verdict.max_rel_error, verdict.max_abs_error, verdict.min_cosine) == (9e-6, 7.0, 0.5)
+
+
+def test_a_report_is_pickled_small():
+    """It goes from the gate's process to its parent; output names are stored once."""
+    probes = [_probe(f"fresh-{n}", 16, 1e-7 * n, 2e-7 * n) for n in range(100)]
+    assert len(pickle.dumps(_report(*probes))) < 25_000
+
+
+def test_what_comes_from_outside_is_text():
+    evil = "<script>alert('x')</script>"
+    facts = dataclasses.replace(
+        FACTS,
+        source=f"file:///{evil}",
+        commit=evil,
+        tied_groups=((evil, "b"),),
+        inputs=(dataclasses.replace(FACTS.inputs[0], name=evil),),
+        options={"pooling": evil},
+        seconds={evil: 1.0},
+    )
+    probes = [
+        dataclasses.replace(probe, name=f"{evil}-{probe.name}", outputs=(evil, "b$x$"))
+        for probe in FAILED.probes
+    ]
+    report = _report(*probes, failures=(f"x: {evil}",))
+    page = html_report(facts, report)
+    tags = {tag for tag, _ in _walk(page)}
+    assert not tags & {"script", "img", "iframe", "object", "a"}
+    assert page.count(html.escape(evil)) >= 10
+    outside_code = re.sub(r"```.*?```|`[^`]*`", "", markdown_report(facts, report), flags=re.S)
+    assert "<" not in outside_code
+    assert "[" not in markdown_report(dataclasses.replace(FACTS, source="[a](b)"), PASSED).replace(
+        "\\[", ""
+    )
+
+
+def test_an_overridden_tolerance_is_told_and_a_risky_one_is_warned_of():
+    loose = _report(_probe("traced-input", 16, 0.0, 0.0), tolerance=Tolerance(atol=0.0, rtol=5e-5))
+    told = wording.tolerance_source(dataclasses.replace(FACTS, options={"rtol": "5e-05"}), loose)
+    assert told.startswith("Overridden by the request: 5e-5 and not 1e-5")
+    risky = dataclasses.replace(FACTS, options={"rtol": "0.01", "accept_tolerance_risk": "true"})
+    for form in (_words(html_report(risky, loose)), markdown_report(risky, loose)):
+        assert form.index("⚠") < form.index("Error against eager")
+    assert "⚠" not in html_report(FACTS, loose)
+
+
+def test_what_quantisation_costs_is_told_beside_the_verdict():
+    accuracy = Accuracy(max_rel_error=0.031, min_cosine=0.9912, top1_agreement=0.975)
+    report = dataclasses.replace(PASSED, accuracy=accuracy)
+    facts = dataclasses.replace(FACTS, variant=dataclasses.replace(FACTS.variant, dtype="int8"))
+    expected = "relative error up to 0.031, cosine at least 0.9912, the same top-1 in 97.5%"
+    for form in (_words(html_report(facts, report)), markdown_report(facts, report)):
+        assert "agrees with the quantised model" in form
+        assert "46 tensors equal the quantised model's bit for bit" in form
+        assert form.index("Validated") < form.index(expected) < form.index("Error against eager")
+    assert "quantisation" not in html_report(FACTS, PASSED)
+
+
+def test_the_markdown_has_the_verdict_the_plots_and_the_tables():
+    text = markdown_report(FACTS, PASSED, "s3://bucket/reports/1/index.html")
+    order = ["**✓ Validated.**", "## Error against eager", "## Latency", "## Each standard length"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert "| 16 | passed | 5e-7 | 5e-7 | 1 | holds | differs |" in text
+    assert re.search(r"16  eager   █+ 4\.0 ms\n +16  traced  █+ 2\.0 ms", text)
+    assert "a.weight = b.weight" in text
+    assert "`s3://bucket/reports/1/index.html`" in text
+    bars = re.findall(r"(\w+) +([█·]+┃[█·]+)  (\S+)", text)
+    assert ("logits", "exact") in {(name, error) for name, _, error in bars}
+    assert len({bar.index("┃") for _, bar, _ in bars}) == 1, "one tolerance line"
+    exact = next(bar for _, bar, error in bars if error == "exact")
+    assert "█" not in exact
+    failed = markdown_report(FACTS, FAILED)
+    assert "**✗ Refused: nothing was published.**\n\n- Length 16: 2 of 3" in failed
+    assert re.search(r"16  logits +█+┃█+·*  0\.5  FAILED", failed)
+    assert "no figure  FAILED" in failed
+
+
+def test_the_plot_shows_exact_failed_and_incomparable_ones():
+    passed, failed = error_plot(PASSED), error_plot(FAILED)
+    assert ">exact</text>" in passed
+    assert ">no figure</text>" not in passed
+    assert {">no figure</text>", ">0.5</text>"} <= set(re.findall(r">[^<]+</text>", failed))
+    assert ">tolerance 1e-5: above it is refused</text>" in passed
+    assert "#0101" not in passed, "every colour is one of the page's"
+    assert passed == error_plot(PASSED)
+
+
+def test_of_very_many_outputs_the_worst_are_plotted():
+    names = tuple(f"hidden_{n}" for n in range(9))
+    found = tuple(_off(1e-9 * (n + 1)) for n in range(9))
+    probe = ProbeResult(name="fresh-0", length=16, vacuous=False, outputs=names, differences=found)
+    assert shown_outputs(_report(probe)) == list(names[3:])
+    assert "The worst 6 of 9." in _words(html_report(FACTS, _report(probe)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (5e-7, "5e-7"),
+        (5.04e-7, "5e-7"),
+        (1e-5, "1e-5"),
+        (0.2283, "0.228"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value, text):
+    assert wording.number(value) == text
+
+
+def test_the_artifact_has_one_key_for_each_checkpoint_and_variant(monkeypatch):
+    made: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        convert_checkpoint, "create_markdown_artifact", lambda **fields: made.append(fields)
+    )
+    convert_checkpoint.STEPS.show(FACTS, FAILED, "s3://b/index.html")  # type: ignore[misc]
+    (artifact,) = made
+    assert re.fullmatch(r"hf-acme-tiny-[0-9a-f]+-fill-mask-jit-float32-b1", artifact["key"])
+    assert artifact["markdown"] == markdown_report(FACTS, FAILED, "s3://b/index.html")
+
+
+def test_a_refused_conversion_shows_which_output_is_wrong(checkpoint, tmp_path):
+    """The pooler alone was spoiled: the hidden state of the very same calls is right."""
+    shown: list[tuple[ReportFacts, ValidationReport, str]] = []
+
+    def run(function: Any, *arguments: Any, **options: Any) -> Any:
+        replaced = {"trace": _mistrace, "validate": _gate_without_bits}
+        return child.run(replaced.get(options["step"], function), *arguments, **options)
+
+    request = make_request(
+        {
+            "source": f"file://{checkpoint('bert')}",
+            "task": "feature-extraction",
+            "lengths": [8],
+            "store": f"file://{tmp_path / 'store'}",
+        }
+    )
+    steps = Steps(run=run, show=lambda *given: shown.append(given))
+    with pytest.raises(NumericsMismatchError):
+        convert(request, steps, run_id="bad")
+    ((facts, report, url),) = shown
+    assert url == f"file://{tmp_path}/store/reports/bad/index.html"
+    found = report.by_output(8)
+    assert found["last_hidden_state"].passed
+    assert not found["pooler_output"].passed
+    assert facts.inputs[0].name == "input_ids"
+    page = (tmp_path / "store/reports/bad/index.html").read_text()
+    assert page == html_report(facts, report)
+    assert "Refused" in page
