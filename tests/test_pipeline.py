@@ -99,7 +99,7 @@ def test_a_model_that_minds_padding_takes_exact_lengths_alone(tmp_path):
 
 
 def test_ties_that_padding_decides_are_looked_for(tmp_path):
-    """AXK2's sparse attention: one input in two is off by a half at 47 of 48 tokens, few shorter."""
+    """AXK2's sparse attention: at 47 of 48 tokens one input in two is off by half."""
     folder = build(Case(model_type="axk2", task="feature-extraction"), tmp_path / "checkpoint")
     request = _request(folder, tmp_path / "store", "feature-extraction", lengths=[16, 48])
     assert {spec.pad_value for spec in convert(request).manifest.inputs} == {None}

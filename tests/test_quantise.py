@@ -362,10 +362,10 @@ def test_a_shared_layer_stays_shared_and_a_hooked_one_is_left_alone():
 
 def test_a_model_without_linear_layers_is_refused(checkpoint, monkeypatch):
     bare = nn.Sequential(nn.Embedding(4, 4), nn.Conv1d(4, 4, 1))
-    with pytest.raises(UnsupportedCheckpointError, match="Sequential.*nothing to quantise"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"Sequential.*nothing to quantise"):
         quantise.quantise(bare)
     monkeypatch.setattr(quantise, "_matrix", lambda layer: None)
-    with pytest.raises(UnsupportedCheckpointError, match="BertForMaskedLM.*nothing to quantise"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"BertForMaskedLM.*nothing to quantise"):
         inspect(checkpoint("bert-mlm"), LoadOptions(task="fill-mask", dtype="int8"), (8,))
 
 
