@@ -23,6 +23,7 @@ from flows.request import ConversionRequest
 from tasks import child
 from tasks.backends.base import Backend, find_backend
 from tasks.child import Limits, Outcome
+from tasks.eager import compute_reference
 from tasks.errors import NumericsMismatchError, PaddingChangesError
 from tasks.fetch import Checkpoint, Resolved, fetch, fetch_description, resolve
 from tasks.heads import default_task
@@ -40,7 +41,7 @@ from tasks.publish import (
     triton_config,
     validation_of,
 )
-from tasks.reference import ProbePlan, Reference, compute_reference
+from tasks.reference import ProbePlan, Reference
 from tasks.report.facts import ReportFacts
 from tasks.report.page import html_report
 from tasks.trace import TraceResult

@@ -21,7 +21,7 @@ import transformers  # noqa: E402, TID253
 import transformers.modeling_utils  # noqa: E402, TID253
 import transformers.models.auto.modeling_auto  # noqa: E402, TID253
 
-import tasks.reference  # noqa: E402
+import tasks.eager  # noqa: E402
 import tasks.trace  # noqa: E402
 import tasks.validate  # noqa: E402, F401
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from tasks.bundle import TracedFile, write_bundle
+from tasks.eager import compute_reference
 from tasks.inputs import input_specs
 from tasks.load import LoadOptions, ModelFacts, inspect, load_eager
 from tasks.outputs import describe_outputs
 from tasks.quantise import INT8, quantise
-from tasks.reference import ProbePlan, Reference, compute_reference
+from tasks.reference import ProbePlan, Reference
 from tasks.trace import same_program, trace_lengths
 from tasks.untie import untie
 from tasks.validate import validate_bundle

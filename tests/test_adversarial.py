@@ -411,7 +411,7 @@ def test_weights_that_are_loaded_wrongly_are_no_reference(checkpoint, tmp_path, 
         embeddings.copy_(embeddings.roll(1, 0))
         return model
 
-    monkeypatch.setattr("tasks.reference.load_eager", mistied)
+    monkeypatch.setattr("tasks.eager.load_eager", mistied)
     monkeypatch.setattr("tests.gate_support.load_eager", mistied)
     monkeypatch.setitem(globals(), "load_eager", mistied)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")

@@ -19,6 +19,7 @@ from flows.summary import summary
 from tasks import child, quantise
 from tasks.backends.jit import JIT
 from tasks.child import Limits
+from tasks.eager import compute_reference
 from tasks.errors import (
     BackendUnavailableError,
     NumericsMismatchError,
@@ -27,7 +28,6 @@ from tasks.errors import (
 )
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.publish import check_publishable
-from tasks.reference import compute_reference
 from tasks.validate import validate_bundle
 from tasks.verdict import TOLERANCES
 from tasks.weights import named_tensors

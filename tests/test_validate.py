@@ -326,7 +326,7 @@ def test_an_output_that_never_moves_is_no_reference(own_checkpoint, tmp_path):
 
 def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypatch):
     from tasks import outputs as outputs_module
-    from tasks import reference
+    from tasks import session
 
     calls = []
     original = outputs_module.call_tuple
@@ -337,14 +337,14 @@ def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypat
 
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr(reference, "call_tuple", stateful)
+    monkeypatch.setattr(session, "call_tuple", stateful)
     with pytest.raises(UnsupportedCheckpointError, match="second run"):
         bench.validate(bundle)
 
 
 def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatch):
     from tasks import outputs as outputs_module
-    from tasks import reference
+    from tasks import session
 
     original = outputs_module.call_tuple
 
@@ -354,7 +354,7 @@ def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatc
 
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr(reference, "call_tuple", leaking)
+    monkeypatch.setattr(session, "call_tuple", leaking)
     with pytest.raises(UnsupportedCheckpointError, match="padding"):
         bench.validate(bundle)
 

@@ -8,8 +8,8 @@ batches and patterns of their own, and every row is compared with an eager call 
 from __future__ import annotations
 
 import copy
+import inspect
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +71,7 @@ def check_published(store: str, source: str, task: str, folder: Path, channel: s
         with torch.no_grad():
             wanted = [
                 # BigBird's attention remembers a short call for good: each row gets a fresh copy.
-                copy.deepcopy(eager)(
-                    **{k: torch.from_numpy(v)[None] for k, v in _as_kept(eager, row)}
-                )
+                copy.deepcopy(eager)(**_asked(eager, row))
                 for row in rows
             ]
         for name in model.output_names:
@@ -176,13 +174,14 @@ def _stacked(spec: InputSpec, values: list[Any]) -> Any:
     return np.stack(padded)
 
 
-def _as_kept(eager: Any, row: Row) -> Iterator[tuple[str, Any]]:
+def _asked(eager: Any, row: Row) -> dict[str, Any]:
+    """Return one row's arguments, without a cache, which no artifact has."""
     import numpy as np
+    import torch
 
-    for name, value in row.items():
-        yield name, np.ascontiguousarray(value)
-    if getattr(eager.config, "use_cache", None) is not None:
-        eager.config.use_cache = False
+    feed = {name: torch.from_numpy(np.ascontiguousarray(v))[None] for name, v in row.items()}
+    cacheless = "use_cache" in inspect.signature(eager.forward).parameters
+    return {**feed, "use_cache": False} if cacheless else feed
 
 
 def _largest(output: Any) -> float:
