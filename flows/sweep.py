@@ -154,10 +154,21 @@ def try_case(case: Case, options: SweepOptions) -> Row:
             found = {"status": UNTESTABLE, "reason": str(error)}
         except Exception as error:  # what no conversion may raise: that is what a sweep looks for
             found = {"status": CRASHED, "error": type(error).__name__, "reason": str(error)}
-    found["reason"] = found.get("reason", "").strip()[-_REASON_CHARACTERS * 3 :]
-    found["reason"] = found["reason"][:_REASON_CHARACTERS]
+    found["reason"] = _shortened(found)
     seconds = round(time.monotonic() - started, 1)
     return Row(type=case.model_type, task=case.task, seconds=seconds, **found)
+
+
+def _shortened(found: dict[str, Any]) -> str:
+    """A typed error says the most at its beginning, a traceback at its end."""
+    from tasks.sweep.rows import CRASHED
+
+    reason = str(found.get("reason", "")).strip()
+    if len(reason) <= _REASON_CHARACTERS:
+        return reason
+    if found["status"] == CRASHED:
+        return f"…{reason[-_REASON_CHARACTERS:]}"
+    return f"{reason[:_REASON_CHARACTERS]}…"
 
 
 def summary(rows: Iterable[Row]) -> str:

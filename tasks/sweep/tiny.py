@@ -17,21 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RequestError, first_line
-from tasks.heads import AUTO_CLASSES, choices_of, model_class
+from tasks.heads import AUTO_CLASSES, SAMPLE_TASKS, choices_of, model_class
 
 if TYPE_CHECKING:
     import torch
 
-#: Tasks whose models read token ids.
-SWEPT_TASKS = (
-    "feature-extraction",
-    "fill-mask",
-    "text-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-    "text-generation",
-    "text2text-generation",
+#: Tasks whose models read token ids and whose head is transformers' own.
+SWEPT_TASKS = tuple(
+    task for task in AUTO_CLASSES if task not in (*SAMPLE_TASKS, "sentence-similarity")
 )
 _PAIR_TASKS = ("feature-extraction", "text2text-generation")
 #: 20 MB of float32; a config with more could not be made tiny.
@@ -80,7 +73,6 @@ def cases(types: Iterable[str] | None = None) -> tuple[Case, ...]:
     found = {
         (model_type, task)
         for task in SWEPT_TASKS
-        if task in AUTO_CLASSES
         for model_type in getattr(transformers, AUTO_CLASSES[task])._model_mapping._model_mapping
     }
     known = {model_type for model_type, _ in found}
