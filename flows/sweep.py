@@ -12,8 +12,9 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,25 +73,37 @@ def _sweep(options: argparse.Namespace) -> int:
     from tasks.sweep.rows import CRASHED, WRONG
     from tasks.sweep.table import support_page
 
-    # A conversion's own progress would drown the sweep's.
-    for name in ("tasks", "flows.pipeline", "tracefleet"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     types = options.types.split(",") if options.types else None
     tasks = options.tasks.split(",") if options.tasks else None
     again = options.again.split(",") if options.again else ()
-    sweep = run_sweep(
-        options.out,
-        types=types,
-        tasks=tasks,
-        options=SweepOptions(dtype=options.dtype),
-        jobs=options.jobs,
-        again=again,
-    )
+    with _conversions_silent():
+        sweep = run_sweep(
+            options.out,
+            types=types,
+            tasks=tasks,
+            options=SweepOptions(dtype=options.dtype),
+            jobs=options.jobs,
+            again=again,
+        )
     rows = list(sweep.rows.values())
     print(summary(rows))
     if options.table:
         options.table.write_text(support_page(sweep.setup, rows))
     return int(any(row.status in (CRASHED, WRONG) for row in rows))
+
+
+@contextmanager
+def _conversions_silent() -> Iterator[None]:
+    """A conversion's own progress would drown the sweep's."""
+    loggers = [logging.getLogger(name) for name in ("tasks", "flows.pipeline", "tracefleet")]
+    levels = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.ERROR)
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 def run_sweep(

@@ -95,7 +95,7 @@ def test_every_expert_is_recorded_whoever_was_hit():
         assert torch.equal(model(x, second), expected[1]), "eager is as it was"
     assert not model.experts._forward_hooks
     baked = recorded(model, x, first, adapted=False)
-    with contextlib.suppress(torch.jit.Error):
+    with contextlib.suppress(RuntimeError):  # or it raises: another number of experts
         assert not torch.equal(baked(x, second), expected[1]), "the fault that it prevents"
 
 
