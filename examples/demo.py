@@ -51,7 +51,8 @@ def token_ids(checkpoint: Path, sentence: str) -> list[int]:
 def embed_traced(model: tracefleet.Model, checkpoint: Path, sentence: str) -> np.ndarray:
     """Embed through the published artifact: mean over the tokens, shape ``(384,)``."""
     ids = np.array([token_ids(checkpoint, sentence)])
-    return np.asarray(model(ids)["last_hidden_state"][0]).mean(axis=0)
+    tokens: np.ndarray = model(ids)["last_hidden_state"][0]
+    return np.asarray(tokens.mean(axis=0))
 
 
 def embed_eager(checkpoint: Path, sentence: str) -> np.ndarray:

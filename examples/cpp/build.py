@@ -45,11 +45,11 @@ def build(target: Path) -> Path:
 def main() -> int:
     """Build, run, compare by eye."""
     store = sys.argv[1] if len(sys.argv) > 1 else "./store"
-    published = find_variants(open_store(store))
-    if not published:
+    published = next(find_variants(open_store(store)), None)
+    if published is None:
         print(f"error: nothing is published in {store}; run make demo first", file=sys.stderr)
         return 1
-    model = tracefleet.open(store, published[0].slug)
+    model = tracefleet.open(store, published.slug)
     bundle = next(Path(store).rglob(f"{model.manifest.key}/{model.manifest.bundle.path}"))
     print(f"building {SOURCE.name}", flush=True)
     binary = build(Path(store).resolve().parent / ".bench-consumer")
