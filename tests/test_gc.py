@@ -113,15 +113,14 @@ def test_only_the_newest_numbers_hold_their_conversions_if_asked(store: Store):
     assert [there(store, manifest) for manifest in manifests] == [False, False, True, True]
 
 
-def test_a_claim_keeps_the_collector_away(store: Store):
-    stray = unreferenced(store)
+def test_a_claim_keeps_the_collector_away(store: Store, monkeypatch: pytest.MonkeyPatch):
+    stray = old_conversion_young_claim(store, monkeypatch)
     now = time.time() + 2 * HOUR
     with claimed(store, SLUG, stray.key):
-        # The claim is young, the conversion is old.
-        found = collect(store, before=time.time() - 1, now=now)
+        found = collect(store, before=time.time() - HOUR, now=now)
         assert found.removed == ()
-        young_claim = collect(store, before=time.time() + 60, now=now, dry_run=True)
-        assert [one.kind for one in young_claim.removed] == ["conversion", "claim"]
+        old_claim = collect(store, before=time.time() + 60, now=now, dry_run=True)
+        assert [one.kind for one in old_claim.removed] == ["conversion", "claim"]
     assert there(store, stray)
     assert [one.kind for one in later(store).removed] == ["conversion"], "the control: unclaimed"
 
