@@ -122,7 +122,7 @@ def _proving_probes(
             yield Probe(name=f"dispatch-{part}", length=length, feed=short, dispatch=True)
     fresh = random_feed(facts, batch=batch, length=real, seed=_FRESH_SEED_BASE + length)
     yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
-    if "decoder_input_ids" not in facts.inputs or real < 2:
+    if "decoder_input_ids" not in facts.inputs or real < 2 or not facts.takes_padding:
         return
     for side, axis in (("encoder", "length"), ("decoder", "decoder_length")):
         short = cut(facts, fresh, axis, real // 2)
