@@ -1,7 +1,8 @@
 """Real S3 servers for the tests, each a process of its own on loopback.
 
 ``swift`` is the one we hand to newcomers: it checks signatures and checksums and keeps what it
-stores. ``moto`` imitates what only AWS has, such as lifecycle rules, and checks neither.
+stores. ``moto`` imitates what only AWS has, such as lifecycle rules, and checks neither; its
+conditional writes are made atomic (``tests.moto_atomic``).
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def swift(folder: Path, *, port: int = 0) -> Iterator[S3Server]:
 def moto() -> Iterator[S3Server]:
     """Run moto's server; it forgets everything when it ends."""
     port = free_port()
-    with _running(["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]) as (process, log):
+    with _running(["-m", "tests.moto_atomic", "-H", "127.0.0.1", "-p", str(port)]) as (
+        process,
+        log,
+    ):
         _wait_until_it_answers(port, process, log)
         url = f"http://127.0.0.1:{port}"
         server = S3Server(name="moto", url=url, access_key="key", secret_key="secret")
