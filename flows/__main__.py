@@ -1,4 +1,4 @@
-"""Command line of the pipeline: ``python -m flows convert|sweep|gc|promote|rollback|schema …``.
+"""Command line of the pipeline: ``python -m flows convert|plan|fleet|sweep|gc|…``.
 
 Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
 """
@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import sweep, upkeep
+from flows import engine, fleet, planning, sweep, upkeep
 
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
@@ -80,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
     convert.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    planning.add_command(commands)
+    fleet.add_command(commands)
     sweep.add_command(commands)
     upkeep.add_commands(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of a request or fleet file")
@@ -111,8 +112,8 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout-seconds", type=float, help="limit for each step (default: 3600)")
     add("--memory-limit-mb", type=int, help="limit for each child process (default: none)")
     add("--threads", type=int, help="torch threads (default: one for each core)")
-    add("--fleet", type=Path, help="take the request from a fleet file; with --entry")
-    add("--entry", help="name of the entry in the fleet file; other options override its fields")
+    add("--fleet", help="take the request from a fleet file (path or s3:// URL); with --entry")
+    add("--entry", help="name of a request in the fleet file; other options override its fields")
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -137,13 +138,7 @@ def _run_plain(request: ConversionRequest) -> ConversionResult:
 
 
 def _run_flow(request: ConversionRequest) -> ConversionResult:
-    # Ours come before Prefect is imported: the embedded server needs more than its default 20 s
-    # on small machines, progress of our loggers belongs into the run's log, and the server must
-    # tell nobody that it runs.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "flows,tasks,tracefleet")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    engine.prepare()
     if "PREFECT_API_URL" not in os.environ:
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
     from flows.convert_checkpoint import convert_checkpoint
@@ -152,19 +147,15 @@ def _run_flow(request: ConversionRequest) -> ConversionResult:
 
 
 def _request(options: argparse.Namespace) -> ConversionRequest:
-    from flows.request import ConversionRequest, make_request, read_fleet
+    from flows.fleet_spec import read_fleet
+    from flows.request import ConversionRequest, make_request
     from tasks.errors import RequestError
 
     fields: dict[str, Any] = {}
     if options.entry is not None and options.fleet is None:
         raise RequestError("--entry: expected --fleet FILE beside it, got none")
     if options.fleet is not None:
-        spec = read_fleet(options.fleet)
-        if options.entry not in spec.entries:
-            raise RequestError(
-                f"--entry: expected one of {', '.join(spec.entries)}, got {options.entry!r}"
-            )
-        fields = {**spec.defaults, **spec.entries[options.entry]}
+        fields = read_fleet(options.fleet).request_fields(options.entry or "")
     for name in ConversionRequest.model_fields:
         if (value := getattr(options, name)) is not None:
             fields[name] = _split_lengths(value) if name == "lengths" else value
@@ -183,10 +174,11 @@ def _split_lengths(text: str) -> list[int]:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from flows.request import ConversionRequest, FleetSpec
+    from flows.fleet_schema import fleet_schema
+    from flows.request import ConversionRequest
 
-    model = FleetSpec if options.kind == "fleet" else ConversionRequest
-    print(json.dumps(model.model_json_schema(), indent=2))
+    made = fleet_schema if options.kind == "fleet" else ConversionRequest.model_json_schema
+    print(json.dumps(made(), indent=2))
     return 0
 
 

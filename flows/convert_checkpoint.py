@@ -2,80 +2,120 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.assets import Asset, AssetProperties
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
-from prefect.tasks import Task, exponential_backoff
+from pydantic import ValidationError
 
+from flows.naming import artifact_key, run_name
+from flows.network import network_task
 from flows.pipeline import ConversionResult, Steps, convert
 from flows.request import ConversionRequest
 from tasks import child
-from tasks.errors import ConversionError
-from tasks.fetch import fetch, fetch_description, resolve
-from tasks.publish import publish
+from tasks.fetch import Resolved, fetch, fetch_description, resolve
+from tasks.publish import Publication, publish
 from tasks.report.facts import ReportFacts
 from tasks.report.markdown import markdown_report
 from tasks.verdict import ValidationReport
-from tracefleet.channel import source_slug
-from tracefleet.errors import ArtifactError, StoreUnavailableError
+from tracefleet.channel import conversion_folder, source_slug
+from tracefleet.manifest import Manifest
+from tracefleet.store import Store
 
-
-def _is_transient(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
-    """Network and capacity errors are worth another try; a verdict or a refusal never is."""
-    try:
-        state.result()
-    except StoreUnavailableError:
-        return True
-    except (ConversionError, ArtifactError):
-        return False
-    except Exception:
-        return True
-    return False
+logger = logging.getLogger(__name__)
 
 
 def _show(facts: ReportFacts, report: ValidationReport, url: str) -> None:
     """Keep the report in Prefect's UI, of a refused bundle too."""
     create_markdown_artifact(
-        key=_artifact_key(facts),
+        # One for each checkpoint and variant, so that its versions line up in the UI.
+        key=artifact_key(source_slug(facts.source), facts.variant.label),
         markdown=markdown_report(facts, report, url),
         description=f"Validation of {facts.source}",
     )
 
 
-def _artifact_key(facts: ReportFacts) -> str:
-    """One key for each checkpoint and variant, so that its versions line up in the UI."""
-    text = f"{source_slug(facts.source)}-{facts.variant.label}"
-    return "".join(c if c.isalnum() else "-" for c in text.lower())
+def _resolve(source: str, **options: Any) -> Resolved:
+    """Resolve, and name the run after what it turned out to convert."""
+    resolved = resolve(source, **options)
+    request = ConversionRequest.model_validate(flow_run.parameters["request"])
+    _rename(run_name(request, resolved.commit))
+    return resolved
 
 
-# Paths and plain data only, and no caching by Prefect: the conversion key is the cache.
-_network = functools.partial(
-    task,
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_is_transient,
-)
+def _rename(name: str) -> None:
+    if name == flow_run.name:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(str(flow_run.id)), name=name)
+    except Exception:  # a name for people must not cost a conversion
+        logger.warning("the run could not be named %r", name, exc_info=True)
+
+
+def _publish(
+    store: Store, manifest: Manifest, files: dict[str, Path], *, channel: str
+) -> Publication:
+    """Publish as a Prefect asset: automations can wait for the conversion's own URL."""
+    asset = _asset(store, manifest)
+
+    def publish_asset() -> Publication:
+        publication = publish(store, manifest, files, channel=channel)
+        if asset is not None:
+            asset.add_metadata(_metadata(manifest, publication))
+        return publication
+
+    name = f"publish to {channel}"
+    result: Publication = network_task(
+        publish_asset, asset=asset, name="publish", task_run_name=name
+    )()
+    return result
+
+
+def _asset(store: Store, manifest: Manifest) -> Asset | None:
+    """Return the conversion as an asset; None where its URL has what Prefect's keys may not."""
+    url = f"{store.url}/{conversion_folder(manifest.source, manifest.key)}"
+    properties = AssetProperties(
+        name=f"{manifest.source} {manifest.variant.label}",
+        url=url,
+        description=f"Validated conversion at lengths {', '.join(map(str, manifest.lengths))}.",
+    )
+    try:
+        return Asset(key=url, properties=properties)
+    except ValidationError:
+        logger.info("no Prefect asset for %s: its URL can't be a key there", url)
+        return None
+
+
+def _metadata(manifest: Manifest, publication: Publication) -> dict[str, Any]:
+    return {
+        "manifest": manifest.digest,
+        "commit": manifest.commit,
+        "channel": publication.channel,
+        "number": publication.number,
+    }
+
+
 STEPS = Steps(
-    resolve=_network(resolve, name="resolve", task_run_name="resolve {source}"),
-    describe=_network(fetch_description, name="describe"),
-    fetch=_network(fetch, name="fetch"),
+    resolve=network_task(_resolve, name="resolve", task_run_name="resolve {source}"),
+    describe=network_task(fetch_description, name="describe"),
+    fetch=network_task(fetch, name="fetch"),
     run=task(name="child", task_run_name="{step}", cache_policy=NO_CACHE)(child.run),
-    publish=_network(publish, name="publish", task_run_name="publish to {channel}"),
+    publish=_publish,
     show=_show,
 )
 
 
 def _run_name() -> str:
     request = ConversionRequest.model_validate(flow_run.parameters["request"])
-    words = (Path(request.source).name, request.task, request.backend)
-    return " ".join(word for word in words if word)
+    return run_name(request)
 
 
 @flow(name="convert-checkpoint", flow_run_name=_run_name, validate_parameters=True)

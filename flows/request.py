@@ -1,17 +1,16 @@
-"""What people ask for: one conversion, or a fleet of them.
+"""What people ask for: one conversion. ``flows.fleet_spec`` is many of them.
 
-These models are the Prefect run form, the fleet file and the command line's arguments at once, so
-that nonsense is refused at the same place with the same words, before any work starts.
+The model is the Prefect run form, the fleet file's fields and the command line's arguments at
+once, so that nonsense is refused at the same place with the same words, before any work starts.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from flows.mistakes import mistakes
 from tasks.backends.base import BACKENDS
 from tasks.errors import RequestError
 from tasks.fetch import normalise_source
@@ -79,17 +78,18 @@ class ConversionRequest(BaseModel):
         description="Rows in one traced call; the bundle takes any number of rows.",
         json_schema_extra={"position": 8},
     )
+    # Before rtol, whose check looks at it.
+    accept_tolerance_risk: bool = Field(
+        default=False,
+        description="Let rtol be looser than its ceiling: faults may pass. Recorded.",
+        json_schema_extra={"position": 9},
+    )
     rtol: float | None = Field(
         default=None,
         gt=0,
         lt=1,
         description="Relative tolerance instead of the dtype's own; recorded in the manifest. "
         f"At most {MAX_LOOSENING:g} times the dtype's own without accept_tolerance_risk.",
-        json_schema_extra={"position": 9},
-    )
-    accept_tolerance_risk: bool = Field(
-        default=False,
-        description="Let rtol be looser than its ceiling: faults may pass. Recorded.",
         json_schema_extra={"position": 10},
     )
     allow_pickle: bool = Field(
@@ -156,24 +156,24 @@ class ConversionRequest(BaseModel):
     def _sane_channel(cls, value: str) -> str:
         return _refusing(check_channel, value)
 
-    @model_validator(mode="after")
-    def _bounded_tolerance(self) -> ConversionRequest:
-        if self.rtol is not None and self.is_loose and not self.accept_tolerance_risk:
+    @field_validator("rtol")
+    @classmethod
+    def _bounded_tolerance(cls, value: float | None, info: ValidationInfo) -> float | None:
+        dtype, accepted = info.data.get("dtype"), info.data.get("accept_tolerance_risk")
+        if value is None or dtype is None or accepted is not False:
+            return value  # what is wrong about the others is told at their own fields
+        if value > (ceiling := _ceiling(dtype)):
             raise ValueError(
-                f"rtol: expected at most {self._ceiling:g} for {self.dtype} ({MAX_LOOSENING:g} "
-                f"times its own tolerance), got {self.rtol:g}; a looser gate could not tell faults "
-                "apart. Set accept_tolerance_risk if you accept that."
+                f"expected at most {ceiling:g} for {dtype} ({MAX_LOOSENING:g} times its own "
+                f"tolerance), got {value:g}; a looser gate could not tell faults apart. Set "
+                "accept_tolerance_risk if you accept that."
             )
-        return self
+        return value
 
     @property
     def is_loose(self) -> bool:
         """Whether the tolerance is over its ceiling."""
-        return self.rtol is not None and self.rtol > self._ceiling
-
-    @property
-    def _ceiling(self) -> float:
-        return TOLERANCES[self.dtype].rtol * MAX_LOOSENING
+        return self.rtol is not None and self.rtol > _ceiling(self.dtype)
 
     @property
     def known_task(self) -> str:
@@ -216,36 +216,6 @@ class ConversionRequest(BaseModel):
         return {**options, "accept_tolerance_risk": "true"} if self.is_loose else options
 
 
-class FleetSpec(BaseModel):
-    """Many requests: shared defaults and named entries, read from YAML or JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    defaults: dict[str, Any] = Field(
-        default_factory=dict, description="Request fields that every entry starts from."
-    )
-    entries: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="Name of an entry -> its request's fields."
-    )
-
-    def requests(self) -> dict[str, ConversionRequest]:
-        """Return every entry as a request.
-
-        Raises:
-            RequestError: some entries are wrong; all of them are named, each with its field.
-        """
-        made: dict[str, ConversionRequest] = {}
-        wrong: list[str] = []
-        for name, fields in self.entries.items():
-            try:
-                made[name] = make_request({**self.defaults, **fields})
-            except RequestError as error:
-                wrong.append(f"{name}: {error}")
-        if wrong:
-            raise RequestError("fleet file:\n" + "\n".join(wrong))
-        return made
-
-
 def make_request(fields: dict[str, Any]) -> ConversionRequest:
     """Build a request from plain fields.
 
@@ -255,28 +225,8 @@ def make_request(fields: dict[str, Any]) -> ConversionRequest:
     try:
         return ConversionRequest.model_validate(fields)
     except ValidationError as error:
-        raise RequestError(_explain(error)) from None
-
-
-def read_fleet(path: Path) -> FleetSpec:
-    """Read a fleet file (YAML, of which JSON is a part).
-
-    Raises:
-        RequestError: the file is missing, no YAML, or not of a fleet's shape.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return FleetSpec.model_validate(raw)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"fleet file {path}: expected UTF-8 text, got: {error}") from error
-    except OSError as error:
-        raise RequestError(
-            f"fleet file {path}: expected a readable file, got {error.strerror}. Check the path."
-        ) from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"fleet file {path}: expected YAML, got: {error}") from error
-    except ValidationError as error:
-        raise RequestError(f"fleet file {path}:\n{_explain(error)}") from None
+        found = mistakes(error, ConversionRequest.model_fields)
+        raise RequestError("\n".join(str(mistake) for mistake in found)) from None
 
 
 def _refusing(check: Any, value: str) -> str:
@@ -287,9 +237,5 @@ def _refusing(check: Any, value: str) -> str:
         raise ValueError(str(error)) from error
 
 
-def _explain(error: ValidationError) -> str:
-    return "\n".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'request'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    )
+def _ceiling(dtype: str) -> float:
+    return TOLERANCES[dtype].rtol * MAX_LOOSENING

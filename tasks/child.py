@@ -41,6 +41,7 @@ _MESSAGE_CHARACTERS = 500
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _NEVER = -1, -3, 1 << 30  # mallopt(3)
 _to_parent: connection.Connection | None = None
 _starting = threading.Lock()
+_stopping = threading.Event()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,11 @@ def warm_up() -> None:
 
     with _starting, _no_main():
         forkserver.ensure_running()
+
+
+def stop() -> None:
+    """End every child that a thread of this process waits for; for a process that is ending."""
+    _stopping.set()
 
 
 def run(
@@ -174,6 +180,8 @@ def _await_result(
         if process.sentinel in ready and receiver not in ready:
             process.join()
             raise _crashed(step, _exit_reason(process.exitcode), log)
+        if _stopping.is_set():
+            raise _crashed(step, "an end of its parent", log)
         if time.monotonic() > deadline:
             raise _crashed(step, f"timeout after {limits.timeout:g} s", log)
         if limits.memory is not None and (used := _resident(process.pid)) > limits.memory:

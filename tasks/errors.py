@@ -10,7 +10,8 @@
     ├── NumericsMismatchError       the saved file differs from eager (carries the report)
     ├── BackendUnavailableError     the backend's package or device is not here
     ├── ConversionCrashedError      the child process died: signal, out of memory, timeout
-    └── PublishConflictError        the store already holds other bytes under this key
+    ├── PublishConflictError        the store already holds other bytes under this key
+    └── FleetError                  some entries of a fleet failed; the others are published
 
 Network and capacity errors keep their library's type: those are what Prefect retries.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tasks.report.fleet_facts import FleetFacts
     from tasks.verdict import ValidationReport
 
 
@@ -98,3 +100,19 @@ class ConversionCrashedError(ConversionError):
 
 class PublishConflictError(ConversionError):
     """Another writer published different bytes under the same conversion key."""
+
+
+class FleetError(ConversionError):
+    """Some entries of a fleet are not current; every other one is.
+
+    Attributes:
+        facts: what came of every entry.
+    """
+
+    def __init__(self, message: str, facts: FleetFacts) -> None:
+        self.facts = facts
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Carry the facts across the process boundary."""
+        return FleetError, (str(self), self.facts)

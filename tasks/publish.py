@@ -215,7 +215,7 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
         if newest and newest[1].key == manifest.key:
             _check_same(newest[1], manifest)
             return _publication(store, manifest, channel, newest[0])
-        if newest and (withdrawn := _withdrawn(store, log, *newest, manifest.digest)):
+        if newest and (withdrawn := rolled_back_from(store, log, *newest, manifest.key)):
             logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
             return _publication(store, manifest, channel, newest[0], withdrawn=withdrawn)
         following = append(
@@ -253,16 +253,16 @@ def _publication(
     )
 
 
-def _withdrawn(
-    store: Store, log: str, number: int, newest: ChannelEntry, digest: str
+def rolled_back_from(
+    store: Store, log: str, number: int, newest: ChannelEntry, key: str
 ) -> int | None:
-    """Return the highest number with this manifest that a rollback to ``newest`` passed over.
+    """Return the highest number with this key that a rollback to ``newest`` passed over.
 
     A scheduled run of an unchanged request would otherwise undo what an operator did. None if
-    ``newest`` is no rollback, or not from this manifest.
+    ``newest`` is no rollback, or not from this key.
     """
     passed = range(number - 1, newest.previous or 0, -1)
-    return next((one for one in passed if read_entry(store, log, one).manifest == digest), None)
+    return next((one for one in passed if read_entry(store, log, one).key == key), None)
 
 
 def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) -> str:

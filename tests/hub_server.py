@@ -1,7 +1,8 @@
 """A small Hugging Face hub on loopback, with faults to order.
 
 It speaks the three requests that a download makes: the model's listing at a revision, HEAD and GET
-of a file at a commit, with ETag, X-Repo-Commit, X-Linked-Size, X-Linked-Etag and Range.
+of a file at a commit, with ETag, X-Repo-Commit, X-Linked-Size, X-Linked-Etag and Range. And the
+one that a pattern makes: an author's models.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>.+))?")
+_MODELS = "/api/models"
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -37,7 +39,8 @@ class Hub:
     repo: str = "acme/tiny"
     token: str | None = None
     extra_names: list[str] = field(default_factory=list)
-    # Faults: by the file's path, or "api" for the listing.
+    models: list[str] = field(default_factory=list)
+    # Faults: by the file's path, "api" for the listing, or "models" for an author's.
     status: dict[str, int] = field(default_factory=dict)
     drop_after: dict[str, int] = field(default_factory=dict)
     flipped: set[str] = field(default_factory=set)
@@ -100,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         header = self.headers.get("Authorization")
         token = header.removeprefix("Bearer ") if header else None
         self.hub.log.append(Request(self.command, path, self.headers.get("Range"), token))
+        if path == _MODELS:
+            return self._models()
         api, file = _API.fullmatch(path), _FILE.fullmatch(path)
         match = api or file
         if match is None or match["repo"] != self.hub.repo:
@@ -117,6 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, code: str = "") -> None:
         self._send(status, b"", {"X-Error-Code": code} if code else {})
+
+    def _models(self) -> None:
+        if status := self.hub.status.get("models"):
+            return self._refuse(status)
+        (author,) = parse_qs(urlsplit(self.path).query)["author"]
+        found = [{"id": name} for name in self.hub.models if name.startswith(f"{author}/")]
+        return self._send(200, self.hub.raw_api or json.dumps(found).encode(), {})
 
     def _listing(self, commit: str) -> None:
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.hub.extra_names]

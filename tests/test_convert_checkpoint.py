@@ -17,7 +17,8 @@ from prefect.testing.utilities import prefect_test_harness
 
 import tracefleet
 from flows import convert_checkpoint as module
-from flows.convert_checkpoint import _is_transient, convert_checkpoint
+from flows.convert_checkpoint import convert_checkpoint
+from flows.network import is_transient, network_task
 from flows.request import make_request
 from tasks.errors import RequestError, UnsupportedCheckpointError
 
@@ -68,7 +69,7 @@ def test_a_flow_run_publishes_and_shows_what_it_did(checkpoint, tmp_path):
         run = client.read_flow_run(state.state_details.flow_run_id)
         names = {task_run.name for task_run in client.read_task_runs()}
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
-    assert run.name == "bert feature-extraction jit"
+    assert run.name == f"bert@{result.manifest.commit[:7]} jit feature-extraction"
     assert {"inspect", "trace", "reference", "validate", "publish to latest"} <= names
     (artifact,) = artifacts
     assert "| 16 |" in artifact["data"]
@@ -102,9 +103,7 @@ def test_network_errors_are_tried_again_and_refusals_are_not(checkpoint, tmp_pat
 
             return real(source, **options)
 
-        quick = module._network(resolve, name="resolve").with_options(
-            retries=3, retry_delay_seconds=0
-        )
+        quick = network_task(resolve, name="resolve").with_options(retries=3, retry_delay_seconds=0)
         return dataclasses.replace(module.STEPS, resolve=quick)
 
     request = _request(checkpoint("bert"), tmp_path / "store")
@@ -125,14 +124,14 @@ def test_only_foreign_errors_and_a_store_that_does_not_answer_are_transient():
         return Failed(data=error)
 
     task: Any = None
-    assert _is_transient(task, task, failed(ConnectionError("x")))
-    assert _is_transient(task, task, failed(tracefleet.StoreUnavailableError("x")))
-    assert not _is_transient(task, task, failed(tracefleet.StoreError("x")))
-    assert not _is_transient(task, task, failed(RequestError("x")))
-    assert not _is_transient(
+    assert is_transient(task, task, failed(ConnectionError("x")))
+    assert is_transient(task, task, failed(tracefleet.StoreUnavailableError("x")))
+    assert not is_transient(task, task, failed(tracefleet.StoreError("x")))
+    assert not is_transient(task, task, failed(RequestError("x")))
+    assert not is_transient(
         task, task, failed(tracefleet.DigestMismatchError("f", expected="a", got="b"))
     )
-    assert not _is_transient(task, task, Completed(data=1))
+    assert not is_transient(task, task, Completed(data=1))
 
 
 def test_the_run_form_refuses_unknown_fields():

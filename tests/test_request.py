@@ -1,12 +1,10 @@
-"""Requests and fleet files: nonsense is refused with the field's name, all of it at once."""
+"""Requests: nonsense is refused with the field's name, all of it at once."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from flows.request import FleetSpec, make_request, read_fleet
+from flows.request import make_request
 from tasks.errors import RequestError
 
 GOOD = {"source": "hf://org/name", "task": "fill-mask", "lengths": [32, 8]}
@@ -66,13 +64,17 @@ def test_a_request_without_a_task_has_no_variant_yet():
 
 def test_every_mistake_is_told_at_once():
     with pytest.raises(RequestError) as caught:
-        make_request({"source": "x", "task": "y", "lengths": [0], "batch": 0})
-    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {
-        "source",
-        "task",
-        "lengths",
-        "batch",
-    }
+        make_request({"source": "x", "task": "y", "lengths": [0], "batch": 0, "rtol": 0.5})
+    lines = str(caught.value).splitlines()
+    assert {line.split(":")[0] for line in lines} == {"source", "task", "lengths", "batch", "rtol"}
+    assert all(": expected " in line and ", got " in line.replace(";", ",") for line in lines)
+
+
+def test_an_unknown_field_says_what_was_meant():
+    with pytest.raises(RequestError, match=r"lenghts: expected .*did you mean 'lengths'"):
+        make_request({**GOOD, "lenghts": [8]})
+    with pytest.raises(RequestError, match=r"colour: expected .*it takes source, revision"):
+        make_request({**GOOD, "colour": "red"})
 
 
 def test_a_request_survives_the_way_through_prefect():
@@ -85,49 +87,3 @@ def test_every_field_is_described():
     assert all(field.get("description") for field in schema["properties"].values())
     positions = [field["position"] for field in schema["properties"].values()]
     assert positions == sorted(positions)
-
-
-def test_the_example_fleet_is_valid():
-    spec = read_fleet(Path(__file__).parent.parent / "examples" / "fleet.yaml")
-    requests = spec.requests()
-    assert set(requests) == {"minilm", "bert-fill-mask", "sentiment", "sentiment-half"}
-    assert requests["sentiment"].batch == 8
-    assert requests["minilm"].lengths == (32, 64, 128, 256)
-
-
-def test_wrong_entries_are_named_all_of_them():
-    spec = FleetSpec(
-        defaults={"task": "fill-mask", "lengths": [8]},
-        entries={
-            "good": {"source": "hf://a/b"},
-            "typo": {"source": "hf://a/b", "tsk": "x"},
-            "short": {"source": "hf://a/b", "lengths": [0]},
-        },
-    )
-    with pytest.raises(RequestError) as caught:
-        spec.requests()
-    assert "typo: tsk" in str(caught.value)
-    assert "short: lengths" in str(caught.value)
-    assert "good" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("entries: [", "YAML"),
-        ("entries: {}", "entries"),
-        ("{}", "entries"),
-        ("entries: {a: {}}\nextra: 1", "extra"),
-        ("- 1", "fleet"),
-    ],
-)
-def test_a_file_that_is_no_fleet_is_refused(text, says, tmp_path):
-    path = tmp_path / "fleet.yaml"
-    path.write_text(text)
-    with pytest.raises(RequestError, match=says):
-        read_fleet(path)
-
-
-def test_a_missing_fleet_file_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="No such file"):
-        read_fleet(tmp_path / "none.yaml")

@@ -6,6 +6,8 @@ So a checkpoint named ``<script>`` is a name, and every tag that was opened is c
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Sequence
 
@@ -128,15 +130,28 @@ def facts_table(rows: dict[str, object]) -> Html:
     return element("table", element("tbody", *body), class_="facts")
 
 
-def page(title: str, *body: object) -> Html:
-    """Return a whole document that loads nothing and runs nothing."""
+def page(title: str, *body: object, style: str = "", script: str = "") -> Html:
+    """Return a whole document that loads nothing.
+
+    Args:
+        title: of the document.
+        body: what stands on it.
+        style: rules of this page alone.
+        script: the one program that may run. The browser knows it by its digest, so that nothing
+            else does, whatever stands on the page; without one nothing runs at all.
+    """
+    # Names of outside stand on this page: whatever they hold, the browser must not act on it.
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        # Names of outside stand on this page: whatever they hold, the browser must not act on it.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     )
+    program = Html(f"<script>{script}</script>" if script else "")
     return Html(
         f'<!doctype html><html lang="en"><head>{head}{element("title", title)}'
-        f"<style>{STYLE}</style></head>{element('body', element('main', *body))}</html>"
+        f"<style>{STYLE}{style}</style></head>"
+        f"{element('body', element('main', *body), program)}</html>"
     )

@@ -1,0 +1,67 @@
+"""The Prefect flow over ``tasks.gc``: what the deployment ``gc/weekly`` runs."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.naming import artifact_key
+from flows.network import network_task
+from tasks.gc import Collection, collect
+from tracefleet.errors import StoreError
+from tracefleet.store import open_store
+
+_DAY = 86400.0
+_ROWS = 200
+
+
+@flow(name="gc", flow_run_name="gc {store}", validate_parameters=True)
+def collect_garbage(
+    store: str, older_than_days: float = 7, keep: int | None = None, dry_run: bool = False
+) -> Collection:
+    """Remove what no channel references: conversions, orphaned files, unfinished uploads.
+
+    Args:
+        store: Root URL of the store.
+        older_than_days: Leave alone what is younger; at least an hour (0.042).
+        keep: Let only the newest so many numbers of each channel hold their conversions; none: all.
+        dry_run: Only say what would be removed.
+
+    Returns:
+        What was removed and what was kept.
+
+    Raises:
+        StoreError: something could not be judged or removed; it was kept, the rest was done.
+    """
+    if older_than_days * _DAY < 3600:
+        raise ValueError(f"older_than_days: expected at least an hour, got {older_than_days}")
+    found: Collection = collect_store(store, older_than_days * _DAY, keep, dry_run)
+    _show(store, found, dry_run)
+    if found.damaged:
+        raise StoreError(f"{store}: gc kept what it could not judge: " + "; ".join(found.damaged))
+    return found
+
+
+def _collect(store: str, age: float, keep: int | None, dry_run: bool) -> Collection:
+    now = time.time()
+    return collect(open_store(store), before=now - age, now=now, keep=keep, dry_run=dry_run)
+
+
+collect_store = network_task(_collect, name="collect")
+
+
+def _show(store: str, found: Collection, dry_run: bool) -> None:
+    freed = sum(one.size for one in found.removed)
+    verb = "would be removed" if dry_run else "removed"
+    table = [
+        {"kind": one.kind, "path": one.path, "files": one.files, "MB": round(one.size / 1e6, 1)}
+        for one in found.removed[:_ROWS]
+    ]
+    create_table_artifact(
+        table,
+        key=artifact_key("gc", store),
+        description=f"{store}: {len(found.removed)} {verb}, {freed / 1e6:.1f} MB, "
+        f"{len(found.kept)} kept",
+    )

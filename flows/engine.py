@@ -1,0 +1,49 @@
+"""What Prefect has to be told before it is imported, wherever a flow is started from here."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+#: The embedded server needs more than its default 20 s on small machines; what our loggers say
+#: belongs into the run's log; nobody is to be told that a server runs here.
+SETTINGS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,tracefleet",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def prepare() -> None:
+    """Set what the user's environment leaves open; to be called before Prefect is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def quieten(*, quiet: bool) -> None:
+    """Leave a terminal one line for each entry; runs keep their whole log in the API.
+
+    Args:
+        quiet: warnings only.
+    """
+    import prefect.main  # noqa: F401  it sets logging up
+
+    def is_for_people(record: logging.LogRecord) -> bool:
+        if record.name.startswith(
+            ("prefect.flow_runs", "prefect.task_runs", "tasks", "tracefleet")
+        ):
+            return False  # errors are told by the entry's line
+        return not quiet or record.levelno >= logging.WARNING
+
+    for name in (None, "prefect", *SETTINGS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(",")):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.addFilter(is_for_people)
+
+
+def has_server() -> bool:
+    """Whether a Prefect server is configured, by the environment or the active profile."""
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())

@@ -1,0 +1,154 @@
+"""What came of each entry of a fleet, gathered from the store and from flow runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from flows.handout import Handout
+from tasks.plan import PlanRow
+from tasks.publish import find_published
+from tasks.report.fleet_facts import Ending, FleetRow
+from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
+from tracefleet.errors import ManifestError
+from tracefleet.manifest import Manifest, Variant
+from tracefleet.store import Store, open_store
+
+#: How Prefect words the state of a flow that raised: "… exception: Type: message".
+_RAISED = re.compile(r"(?:^|exception: )(?:\w+\.)*(\w+(?:Error|Exception|Exit)): (.*)", re.DOTALL)
+_NEXT = {
+    "RequestError": "Correct the entry in the fleet file.",
+    "UnsupportedCheckpointError": "Take the entry out, or ask for another task.",
+    "UnsafeCheckpointError": "Ask the publisher for safetensors, or allow what you have read.",
+    "TiedWeightsError": "Report it with the checkpoint's config.",
+    "TraceError": "Report it with the checkpoint's config.",
+    "NumericsMismatchError": "Open the conversion's report: it names the probe and the output.",
+    "BackendUnavailableError": "Start a worker of this backend's pool on its own kind of host.",
+    "ConversionCrashedError": "Look at the run's log; raise its timeout or its memory limit.",
+    "PublishConflictError": "Compare the two with `tracefleet show` before anything else.",
+    "RunLostError": "Look at the worker's host: memory, disk, spot reclaim; then run again.",
+    "StoreUnavailableError": "Run the fleet again when the store answers.",
+}
+_ANY_NEXT = "Look at the run's log, then run the fleet again."
+_LONGEST_WHY = 600
+
+
+def planned_row(row: PlanRow, ending: Ending) -> FleetRow:
+    """Return what is known of an entry from its plan."""
+    wanted = row.wanted
+    variant = f"{row.task or '?'}.{wanted.backend}.{wanted.dtype}.b{wanted.batch}"
+    url = None
+    if row.key is not None:
+        url = f"{open_store(wanted.store).url}/{conversion_folder(_source(row), row.key)}"
+    return FleetRow(
+        name=wanted.name,
+        source=wanted.source,
+        commit=row.commit,
+        variant=variant,
+        lengths=wanted.lengths,
+        ending=ending,
+        why="; ".join(row.why),
+        conversion_url=url if ending in ("fresh", "published") else None,
+    )
+
+
+def invalid_row(row: PlanRow) -> FleetRow:
+    """Return the row of an entry that the plan refused."""
+    return _failed(planned_row(row, "failed"), row.error or "ConversionError", row.message)
+
+
+def failed_row(handout: Handout, told: str, *, run: str, url: str | None) -> FleetRow:
+    """Return the row of a conversion that failed.
+
+    Args:
+        handout: what was handed out.
+        told: message of the run's last state, which holds the type of the error.
+        run: identifier of the flow run.
+        url: of its page.
+    """
+    error, message = split_message(told)
+    row = _failed(planned_row(handout.planned, "failed"), error, message)
+    return replace(row, run_url=url, report_url=_report(open_store(handout.request.store), run))
+
+
+def cancelled_row(handout: Handout, *, url: str | None) -> FleetRow:
+    """Return the row of a conversion that was stopped before its end."""
+    return replace(planned_row(handout.planned, "cancelled"), run_url=url)
+
+
+def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
+    """Return the row of a conversion that a run ended well, from what the run left in the store.
+
+    A run that found the conversion published already left no attestation: the row is fresh.
+
+    Raises:
+        ManifestError: the store does not have the conversion that the run says it published.
+    """
+    store = open_store(handout.request.store)
+    manifest = _manifest(store, handout)
+    attested = _attestation(store, manifest, run)
+    row = planned_row(replace(handout.planned, key=manifest.key), "published")
+    row = replace(row, run_url=url)
+    if attested is None:
+        return replace(row, ending="fresh", why="another run published it meanwhile")
+    return replace(
+        row,
+        worst_error=max(length.max_rel_error for length in manifest.validation.lengths),
+        tolerance=manifest.validation.tolerance.rtol,
+        seconds=sum(attested["seconds"].values()),
+        peak_bytes=max(map(int, attested["peak_bytes"].values()), default=None),
+        bundle_bytes=manifest.bundle.size,
+        report_url=_report(store, run),
+    )
+
+
+def split_message(told: str) -> tuple[str, str]:
+    """Return the type of the error and its message from the message of a failed state."""
+    match = _RAISED.search(told)
+    return (match[1], match[2]) if match else ("RunLostError", told)
+
+
+def _failed(row: FleetRow, error: str, message: str) -> FleetRow:
+    why = " ".join(message.split())[:_LONGEST_WHY]
+    return replace(row, error=error, why=why, next_step=_NEXT.get(error, _ANY_NEXT))
+
+
+def _source(row: PlanRow) -> str:
+    source = row.wanted.source
+    return source.partition("@")[0] if source.startswith("hf://") else source
+
+
+def _manifest(store: Store, handout: Handout) -> Manifest:
+    source, key = _source(handout.planned), handout.planned.key
+    if key is None:  # only the worker knew its toolchain
+        request = handout.pinned
+        variant = Variant(
+            task=request.known_task,
+            backend=request.backend,
+            dtype=request.dtype,
+            batch=request.batch,
+        )
+        newest = current(store, channel_folder(source, variant, request.channel))
+        key = newest[1].key if newest else None
+    manifest = find_published(store, source, key) if key else None
+    if manifest is None:
+        raise ManifestError(
+            f"{store.url}: expected the conversion of {source} that a run says it published, got "
+            "none. Look whether the worker and this run mean the same store."
+        )
+    return manifest
+
+
+def _attestation(store: Store, manifest: Manifest, run: str) -> dict[str, dict[str, float]] | None:
+    path = f"attestations/{source_slug(manifest.source)}/{manifest.key}/{run}.json"
+    try:
+        found: dict[str, dict[str, float]] = json.loads(store.read(path))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _report(store: Store, run: str) -> str | None:
+    folder = f"reports/{run}"
+    return f"{store.url}/{folder}/index.html" if store.names(folder) else None

@@ -1,0 +1,114 @@
+"""What a fleet run shows while it runs and leaves behind: progress, tables, its report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+
+from flows.naming import artifact_key
+from tasks.plan import PlanRow
+from tasks.report.fleet_facts import FleetFacts, FleetRow
+from tasks.report.fleet_markdown import failure_table, fleet_markdown, fleet_table
+from tasks.report.fleet_page import fleet_report
+from tracefleet.store import open_store
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 200
+
+
+@dataclass
+class Progress:
+    """A bar in the UI and a line in the log for every entry that ends."""
+
+    total: int
+    done: int
+    _bar: UUID | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Make the bar; a run with nothing to do has none."""
+        if self.done < self.total:
+            told: Any = create_progress_artifact(self._percent, description=self._text)
+            self._bar = told
+
+    def tell(self, row: FleetRow) -> None:
+        """Count one entry as ended."""
+        self.done += 1
+        took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
+        why = f": {row.error}: {row.why}" if row.error else ""
+        logger.info("%d/%d %s: %s%s%s", self.done, self.total, row.name, row.ending, took, why)
+        if self._bar is not None:
+            update_progress_artifact(self._bar, self._percent, description=self._text)
+
+    @property
+    def _percent(self) -> float:
+        return 100 * self.done / self.total
+
+    @property
+    def _text(self) -> str:
+        return f"{self.done} of {self.total} entries have ended"
+
+
+def plan_table(rows: list[PlanRow]) -> None:
+    """Show what there is to do, before it is done."""
+    counts = ", ".join(
+        f"{sum(row.state == state for row in rows)} {state}"
+        for state in ("fresh", "stale", "missing", "invalid")
+    )
+    logger.info("plan: %d entries: %s", len(rows), counts)
+    work = [row for row in rows if row.state != "fresh"]
+    if work:
+        table = [
+            {"entry": row.wanted.name, "state": row.state, "why": "; ".join(row.why) or row.message}
+            for row in work[:_ROWS]
+        ]
+        create_table_artifact(table, key="fleet-plan", description=f"The plan: {counts}")
+
+
+def keep(facts: FleetFacts, *, store: str, run: str) -> FleetFacts:
+    """Write the report into a store and the tables into Prefect; return the facts with its URL."""
+    opened = open_store(store)
+    path = f"reports/{run}/index.html"
+    try:
+        opened.put_over(path, fleet_report(facts, base_url=f"{opened.url}/reports/{run}").encode())
+    except Exception:  # a page that can't be made must not hide what was published
+        logger.warning("the fleet's report could not be written", exc_info=True)
+        return facts
+    facts = replace(facts, report_url=f"{opened.url}/{path}")
+    logger.info("report: %s", facts.report_url)
+    _artifacts(facts)
+    return facts
+
+
+def ends_for_good(run: str) -> bool:
+    """Whether a flow run is being cancelled, or runs under no worker that could resume it."""
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(UUID(run))
+    cancelling = found.state is not None and (
+        found.state.is_cancelling() or found.state.is_cancelled()
+    )
+    return cancelling or found.deployment_id is None
+
+
+def _artifacts(facts: FleetFacts) -> None:
+    key, url = artifact_key("fleet", facts.name), str(facts.report_url)
+    create_markdown_artifact(fleet_markdown(facts, url), key=key, description=facts.run)
+    create_table_artifact(
+        fleet_table(facts), key=f"{key}-entries", description=f"Every entry of {facts.run}"
+    )
+    if facts.ended("failed"):
+        create_table_artifact(
+            failure_table(facts), key=f"{key}-failures", description=f"Failures of {facts.run}"
+        )
+    create_link_artifact(url, link_text=f"Report of {facts.run}", key=f"{key}-report")

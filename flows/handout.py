@@ -1,0 +1,156 @@
+"""Hand one conversion of a fleet to the deployment of its backend, and wait for its end.
+
+A run is identified by its conversion key: whoever hands out a conversion that is under way joins
+its run. Waiting for a lost run or a server that restarts is Prefect's business: the task over
+``hand_out`` (``flows.convert_fleet``) retries for `RunLostError` and for network errors, and each
+try joins or replaces the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import Any, cast
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.deployments import run_deployment
+
+from flows.naming import run_name
+from flows.request import ConversionRequest
+from tasks.plan import PlanRow
+from tracefleet.manifest import canonical_json
+
+FLOW = "convert-checkpoint"
+#: The queue that fleets hand out to in every pool; ad hoc runs come before it (infra/pools.yaml).
+QUEUE = "fleet"
+_SHORT = 16
+_POLL_SECONDS = 5.0  # about one request in 5 s for each run in flight
+
+
+class RunLostError(Exception):
+    """A run ended without a verdict: its worker died, or somebody cancelled it for all."""
+
+
+class StoppedError(Exception):
+    """This fleet run is being stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handout:
+    """One entry of a fleet that has work to do.
+
+    Attributes:
+        request: as the fleet file has it.
+        planned: what the plan found.
+        fleet: identifier of the fleet's flow run.
+    """
+
+    request: ConversionRequest
+    planned: PlanRow
+    fleet: str
+
+    @property
+    def name(self) -> str:
+        """Name of the entry."""
+        return self.planned.wanted.name
+
+    @property
+    def pinned(self) -> ConversionRequest:
+        """The request with the very commit and task that were planned."""
+        found: dict[str, str | None] = {"task": self.planned.task}
+        if self.request.source.startswith("hf://"):
+            source, _, _ = self.request.source.partition("@")
+            found |= {"source": source, "revision": self.planned.commit}
+        return self.request.model_copy(update=found)
+
+    @property
+    def identity(self) -> str:
+        """The conversion key, or what stands for it where only a worker knows its toolchain."""
+        if self.planned.key is not None:
+            return self.planned.key
+        limits = {"timeout_seconds", "memory_limit_mb", "threads"}
+        asked = self.pinned.model_dump(mode="json", exclude=limits)
+        return hashlib.sha256(canonical_json({**asked, "commit": self.planned.commit})).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """Tag of every run of this conversion."""
+        return f"conversion:{self.identity[:_SHORT]}"
+
+    @property
+    def fleet_tag(self) -> str:
+        """Tag of the runs that this fleet run started."""
+        return f"fleet:{self.fleet}"
+
+
+def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun:
+    """Start or join the run of a conversion; return it when it is over.
+
+    Raises:
+        RunLostError: it crashed, or was cancelled by somebody else.
+        StoppedError: ``stopping`` was set; the run goes on.
+    """
+    with get_client(sync_client=True) as client:
+        run = _finished(client, _started(client, handout), stopping)
+    assert run.state is not None
+    ours = handout.fleet_tag in run.tags
+    if run.state.is_crashed() or (run.state.is_cancelled() and not ours):
+        raise RunLostError(f"{run.name}: {run.state.name}: {run.state.message or 'no message'}")
+    return run
+
+
+def cancel(fleet: str) -> None:
+    """Ask for the end of every run that a fleet run started and that is not over."""
+    from prefect.states import Cancelling
+
+    with get_client(sync_client=True) as client:
+        for run in _runs(client, f"fleet:{fleet}", over=False):
+            client.set_flow_run_state(run.id, Cancelling())
+
+
+def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun:
+    """Return a run of the conversion that is not over: a new one, or one to join.
+
+    The key of the nth try is the same for all that hand out the conversion at the same time.
+    """
+    for number in itertools.count(len(_runs(client, handout.tag, over=True))):
+        run: Any = run_deployment(
+            f"{FLOW}/{handout.request.backend}",
+            parameters={"request": handout.pinned.model_dump(mode="json")},
+            flow_run_name=run_name(handout.pinned, handout.planned.commit),
+            tags=[handout.tag, handout.fleet_tag],
+            idempotency_key=f"{handout.identity}-{number}",
+            work_queue_name=QUEUE,
+            timeout=0,
+        )
+        if run.state is None or not run.state.is_final():
+            return cast("FlowRun", run)
+    raise AssertionError("unreachable")
+
+
+def _finished(client: SyncPrefectClient, run: FlowRun, stopping: threading.Event) -> FlowRun:
+    """Wait; ``run_deployment`` waits too, but can't be stopped in a thread."""
+    while run.state is None or not run.state.is_final():
+        if stopping.wait(_POLL_SECONDS):
+            raise StoppedError(f"{run.name}: left under way")
+        run = client.read_flow_run(run.id)
+    return run
+
+
+def _runs(client: SyncPrefectClient, tag: str, *, over: bool) -> list[FlowRun]:
+    types = list(TERMINAL_STATES)
+    kind = FlowRunFilterStateType(any_=types) if over else FlowRunFilterStateType(not_any_=types)
+    return client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[tag]), state=FlowRunFilterState(type=kind)
+        )
+    )

@@ -1,0 +1,84 @@
+"""Automations of the Prefect server, as code: what happens to runs whose host was lost.
+
+* A run that says it runs and sends no heartbeat is ``Crashed``. Prefect sends one every 30 s
+  (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``); three may be missed.
+* A lost conversion is handed out again by its fleet's task, which Prefect retries. A lost fleet run
+  has nobody above it: it is scheduled again, plans again, and joins what its children still do.
+
+Rescheduling waits a minute: at once, it kills a worker that runs with ``--limit`` (prefect issues
+10632 and 16806).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+HEARTBEAT_SECONDS = 30
+#: On every run of a deployment that is to be scheduled again when its host was lost.
+RESUMES = "resumes"
+_MISSED = timedelta(seconds=3 * HEARTBEAT_SECONDS)
+_DELAY = timedelta(seconds=60)
+_STATE = "prefect.flow-run."
+_OVER = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
+_TAKEN_UP = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
+
+
+def lost_runs() -> AutomationCore:
+    """Return the automation that ends runs without a heartbeat."""
+    return AutomationCore(
+        name="tracefleet: a run without heartbeat has crashed",
+        description=f"No heartbeat for {_MISSED.seconds} s while running: its host was lost.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={_STATE + "heartbeat"},
+            expect={_STATE + "heartbeat", *_OVER, _STATE + "Cancelling", _STATE + "AwaitingRetry"},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=_MISSED,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                force=False,
+                message=f"No heartbeat for {_MISSED.seconds} s: the host of the run was lost.",
+            )
+        ],
+    )
+
+
+def lost_fleets() -> AutomationCore:
+    """Return the automation that schedules a lost fleet run again."""
+    return AutomationCore(
+        name="tracefleet: a lost fleet run is scheduled again",
+        description="A fleet run that crashed plans again and joins what still runs.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={_STATE + "Crashed"},
+            expect=_TAKEN_UP,
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{RESUMES}"}
+            ),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=_DELAY,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED,
+                name="AwaitingRetry",
+                force=False,
+                message="Its host was lost.",
+            )
+        ],
+    )
+
+
+AUTOMATIONS = (lost_runs, lost_fleets)

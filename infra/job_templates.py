@@ -1,0 +1,238 @@
+"""Base job templates of ECS and Kubernetes work pools: ``python -m infra.job_templates``.
+
+Each file of ``infra/templates`` is the template that comes with Prefect, with our image, resources
+and way to stop. Run this again after an upgrade of Prefect or a new version of ours; a test
+compares what it makes with the files. Nothing here was run on AWS: see ``infra/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+JsonObject = dict[str, Any]
+
+TEMPLATES = Path(__file__).with_name("templates")
+USER = 10001  # of the image
+CACHE = "/var/cache/tracefleet"
+ENVIRONMENT = {
+    # The automation for lost hosts waits for three of these.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # Without it a container that is told to stop leaves its run "Running".
+    "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
+    "PREFECT_CLIENT_MAX_RETRIES": "10",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,tracefleet",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """What a backend's containers need.
+
+    Attributes:
+        name: of the backend, and of its work pool.
+        repository: of its image.
+        cpus: for one run.
+        gibibytes: of memory, for one run.
+        instance: the AWS instance type whose Neuron devices it takes; none needs no device.
+    """
+
+    name: str
+    repository: str
+    cpus: int
+    gibibytes: int
+    instance: str | None = None
+
+
+# Neuron's compiler takes far more memory than running its result. A run gets a bit less than its
+# instance has, because the host's own agents need some.
+BACKENDS = (
+    Backend(name="jit", repository="tracefleet", cpus=4, gibibytes=16),
+    Backend(
+        name="neuronx",
+        repository="tracefleet-neuronx",
+        cpus=30,
+        gibibytes=112,
+        instance="inf2.8xlarge",
+    ),
+    Backend(
+        name="neuron",
+        repository="tracefleet-neuron",
+        cpus=7,
+        gibibytes=13,
+        instance="inf1.2xlarge",
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the files; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m infra.job_templates", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=TEMPLATES, help="default: infra/templates")
+    parser.add_argument("--registry", default="", help="put before the images' names")
+    parser.add_argument("--tag", default=_version(), help="of the images (default: our version)")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name, template in make(options.registry, options.tag).items():
+        (options.folder / name).write_text(as_text(template), "utf-8")
+    return 0
+
+
+def make(registry: str = "", tag: str | None = None) -> dict[str, JsonObject]:
+    """Return the template of each file name.
+
+    Args:
+        registry: where the images are, such as ``registry.example.org/team``.
+        tag: of the images; our version if not given.
+    """
+    made = {}
+    for backend in BACKENDS:
+        path = "/".join(part for part in (registry.rstrip("/"), backend.repository) if part)
+        image = f"{path}:{tag or _version()}"
+        made[f"ecs-{backend.name}.json"] = _ecs(backend, image)
+        made[f"kubernetes-{backend.name}.json"] = _kubernetes(backend, image)
+    return made
+
+
+def as_text(template: JsonObject) -> str:
+    """Return a template as the text of its file."""
+    return json.dumps(template, indent=2) + "\n"
+
+
+def stock(package: str, kind: str) -> JsonObject:
+    """Return the template that comes with Prefect for a type of work pool."""
+    data = files("prefect.server.api") / "collections_data/views/aggregate-worker-metadata.json"
+    found: JsonObject = json.loads(data.read_text("utf-8"))[package][kind]
+    return copy.deepcopy(found["default_base_job_configuration"])
+
+
+def _ecs(backend: Backend, image: str) -> JsonObject:
+    template = stock("prefect-aws", "ecs")
+    _defaults(template, image)
+    variable = _adder(template)
+    task = template["job_configuration"]["task_definition"]
+    [container] = task["containerDefinitions"]
+    container["stopTimeout"] = variable(
+        "stop_timeout",
+        "integer",
+        120,
+        "Seconds between SIGTERM and SIGKILL. Fargate allows 120 at most.",
+        minimum=2,
+    )
+    variable("cpu", "integer", backend.cpus * 1024)
+    variable("memory", "integer", backend.gibibytes * 1024)
+    variable("family", "string", f"tracefleet-{backend.name}")
+    if backend.instance is None:
+        size = "GiB of disk, for checkpoints and what becomes of them (Fargate: 21 to 200)."
+        gibibytes = variable("ephemeral_storage", "integer", 100, size, minimum=21, maximum=200)
+        task["ephemeralStorage"] = {"sizeInGiB": gibibytes}
+        return template
+    # There is no Neuron on Fargate. The first run may have to wait for an instance.
+    task["requiresCompatibilities"] = ["EC2"]
+    variable("launch_type", "string", "EC2")
+    variable("task_start_timeout_seconds", "integer", 1200)
+    provider = {"capacityProvider": f"tracefleet-{backend.name}", "weight": 1, "base": 0}
+    variable("capacity_provider_strategy", "array", [provider])
+    device = variable("neuron_device", "string", "/dev/neuron0", "The Neuron device for a run.")
+    devices = [{"hostPath": device, "containerPath": device, "permissions": ["read", "write"]}]
+    container["linuxParameters"] = {"devices": devices}
+    instance = variable("instance_type", "string", backend.instance, _INSTANCE)
+    expression = f"attribute:ecs.instance-type == {instance}"
+    task["placementConstraints"] = [{"type": "memberOf", "expression": expression}]
+    return template
+
+
+_INSTANCE = "The type of EC2 instance that a run is placed on."
+
+
+def _kubernetes(backend: Backend, image: str) -> JsonObject:
+    template = stock("prefect-kubernetes", "kubernetes")
+    _defaults(template, image)
+    variable = _adder(template)
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    pod["terminationGracePeriodSeconds"] = variable(
+        "termination_grace_period",
+        "integer",
+        120,
+        "Seconds between SIGTERM and SIGKILL.",
+        minimum=1,
+    )
+    pod["automountServiceAccountToken"] = False  # no run talks to Kubernetes
+    pod["securityContext"] = {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container["securityContext"] = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    pod["volumes"] = [{"name": "cache", "emptyDir": {}}]
+    container["volumeMounts"] = [{"name": "cache", "mountPath": CACHE}]
+    # No limit of CPU: it would only slow a run down beside idle cores.
+    variable("cpu_request", "string", str(backend.cpus))
+    variable("memory_request", "string", f"{backend.gibibytes}Gi")
+    variable("memory_limit", "string", f"{backend.gibibytes}Gi")
+    variable("finished_job_ttl", "integer", 3600)
+    # A gigabyte of image, and perhaps a new node before it.
+    variable("pod_watch_timeout_seconds", "integer", 1200)
+    if backend.instance is None:
+        return template
+    limits = container["resources"]["limits"]
+    limits["aws.amazon.com/neuron"] = variable(
+        "neuron_devices", "integer", 1, "Neuron devices for a run.", minimum=1
+    )
+    instance = variable("instance_type", "string", backend.instance, _INSTANCE)
+    pod["nodeSelector"] = {"node.kubernetes.io/instance-type": instance}
+    taint = {"key": "aws.amazon.com/neuron", "operator": "Exists", "effect": "NoSchedule"}
+    pod["tolerations"] = [taint]
+    return template
+
+
+def _defaults(template: JsonObject, image: str) -> None:
+    """Set what both kinds share."""
+    variable = _adder(template)
+    variable("image", "string", image)
+    variable("command", "string", "prefect flow-run execute")
+    variable("env", "object", dict(ENVIRONMENT))
+
+
+def _adder(template: JsonObject) -> Callable[..., str]:
+    """Return a function that sets a variable's default, or adds the variable.
+
+    What it returns stands for the variable in the job's configuration.
+    """
+    properties: JsonObject = template["variables"]["properties"]
+
+    def add(name: str, kind: str, default: Any, description: str = "", **limits: int) -> str:
+        if description:
+            title = name.replace("_", " ").title()
+            properties[name] = {"title": title, "description": description, "type": kind, **limits}
+        if properties[name]["type"] != kind:
+            raise ValueError(f"{name}: expected {kind}, got {properties[name]['type']}")
+        properties[name]["default"] = default
+        return "{{ " + name + " }}"
+
+    return add
+
+
+def _version() -> str:
+    project = tomllib.loads((TEMPLATES.parent.parent / "pyproject.toml").read_text("utf-8"))
+    return str(project["project"]["version"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
