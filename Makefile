@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test soak sweep lint serve-s3 bench bench-store format clean help
+.PHONY: demo test soak sweep lint serve-s3 image-check bench bench-store format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: $(STAMP)  ## let ruff format the code
 
 serve-s3: $(STAMP)  ## an S3 server on this machine, objects in ./s3-data
 	$(BIN)/python -m infra.s3_server
+
+image-check: $(STAMP)  ## build the image without Docker and try it out (root, Debian, 10 min)
+	$(BIN)/python -m infra.image_check
 
 cpp: $(STAMP)  ## build the C++ consumer and run it on ./store (needs g++)
 	$(BIN)/python -m examples.cpp.build

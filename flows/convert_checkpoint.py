@@ -15,7 +15,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
-from flows.naming import artifact_key, run_name
+from flows import engine
+from flows.naming import TAG, artifact_key, run_name
 from flows.network import network_task
 from flows.pipeline import ConversionResult, Steps, convert
 from flows.request import ConversionRequest
@@ -114,6 +115,8 @@ STEPS = Steps(
 
 
 def _run_name() -> str:
+    if any(tag.startswith(TAG) for tag in flow_run.tags):
+        return str(flow_run.name)  # a fleet knew its commit already
     request = ConversionRequest.model_validate(flow_run.parameters["request"])
     return run_name(request)
 
@@ -128,4 +131,5 @@ def convert_checkpoint(request: ConversionRequest) -> ConversionResult:
     Returns:
         What came of it, with the conversion's URL and manifest.
     """
+    engine.tell_progress()
     return convert(request, STEPS, run_id=flow_run.id)

@@ -94,6 +94,7 @@ def convert_fleet(
         RequestError: the fleet is wrong; every mistake is named, and no work was begun.
         FleetError: some entries failed; all others are current.
     """
+    engine.tell_progress()
     started = datetime.now(UTC)
     requests = _requests(fleet, spec, store, only)
     rows: list[PlanRow] = plan_fleet(

@@ -21,6 +21,13 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
+def tell_progress() -> None:
+    """Let our loggers tell their progress, unless somebody has set their levels."""
+    for name in SETTINGS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(","):
+        if (ours := logging.getLogger(name)).level == logging.NOTSET:
+            ours.setLevel(logging.INFO)
+
+
 def quieten(*, quiet: bool) -> None:
     """Leave a terminal one line for each entry; runs keep their whole log in the API.
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.deployments import run_deployment
 
-from flows.naming import run_name
+from flows.naming import TAG, run_name
 from flows.request import ConversionRequest
 from tasks.plan import PlanRow
 from tracefleet.manifest import canonical_json
@@ -84,7 +84,7 @@ class Handout:
     @property
     def tag(self) -> str:
         """Tag of every run of this conversion."""
-        return f"conversion:{self.identity[:_SHORT]}"
+        return f"{TAG}{self.identity[:_SHORT]}"
 
     @property
     def fleet_tag(self) -> str:

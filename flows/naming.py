@@ -8,6 +8,8 @@ from uuid import UUID
 
 from flows.request import ConversionRequest
 
+#: What the tag of every run of one conversion begins with.
+TAG = "conversion:"
 _COMMIT = 7
 
 

@@ -22,7 +22,10 @@ _CHILD_SECONDS = 600.0
 def tasks_of(checkpoints: Iterable[Resolved]) -> dict[Resolved, str | Exception]:
     """Return each checkpoint's task, or what refused to name one; weights are not fetched."""
     described = each(
-        checkpoints, tried(fetch_description), url=lambda one: one.source, what="described"
+        checkpoints,
+        tried(fetch_description),
+        url=lambda one: one.source,
+        what="checkpoints described",
     )
     folders = dict(described)
     there = {one: folder for one, folder in folders.items() if isinstance(folder, Path)}
