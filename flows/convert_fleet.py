@@ -162,7 +162,8 @@ def _carried_out(work: list[Handout], *, in_flight: int, jobs: int | None) -> It
     carry_out: Any = convert_here if here else convert_there
     stopping = threading.Event()
     runner: ThreadPoolTaskRunner[FleetRow] = ThreadPoolTaskRunner(max_workers=here or in_flight)
-    with _stopped(stopping, work[0].fleet), runner:
+    # From the inside: threads are told to stop, waited for, and then what they left is cancelled.
+    with _runs_cancelled(work[0].fleet), runner, _told_to_stop(stopping):
         futures: dict[PrefectFuture[FleetRow], Handout] = {
             runner.submit(carry_out, {"handout": one, "stopping": stopping}): one for one in work
         }
@@ -183,17 +184,25 @@ def _row(future: PrefectFuture[FleetRow], handout: Handout) -> FleetRow:
 
 
 @contextmanager
-def _stopped(stopping: threading.Event, fleet: str) -> Iterator[None]:
-    """Let nothing go on behind a run that is being ended.
-
-    Children in this process end at once. Runs in the pools are cancelled if this run is, or if
-    no worker could take it up again; else they go on, and the next run joins them.
-    """
+def _told_to_stop(stopping: threading.Event) -> Iterator[None]:
+    """Let no thread go on behind a run that is being ended; children in this process end at once."""
     try:
         yield
     except BaseException:
         stopping.set()
         child.stop()
+        raise
+
+
+@contextmanager
+def _runs_cancelled(fleet: str) -> Iterator[None]:
+    """Cancel runs in the pools if this run is, or if no worker could take it up again.
+
+    Else, as when the host of this run is drained, they go on, and the next run joins them.
+    """
+    try:
+        yield
+    except BaseException:
         if engine.has_server() and fleet_show.ends_for_good(fleet):
             cancel(fleet)
         raise

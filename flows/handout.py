@@ -99,6 +99,8 @@ def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun:
         RunLostError: it crashed, or was cancelled by somebody else.
         StoppedError: ``stopping`` was set; the run goes on.
     """
+    if stopping.is_set():
+        raise StoppedError(f"{handout.name}: not begun")
     with get_client(sync_client=True) as client:
         run = _finished(client, _started(client, handout), stopping)
     assert run.state is not None
