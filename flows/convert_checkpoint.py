@@ -19,8 +19,9 @@ from flows import engine
 from flows.naming import TAG, artifact_key, run_name
 from flows.network import network_task
 from flows.pipeline import ConversionResult, Steps, convert
-from flows.request import ConversionRequest
+from flows.request import ConversionRequest, make_request
 from tasks import child
+from tasks.errors import RequestError
 from tasks.fetch import Resolved, fetch, fetch_description, resolve
 from tasks.publish import Publication, publish
 from tasks.report.facts import ReportFacts
@@ -46,9 +47,14 @@ def _show(facts: ReportFacts, report: ValidationReport, url: str) -> None:
 def _resolve(source: str, **options: Any) -> Resolved:
     """Resolve, and name the run after what it turned out to convert."""
     resolved = resolve(source, **options)
-    request = ConversionRequest.model_validate(flow_run.parameters["request"])
-    _rename(run_name(request, resolved.commit))
+    _rename(run_name(_asked(), resolved.commit))
     return resolved
+
+
+def _asked() -> ConversionRequest:
+    parameters = flow_run.parameters
+    request = ConversionRequest.model_validate(parameters["request"])
+    return _of(request, parameters.get("backend"))
 
 
 def _rename(name: str) -> None:
@@ -117,19 +123,31 @@ STEPS = Steps(
 def _run_name() -> str:
     if any(tag.startswith(TAG) for tag in flow_run.tags):
         return str(flow_run.name)  # a fleet knew its commit already
-    request = ConversionRequest.model_validate(flow_run.parameters["request"])
-    return run_name(request)
+    return run_name(_asked())
 
 
 @flow(name="convert-checkpoint", flow_run_name=_run_name, validate_parameters=True)
-def convert_checkpoint(request: ConversionRequest) -> ConversionResult:
+def convert_checkpoint(request: ConversionRequest, backend: str | None = None) -> ConversionResult:
     """Fetch, untie, trace, validate and publish one checkpoint; nothing wrong is ever published.
 
     Args:
         request: What to convert, and where to.
+        backend: The one that this deployment's workers have; set by the deployment. A request that
+            names another is refused, one that names none gets it.
 
     Returns:
         What came of it, with the conversion's URL and manifest.
     """
     engine.tell_progress()
-    return convert(request, STEPS, run_id=flow_run.id)
+    return convert(_of(request, backend), STEPS, run_id=flow_run.id)
+
+
+def _of(request: ConversionRequest, backend: str | None) -> ConversionRequest:
+    if backend in (None, request.backend):
+        return request
+    if "backend" in request.model_fields_set:
+        raise RequestError(
+            f"backend: expected {backend} of this deployment, got {request.backend}. Run the "
+            f"deployment convert-checkpoint/{request.backend}, or leave the backend out."
+        )
+    return make_request({**request.model_dump(exclude_unset=True), "backend": backend})

@@ -22,7 +22,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
@@ -76,7 +75,7 @@ def convert_fleet(
     only: list[str] | None = None,
     in_flight: int = IN_FLIGHT,
     jobs: int | None = None,
-) -> FleetFacts | State[Any]:
+) -> FleetFacts:
     """Convert every entry of a fleet whose published conversion is stale or missing.
 
     Args:
@@ -117,12 +116,7 @@ def convert_fleet(
         finished=datetime.now(UTC),
         rows=tuple(ended[row.wanted.name] for row in rows),
     )
-    facts = fleet_show.keep(facts, store=rows[0].wanted.store, run=str(flow_run.id))
-    try:
-        return _checked(facts)
-    except FleetError as error:
-        # Returned and not raised: the report tells it, a traceback would only hide it in the log.
-        return Failed(message=f"FleetError: {error}", data=error)
+    return _checked(fleet_show.keep(facts, store=rows[0].wanted.store, run=str(flow_run.id)))
 
 
 def _plan(wanted: list[Wanted]) -> list[PlanRow]:

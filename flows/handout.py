@@ -89,7 +89,7 @@ class Handout:
     @property
     def fleet_tag(self) -> str:
         """Tag of the runs that this fleet run started."""
-        return f"fleet:{self.fleet}"
+        return _fleet_tag(self.fleet)
 
 
 def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun:
@@ -115,8 +115,13 @@ def cancel(fleet: str) -> None:
     from prefect.states import Cancelling
 
     with get_client(sync_client=True) as client:
-        for run in _runs(client, f"fleet:{fleet}", over=False):
+        for run in _runs(client, _fleet_tag(fleet), over=False):
             client.set_flow_run_state(run.id, Cancelling())
+
+
+def _fleet_tag(fleet: str) -> str:
+    # The last part of a flow run's identifier is drawn, the first is the time.
+    return f"fleet:{fleet.rpartition('-')[2]}"
 
 
 def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun:

@@ -44,17 +44,22 @@ class ConversionRequest(BaseModel):
         default=None,
         description="Hugging Face task name; none: what the checkpoint's own files name "
         f"(modules.json, then architectures). One of {', '.join(AUTO_CLASSES)}.",
-        json_schema_extra={"position": 2},
+        # For Prefect's form and its server, which refuse by the schema alone.
+        json_schema_extra={"position": 2, "enum": [*AUTO_CLASSES, None]},
     )
     lengths: tuple[int, ...] = Field(
         description="Standard lengths in tokens, each at most the model's positions; an image's "
         "height in pixels, a sound's samples or frames.",
-        json_schema_extra={"position": 3},
+        json_schema_extra={
+            "position": 3,
+            "minItems": 1,
+            "items": {"type": "integer", "minimum": 1},
+        },
     )
     backend: str = Field(
         default="jit",
         description=f"What runs the artifact: {', '.join(BACKENDS)}.",
-        json_schema_extra={"position": 4},
+        json_schema_extra={"position": 4, "enum": list(BACKENDS)},
     )
     store: str = Field(
         default="file://./store",

@@ -21,18 +21,18 @@ from prefect.events.schemas.events import ResourceSpecification
 HEARTBEAT_SECONDS = 30
 #: On every run of a deployment that is to be scheduled again when its host was lost.
 RESUMES = "resumes"
-_MISSED = timedelta(seconds=3 * HEARTBEAT_SECONDS)
+MISSED = timedelta(seconds=3 * HEARTBEAT_SECONDS)
 _DELAY = timedelta(seconds=60)
 _STATE = "prefect.flow-run."
 _OVER = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
 _TAKEN_UP = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
 
 
-def lost_runs() -> AutomationCore:
-    """Return the automation that ends runs without a heartbeat."""
+def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
+    """Return the automation that ends runs without a heartbeat for so long."""
     return AutomationCore(
         name="tracefleet: a run without heartbeat has crashed",
-        description=f"No heartbeat for {_MISSED.seconds} s while running: its host was lost.",
+        description=f"No heartbeat for {missed.seconds} s while running: its host was lost.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "heartbeat"},
@@ -40,14 +40,14 @@ def lost_runs() -> AutomationCore:
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=_MISSED,
+            within=missed,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
-                message=f"No heartbeat for {_MISSED.seconds} s: the host of the run was lost.",
+                message=f"No heartbeat for {missed.seconds} s: the host of the run was lost.",
             )
         ],
     )

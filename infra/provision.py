@@ -75,7 +75,19 @@ def provision(path: Path) -> None:
             for queue, priority in pool.queues.items():
                 print(f"queue {name}/{queue}: {_queue(client, name, queue, priority)}")
         for make in AUTOMATIONS:
-            print(f"automation {make().name!r}: {_automation(client, make())}")
+            print(f"automation {make().name!r}: {put_automation(client, make())}")
+
+
+def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
+    """Make or update one automation, known by its name; return what was done."""
+    there = client.read_automations_by_name(wanted.name)
+    if not there:
+        client.create_automation(wanted)
+        return "made"
+    if all(AutomationCore(**dict(one)) == wanted for one in there):
+        return "unchanged"
+    client.update_automation(there[0].id, wanted)
+    return "updated"
 
 
 def read_pools(path: Path) -> dict[str, Pool]:
@@ -168,17 +180,6 @@ def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> st
         return "unchanged"
     client.update_work_queue(there.id, priority=priority)
     return f"updated, priority {priority}"
-
-
-def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
-    there = client.read_automations_by_name(wanted.name)
-    if not there:
-        client.create_automation(wanted)
-        return "made"
-    if all(AutomationCore(**dict(one)) == wanted for one in there):
-        return "unchanged"
-    client.update_automation(there[0].id, wanted)
-    return "updated"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""The fleet flow in this process, on a real embedded server; and what it is refused for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import convert_checkpoint as single
+from flows.collect_garbage import collect_garbage
+from flows.convert_checkpoint import convert_checkpoint
+from flows.convert_fleet import EntryFailedError, convert_fleet
+from flows.fleet import summary
+from flows.fleet_spec import FleetSpec
+from flows.request import make_request
+from tasks.errors import FleetError, RequestError
+from tasks.report.fleet_facts import FleetFacts
+from tracefleet.errors import StoreError
+from tracefleet.store import open_store
+
+pytestmark = [
+    pytest.mark.prefect,
+    # Third-party code on the way: Prefect's server and its dependencies warn about each other.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def _server() -> Iterator[None]:
+    with (
+        prefect_test_harness(server_startup_timeout=240),
+        temporary_settings(
+            {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
+        ),
+    ):
+        yield
+
+
+def spec(store: Path, entries: dict[str, dict[str, Any]]) -> FleetSpec:
+    defaults = {"task": "feature-extraction", "lengths": [8, 16], "store": f"file://{store}"}
+    return FleetSpec(defaults=defaults, entries=entries)
+
+
+@pytest.mark.usefixtures("_server")
+def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    good, store = f"file://{checkpoint('bert')}", tmp_path / "store"
+    entries: dict[str, dict[str, Any]] = {
+        "good": {"source": good},
+        "headless": {"source": good, "task": "question-answering"},
+        "slow": {"source": good, "lengths": [4], "channel": "slow", "timeout_seconds": 0.01},
+        "big": {"source": good, "lengths": [6], "channel": "big", "memory_limit_mb": 20},
+        "nowhere": {"source": f"file://{tmp_path}/none"},
+    }
+    with pytest.raises(FleetError, match=r"expected all 5 entries to be current, got 1") as caught:
+        convert_fleet(spec=spec(store, entries), jobs=2)
+    facts = caught.value.facts
+    assert [(row.name, row.ending, row.error) for row in facts.rows] == [
+        ("good", "published", None),
+        ("headless", "failed", "UnsupportedCheckpointError"),
+        ("slow", "failed", "ConversionCrashedError"),
+        ("big", "failed", "ConversionCrashedError"),
+        ("nowhere", "failed", "RequestError"),
+    ]
+    (published,) = facts.ended("published")
+    assert published.worst_error is not None
+    assert published.tolerance is not None
+    assert published.worst_error < published.tolerance
+    assert published.seconds
+    assert published.bundle_bytes
+    assert published.report_url is not None
+    assert all(row.next_step for row in facts.ended("failed"))
+    assert "timeout" in facts.rows[2].why
+    assert "memory limit" in facts.rows[3].why
+    assert "5/5 " in caplog.text
+    assert "plan: 5 entries: 0 fresh, 0 stale, 4 missing, 1 invalid" in caplog.text
+    assert "published  good" in summary(facts)
+    assert "5 entries: 0 fresh, 1 published, 4 failed" in summary(facts)
+
+    opened = open_store(f"file://{store}")
+    run = str(facts.report_url).split("/")[-2]
+    assert "UnsupportedCheckpointError" in opened.read(f"reports/{run}/index.html").decode()
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    kinds = {a["key"]: a for a in artifacts if a["flow_run_id"] == run}
+    assert "headless" in kinds["fleet-fleet-failures"]["data"]
+    assert "good" in kinds["fleet-fleet-entries"]["data"]
+    assert kinds[None]["data"] == 100  # the progress bar
+    assert "never published" in kinds["fleet-plan"]["data"]
+
+    again = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
+    assert [row.ending for row in again.rows] == ["fresh"]
+    assert len([*(store / "attestations").rglob("*.json")]) == 1
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
+    fleet = spec(tmp_path / "store", {"good": {"source": f"file://{checkpoint('bert')}"}})
+    with pytest.raises(RequestError, match="either fleet or spec"):
+        convert_fleet()
+    with pytest.raises(RequestError, match="either fleet or spec"):
+        convert_fleet(fleet="fleet.yaml", spec=fleet)
+    with pytest.raises(RequestError, match="only: expected names of entries, got other"):
+        convert_fleet(spec=fleet, only=["other"])
+    wrong = spec(tmp_path / "store", {"a": {"source": "x"}, "b": {"source": "hf://o/n", "zzz": 1}})
+    with pytest.raises(RequestError) as caught:
+        convert_fleet(spec=wrong)
+    assert "a.source" in str(caught.value)
+    assert "b.zzz" in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("_server")
+def test_a_deployment_has_one_backend(checkpoint, tmp_path):
+    fields = {"source": f"file://{checkpoint('bert')}", "lengths": [8], "task": "fill-mask"}
+    named = make_request({**fields, "backend": "jit"})
+    with pytest.raises(RequestError, match="backend: expected neuronx of this deployment, got jit"):
+        convert_checkpoint(named, backend="neuronx")
+    open_request = make_request(fields)
+    assert single._of(open_request, "neuronx").backend == "neuronx"
+    assert single._of(open_request, None) is open_request
+
+
+@pytest.mark.usefixtures("_server")
+def test_gc_by_schedule(tmp_path):
+    store = open_store(f"file://{tmp_path}/store")
+    orphan = "conversions/a-00000000/" + "0" * 64 + "/model/x"
+    store.put_new(orphan, b"orphan")
+    assert not collect_garbage(store.url, older_than_days=1).removed  # it is young
+    with pytest.raises(ValueError, match="at least an hour"):
+        collect_garbage(store.url, older_than_days=0.01)
+    os.utime(tmp_path / "store" / orphan, (0, 0))
+    entry = "channels/a-00000000/fill-mask.jit.float32.b1/latest/0000000001.json"
+    store.put_new(entry, b"damaged")
+    with pytest.raises(StoreError, match="gc kept what it could not judge"):
+        collect_garbage(store.url)
+    (tmp_path / "store" / entry).unlink()
+    assert len(collect_garbage(store.url, dry_run=True).removed) == 1
+    assert (tmp_path / "store" / orphan).exists()
+    assert len(collect_garbage(store.url).removed) == 1
+    assert not (tmp_path / "store" / orphan).exists()
+
+
+def test_a_failed_entry_crosses_processes_with_its_row():
+    import pickle
+    from datetime import UTC, datetime
+
+    from tasks.report.fleet_facts import FleetRow
+
+    row = FleetRow(name="a", source="s", commit=None, variant="v", lengths=(1,), ending="failed")
+    assert pickle.loads(pickle.dumps(EntryFailedError(row))).row == row
+    now = datetime.now(UTC)
+    facts = FleetFacts(name="f", run="r", started=now, finished=now, rows=(row,))
+    assert pickle.loads(pickle.dumps(FleetError("m", facts))).facts == facts
+    assert json.dumps(facts.rows[0].name)

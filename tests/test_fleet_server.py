@@ -1,0 +1,295 @@
+"""A fleet over a real Prefect server and real workers, and everything that dies under it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from safetensors.torch import load_file, save_file
+
+from infra.automations import lost_runs
+from infra.provision import put_automation
+from tests import tiny
+from tests.prefect_platform import Platform
+from tracefleet.channel import find_variants
+from tracefleet.store import open_store
+
+pytestmark = pytest.mark.prefect
+
+#: Lengths enough for a trace that can be hit while it runs.
+SLOW = [*range(8, 128, 8)]
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A provisioned server with every deployment, a coordinator and one jit worker."""
+    platform = Platform(tmp_path_factory.mktemp("prefect"))
+    try:
+        platform.start_server()
+        made = platform.run("python", "-m", "infra.provision")
+        assert made.returncode == 0, made.stderr
+        deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+        deployed = platform.run("prefect", *deploy)
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        platform.start_worker("coordinator")
+        platform.jit = platform.start_worker("jit")
+        yield platform
+    finally:
+        platform.stop()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Callable[[int], list[Path]]:
+    """Make so many tiny checkpoints with weights of their own."""
+    base = tiny.save("bert", tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "word_embeddings" in name)
+
+    def make(count: int) -> list[Path]:
+        folders = [tmp_path / "models" / f"bert-{index}" for index in range(count)]
+        for index, folder in enumerate(folders):
+            shutil.copytree(base, folder)
+            own = {**weights, name: weights[name] + 0.01 * (index + 1)}
+            save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+        return folders
+
+    torch.manual_seed(0)
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+def fleet_file(folder: Path, entries: dict[str, dict[str, Any]], **defaults: Any) -> str:
+    path = folder / "fleet.yaml"
+    common = {"task": "feature-extraction", "lengths": [8, 16], **defaults}
+    path.write_text(yaml.safe_dump({"defaults": common, "entries": entries}))
+    return str(path)
+
+
+def all_of(folders: list[Path]) -> dict[str, dict[str, Any]]:
+    return {folder.name: {"source": f"file://{folder}"} for folder in folders}
+
+
+def published(store: str) -> int:
+    return len(list(find_variants(open_store(store))))
+
+
+def tracing(platform: Platform, store: str) -> Callable[[], str | None]:
+    """Ask for the identifier of a conversion that is being traced right now."""
+
+    def ask() -> str | None:
+        body = {
+            "task_runs": {"name": {"any_": ["trace"]}, "state": {"name": {"any_": ["Running"]}}}
+        }
+        busy = {task["flow_run_id"] for task in platform.ask("task_runs/filter", body)}
+        return next((run["id"] for run in platform.conversions(store) if run["id"] in busy), None)
+
+    return ask
+
+
+def states(platform: Platform, store: str) -> Counter[str]:
+    return Counter(run["state_name"] for run in platform.conversions(store))
+
+
+def test_what_is_deployed(platform: Platform):
+    nightly = platform.ask("deployments/name/convert-fleet/nightly")
+    (schedule,) = nightly["schedules"]
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+    assert schedule["active"]
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    for backend in ("jit", "neuronx", "neuron"):
+        deployment = platform.ask(f"deployments/name/convert-checkpoint/{backend}")
+        assert deployment["work_pool_name"] == backend
+        queues = platform.ask(f"work_pools/{backend}/queues/filter", {})
+        assert {queue["name"]: queue["priority"] for queue in queues} == {
+            "adhoc": 1,
+            "default": 5,
+            "fleet": 10,
+        }
+    assert platform.ask("deployments/name/gc/weekly")["schedules"][0]["active"]
+    again = platform.run("python", "-m", "infra.provision")
+    assert again.returncode == 0
+    assert {line.rpartition(": ")[2] for line in again.stdout.splitlines()} == {"unchanged"}
+
+
+def test_one_conversion_by_the_command_line(platform: Platform, checkpoints, store: str):
+    (folder,) = checkpoints(1)
+    run = ("prefect", "deployment", "run", "convert-checkpoint/jit", "--watch", "--param")
+    request = f'"source": "file://{folder}", "task": "feature-extraction", "store": "{store}"'
+    refused = platform.run(*run, f'request={{{request}, "lengths": [0]}}')
+    assert refused.returncode != 0
+    assert not platform.conversions(store)
+
+    done = platform.run(*run, f'request={{{request}, "lengths": [8, 16]}}')
+    assert done.returncode == 0, done.stdout
+    (seen,) = platform.conversions(store)
+    assert re.fullmatch(r"bert-0@[0-9a-f]{7} jit feature-extraction", seen["name"])
+    assert seen["state_name"] == "Completed"
+    assert published(store) == 1
+    report = f"{store}/reports/{seen['id']}/index.html"
+    body = {"artifacts": {"flow_run_id": {"any_": [seen["id"]]}}}
+    (artifact,) = platform.ask("artifacts/filter", body)
+    assert report in artifact["data"]
+    asset = "prefect.asset.materialization.succeeded"
+
+    def events() -> list[dict[str, Any]]:
+        found = platform.ask("events/filter", {"filter": {"event": {"name": [asset]}}})["events"]
+        return [one for one in found if one["resource"]["prefect.resource.id"].startswith(store)]
+
+    (event,) = platform.wait(events)
+    assert event["payload"]["channel"] == "latest"
+    assert event["payload"]["number"] == 1
+
+
+def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    folders = checkpoints(10)
+    (folders[3] / "model.safetensors").write_bytes(b"\0" * 100)
+    fleet = fleet_file(tmp_path, all_of(folders), store=store)
+    run = ("prefect", "deployment", "run", "convert-fleet/nightly", "--watch", "--param")
+    done = platform.run(*run, f"fleet={fleet}", timeout=400)
+    assert done.returncode == 1, done.stdout
+    assert published(store) == 9
+    (seen,) = platform.ask(
+        "flow_runs/filter",
+        {"flow_runs": {"name": {"like_": "fleet"}, "state": {"name": {"any_": ["Failed"]}}}},
+    )
+    told = seen["state"]["message"]
+    assert "expected all 10 entries to be current, got 9 (9 published now); 1 are not" in told
+    assert "bert-3 (UnsafeCheckpointError)" in told
+    tables = platform.ask(
+        "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [seen["id"]]}}}
+    )
+    by_key = {table["key"]: table["data"] for table in tables}
+    assert "UnsafeCheckpointError" in by_key["fleet-fleet-yaml-failures"]
+    assert "bert-9" in by_key["fleet-fleet-yaml-entries"]
+    page = open_store(store).read(f"reports/{seen['id']}/index.html").decode()
+    assert "9 of 10" in page
+    first = Counter(run["name"] for run in platform.conversions(store))
+    assert len(first) <= 10  # the poisoned one is refused by the plan or by its own run
+    assert set(first.values()) == {1}
+
+    rest = platform.run("python", "-m", "flows", "fleet", fleet)
+    assert rest.returncode == 1
+    assert "10 entries: 9 fresh, 0 published, 1 failed" in rest.stdout
+    assert len(platform.conversions(store)) <= len(first) + 1
+
+    del folders[3]
+    fleet = fleet_file(tmp_path, all_of(folders), store=store)
+    runs = len(platform.conversions(store))
+    fresh = platform.run("python", "-m", "flows", "fleet", fleet, timeout=60)
+    assert fresh.returncode == 0, fresh.stderr
+    assert "9 entries: 9 fresh, 0 published, 0 failed" in fresh.stdout
+    assert len(platform.conversions(store)) == runs
+
+
+def test_a_killed_run_is_handed_out_again(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(1)), store=store, lengths=SLOW)
+    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+        run = platform.wait(tracing(platform, store))
+        platform.process_of(run).kill()
+        told, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert states(platform, store) == {"Crashed": 1, "Completed": 1}
+    assert published(store) == 1
+
+
+def test_a_lost_host_is_detected_and_another_takes_over(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    with (
+        temporary_settings({PREFECT_API_URL: platform.url}),
+        get_client(sync_client=True) as client,
+    ):
+        # One heartbeat instead of three: a heartbeat can't be had more often than every 30 s.
+        assert put_automation(client, lost_runs(timedelta(seconds=32))) == "updated"
+    fleet = fleet_file(tmp_path, all_of(checkpoints(1)), store=store, lengths=SLOW)
+    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+        platform.wait(tracing(platform, store))
+        assert platform.jit
+        platform.lose(platform.jit)
+        assert states(platform, store) == {"Running": 1}
+        platform.jit = platform.start_worker("jit")
+        told, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert states(platform, store) == {"Crashed": 1, "Completed": 1}
+    assert published(store) == 1
+
+
+def test_two_fleets_at_once_share_their_runs(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store)
+    command = ("python", "-m", "flows", "fleet", fleet)
+    with platform.running(*command) as one, platform.running(*command) as two:
+        for process in (one, two):
+            told, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, told
+    assert states(platform, store) == {"Completed": 3}
+    assert published(store) == 3
+
+
+def test_a_cancelled_fleet_stops_its_runs(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(6)), store=store, lengths=SLOW)
+    run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--param", f"fleet={fleet}")
+    started = platform.run(*run)
+    (parent,) = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", started.stdout))
+    platform.wait(tracing(platform, store))
+    assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
+    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
+    over = {"Cancelled", "Completed"}
+    platform.wait(lambda: set(states(platform, store)) <= over)
+    seen = states(platform, store)
+    assert seen["Cancelled"] >= 1
+    assert published(store) == seen["Completed"]
+    assert list(open_store(store).walk("publishing")) == []
+    verified = platform.run("tracefleet", "verify", store)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_a_fleet_that_is_terminated_takes_its_runs_along(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store, lengths=SLOW)
+    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+        platform.wait(tracing(platform, store))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    platform.wait(lambda: set(states(platform, store)) <= {"Cancelled", "Completed"})
+    assert states(platform, store)["Cancelled"] >= 1
+
+
+def test_a_server_that_restarts_costs_nothing(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store, lengths=SLOW)
+    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+        platform.wait(tracing(platform, store))
+        platform.stop_server()
+        platform.start_server()
+        told, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert "3 published" in told
+    assert published(store) == 3

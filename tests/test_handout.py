@@ -1,0 +1,110 @@
+"""How a conversion of a fleet is named, identified and told when it fails; no server."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from flows.fleet_rows import failed_row, invalid_row, planned_row, split_message
+from flows.handout import Handout, StoppedError, hand_out
+from flows.naming import artifact_key, run_name
+from flows.planning import wanted_of
+from flows.request import make_request
+from tasks.plan import PlanRow
+
+COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
+
+
+def handout(source: str = "hf://google/bert-base", key: str | None = "k" * 64, **fields: Any):
+    request = make_request({"source": source, "lengths": [8], "task": "fill-mask", **fields})
+    row = PlanRow(
+        wanted=wanted_of("entry", request),
+        state="missing",
+        why=("never published",),
+        commit=COMMIT,
+        task="fill-mask",
+        key=key,
+    )
+    return Handout(request=request, planned=row, fleet="0192-aaaa-bbbb")
+
+
+def test_a_run_is_named_for_people():
+    request = handout().request
+    assert run_name(request, COMMIT) == "bert-base@86b5e09 jit fill-mask"
+    assert run_name(request) == "bert-base jit fill-mask"
+    pinned = make_request({"source": f"hf://google/bert-base@{COMMIT}", "lengths": [8]})
+    assert run_name(pinned) == "bert-base@86b5e09 jit"
+    assert run_name(handout("file:///models/bert").request) == "bert jit fill-mask"
+
+
+def test_what_was_planned_is_what_is_handed_out():
+    assert handout().pinned.revision == COMMIT
+    branch = handout("hf://google/bert-base@main").pinned
+    assert (branch.source, branch.revision) == ("hf://google/bert-base", COMMIT)
+    local = handout("file:///models/bert").pinned
+    assert (local.source, local.revision) == ("file:///models/bert", None)
+
+
+def test_one_conversion_is_one_tag_whatever_its_limits():
+    assert handout().identity == "k" * 64
+    assert handout().tag == "conversion:" + "k" * 16
+    assert handout().fleet_tag == "fleet:bbbb"
+    unknown = handout(key=None)
+    assert unknown.identity == handout(key=None, timeout_seconds=5, threads=1).identity
+    assert unknown.identity != handout(key=None, batch=2).identity
+
+
+def test_nothing_is_begun_once_the_fleet_stops():
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(StoppedError, match="entry: not begun"):
+        hand_out(handout(), stopping)  # without a server: it must not even ask
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        ("Flow run encountered an exception: TraceError: no: graph", "TraceError", "no: graph"),
+        ("RunLostError: bert: Crashed: exit 9", "RunLostError", "bert: Crashed: exit 9"),
+        (
+            "Flow run encountered an exception: httpx.ConnectError: refused",
+            "ConnectError",
+            "refused",
+        ),
+        (
+            "Process exited with status code: -9",
+            "RunLostError",
+            "Process exited with status code: -9",
+        ),
+    ],
+)
+def test_the_type_of_an_error_is_found_in_a_states_message(told: str, error: str, message: str):
+    assert split_message(told) == (error, message)
+
+
+def test_rows_of_what_did_not_work(tmp_path):
+    one = handout(store=f"file://{tmp_path}/store")
+    told = "Flow run encountered an exception: NumericsMismatchError: fill-mask:\n differs"
+    row = failed_row(one, told, run="run-1", url="http://ui/run-1")
+    assert (row.ending, row.error, row.why) == (
+        "failed",
+        "NumericsMismatchError",
+        "fill-mask: differs",
+    )
+    assert "report" in row.next_step
+    assert row.report_url is None  # none was written
+    (tmp_path / "store/reports/run-1").mkdir(parents=True)
+    (tmp_path / "store/reports/run-1/index.html").write_text("x")
+    assert failed_row(one, told, run="run-1", url=None).report_url is not None
+    assert planned_row(one.planned, "cancelled").conversion_url is None
+    bad = PlanRow(
+        wanted=one.planned.wanted, state="invalid", error="RequestError", message="no such folder"
+    )
+    assert invalid_row(bad).next_step == "Correct the entry in the fleet file."
+    assert invalid_row(bad).variant == "?.jit.float32.b1"
+
+
+def test_artifact_keys_are_what_prefect_takes():
+    assert artifact_key("gc", "s3://Bucket/models") == "gc-s3-bucket-models"

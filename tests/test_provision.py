@@ -1,0 +1,73 @@
+"""What infra.provision refuses before it talks to a server, and the files that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, RESUMES
+from infra.provision import POOLS, ProvisionError, main, read_pools
+
+PREFECT_YAML = yaml.safe_load(Path(POOLS).with_name("prefect.yaml").read_text("utf-8"))
+
+
+def test_every_pool_and_queue_that_a_deployment_names_is_made():
+    pools = read_pools(POOLS)
+    for deployment in PREFECT_YAML["deployments"]:
+        pool = deployment["work_pool"]
+        assert pool["work_queue_name"] in pools[pool["name"]].queues
+    assert {pool.type for pool in pools.values()} == {"process"}
+
+
+def test_fleets_never_wait_in_the_pool_of_their_conversions():
+    by_flow: dict[str, set[str]] = {}
+    for deployment in PREFECT_YAML["deployments"]:
+        flow = deployment["entrypoint"].partition(":")[0]
+        by_flow.setdefault(flow, set()).add(deployment["work_pool"]["name"])
+    assert not by_flow["flows/convert_fleet.py"] & by_flow["flows/convert_checkpoint.py"]
+
+
+def test_heartbeats_are_as_frequent_as_the_automation_allows():
+    for deployment in PREFECT_YAML["deployments"]:
+        env = deployment["work_pool"]["job_variables"]["env"]
+        assert int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_SECONDS
+    assert MISSED.seconds >= 3 * HEARTBEAT_SECONDS
+
+
+def test_what_is_scheduled_again_is_tagged():
+    tags = {d["name"]: d["tags"] for d in PREFECT_YAML["deployments"]}
+    assert {name for name, of in tags.items() if RESUMES in of} == {"nightly", "adhoc"}
+    names = [make().name for make in AUTOMATIONS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pools: {a: {description: x, queues: {}}}", "queues"),
+        ("pools: {a: {description: x, queues: {default: 1}, colour: red}}", "colour"),
+        ("pool: {}", "pools"),
+        ("[", "expected `pools:`"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "pools.yaml"
+    path.write_text(text)
+    with pytest.raises(ProvisionError, match=told):
+        read_pools(path)
+
+
+def test_no_server_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert main(["--pools", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml: expected `pools:`" in capsys.readouterr().err
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert main([]) == 1
+    assert "PREFECT_API_URL: expected the URL of a server" in capsys.readouterr().err
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert main([]) == 1
+    assert "expected a Prefect server" in capsys.readouterr().err
