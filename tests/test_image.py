@@ -26,7 +26,8 @@ from botocore.validate import validate_parameters
 from docker.utils.build import exclude_paths  # type: ignore[import-untyped]
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from infra import image_check, job_templates
+from infra import job_templates
+from infra.image_check.__main__ import main as image_check
 
 ROOT = Path(__file__).parent.parent
 #: Read by Prefect, but not one of its settings.
@@ -199,7 +200,7 @@ def test_the_check_says_that_it_needs_root(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert image_check.main([]) == 1
+    assert image_check([]) == 1
     assert "expected root" in capsys.readouterr().err
 
 

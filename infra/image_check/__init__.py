@@ -1,0 +1,1 @@
+"""Build the image without Docker, and try it out: see ``__main__``."""
