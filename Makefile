@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test soak sweep lint serve-s3 image-check bench bench-store format clean help
+.PHONY: demo test soak sweep lint serve-s3 image-check bench bench-store bench-fleet format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ bench: $(STAMP)  ## whole conversion against the documented script, as ratios
 
 bench-store: $(STAMP)  ## a store on S3 against plain boto3, as ratios; needs 6 GB of disk
 	$(BIN)/python -m benchmarks.store
+
+bench-fleet: $(STAMP)  ## 1,000 tiny checkpoints over a real Prefect server and two workers
+	$(BIN)/python -m benchmarks.fleet
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) store .bench

@@ -12,12 +12,9 @@ With PostgreSQL's server program on the PATH the server keeps its runs there, as
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,15 +28,14 @@ from safetensors.torch import load_file, save_file
 
 from flows.fleet_spec import read_fleet
 from tests import tiny
+from tests.postgres import postgres
 from tests.prefect_platform import Platform
-from tests.s3_servers import free_port
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
 
 WORK = Path(".bench/fleet")
 WORKERS = 2
 LENGTHS = [8, 16]
-_POSTGRES_USER = "postgres"  # its server refuses to run as root
 
 
 def main() -> int:
@@ -150,10 +146,8 @@ def _cpu() -> float:
 def _platform() -> Iterator[tuple[Platform, str]]:
     folder = (WORK / "prefect").absolute()
     folder.mkdir(parents=True)
-    platform = Platform(folder)
-    with _postgres() as url:
-        if url is not None:
-            platform.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+    with postgres() as url:
+        platform = Platform(folder, url)
         try:
             platform.start_server()
             _check(platform.run("python", "-m", "infra.provision"))
@@ -167,43 +161,6 @@ def _platform() -> Iterator[tuple[Platform, str]]:
 def _check(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode:
         raise RuntimeError(f"{done.args}: {done.stdout}{done.stderr}")
-
-
-@contextmanager
-def _postgres() -> Iterator[str | None]:
-    """Run PostgreSQL on a free port for the length of the benchmark; None where there is none."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not binaries or os.geteuid() != 0:
-        yield None
-        return
-    port = free_port()
-    with tempfile.TemporaryDirectory() as data:
-        shutil.chown(data, _POSTGRES_USER)
-        user = {"user": _POSTGRES_USER, "cwd": data, "stdout": subprocess.DEVNULL}
-        initdb = [binaries[-1] / "initdb", "-D", data, "-A", "trust"]
-        subprocess.run(initdb, check=True, stderr=subprocess.DEVNULL, **user)  # type: ignore[call-overload]
-        listen = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", data]
-        server: subprocess.Popen[bytes] = subprocess.Popen(
-            [binaries[-1] / "postgres", "-D", data, *listen],
-            stderr=subprocess.DEVNULL,
-            **user,  # type: ignore[call-overload]
-        )
-        try:
-            _wait_for(port)
-            yield f"postgresql+asyncpg://{_POSTGRES_USER}@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _wait_for(port: int) -> None:
-    import socket
-
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.1)
-    raise RuntimeError("PostgreSQL did not start")
 
 
 def _table(found: dict[str, Any], limit: int) -> str:

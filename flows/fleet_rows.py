@@ -31,6 +31,7 @@ _NEXT = {
     "StoreUnavailableError": "Run the fleet again when the store answers.",
 }
 _ANY_NEXT = "Look at the run's log, then run the fleet again."
+_MEANWHILE = "another run published it meanwhile"
 _LONGEST_WHY = 600
 
 
@@ -77,6 +78,11 @@ def cancelled_row(handout: Handout, *, url: str | None) -> FleetRow:
     return replace(planned_row(handout.planned, "cancelled"), run_url=url)
 
 
+def joined_row(handout: Handout) -> FleetRow:
+    """Return the row of a conversion that another fleet published since this one planned."""
+    return replace(planned_row(handout.planned, "fresh"), why=_MEANWHILE)
+
+
 def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
     """Return the row of a conversion that a run ended well, from what the run left in the store.
 
@@ -91,7 +97,7 @@ def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
     row = planned_row(replace(handout.planned, key=manifest.key), "published")
     row = replace(row, run_url=url)
     if attested is None:
-        return replace(row, ending="fresh", why="another run published it meanwhile")
+        return replace(row, ending="fresh", why=_MEANWHILE)
     return replace(
         row,
         worst_error=max(length.max_rel_error for length in manifest.validation.lengths),

@@ -27,7 +27,9 @@ from prefect.deployments import run_deployment
 from flows.naming import TAG, run_name
 from flows.request import ConversionRequest
 from tasks.plan import PlanRow
+from tracefleet.channel import channel_folder, current
 from tracefleet.manifest import canonical_json
+from tracefleet.store import open_store
 
 FLOW = "convert-checkpoint"
 #: The queue that fleets hand out to in every pool; ad hoc runs come before it (infra/pools.yaml).
@@ -65,8 +67,14 @@ class Handout:
 
     @property
     def pinned(self) -> ConversionRequest:
-        """The request with the very commit and task that were planned."""
-        found: dict[str, str | None] = {"task": self.planned.task}
+        """The request with the very commit and task that were planned, and an absolute store.
+
+        A worker's working directory is another one.
+        """
+        found: dict[str, str | None] = {
+            "task": self.planned.task,
+            "store": open_store(self.request.store).url,
+        }
         if self.request.source.startswith("hf://"):
             source, _, _ = self.request.source.partition("@")
             found |= {"source": source, "revision": self.planned.commit}
@@ -92,8 +100,12 @@ class Handout:
         return _fleet_tag(self.fleet)
 
 
-def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun:
+def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun | None:
     """Start or join the run of a conversion; return it when it is over.
+
+    Returns:
+        The run; None if the conversion turned out to be current already: another fleet's run ended
+        since this one planned.
 
     Raises:
         RunLostError: it crashed, or was cancelled by somebody else.
@@ -102,7 +114,10 @@ def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun:
     if stopping.is_set():
         raise StoppedError(f"{handout.name}: not begun")
     with get_client(sync_client=True) as client:
-        run = _finished(client, _started(client, handout), stopping)
+        started = _started(client, handout)
+        if started is None:
+            return None
+        run = _finished(client, started, stopping)
     assert run.state is not None
     ours = handout.fleet_tag in run.tags
     if run.state.is_crashed() or (run.state.is_cancelled() and not ours):
@@ -124,12 +139,15 @@ def _fleet_tag(fleet: str) -> str:
     return f"fleet:{fleet.rpartition('-')[2]}"
 
 
-def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun:
+def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun | None:
     """Return a run of the conversion that is not over: a new one, or one to join.
 
-    The key of the nth try is the same for all that hand out the conversion at the same time.
+    The key of the nth try is the same for all that hand out the conversion at the same time. A run
+    that ended since the tries were counted is found by its key, and what it did in the store.
     """
     for number in itertools.count(len(_runs(client, handout.tag, over=True))):
+        if _is_current(handout):
+            return None
         run: Any = run_deployment(
             f"{FLOW}/{handout.request.backend}",
             parameters={"request": handout.pinned.model_dump(mode="json")},
@@ -142,6 +160,14 @@ def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun:
         if run.state is None or not run.state.is_final():
             return cast("FlowRun", run)
     raise AssertionError("unreachable")
+
+
+def _is_current(handout: Handout) -> bool:
+    """Whether the channel points to the very conversion that was planned."""
+    request = handout.pinned
+    folder = channel_folder(request.source, request.variant, request.channel)
+    newest = current(open_store(request.store), folder)
+    return newest is not None and newest[1].key == handout.planned.key
 
 
 def _finished(client: SyncPrefectClient, run: FlowRun, stopping: threading.Event) -> FlowRun:

@@ -1,13 +1,14 @@
 """A real Prefect server with real workers, each a process group of its own on loopback.
 
-The server keeps its SQLite file when it is restarted; workers run what ``infra/prefect.yaml``
-deploys, as on a real host.
+The server keeps what it knows when it is restarted: in PostgreSQL where the machine has it, else
+in SQLite. Workers run what ``infra/prefect.yaml`` deploys, as on a real host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ _START_SECONDS = 180.0
 class Platform:
     """A Prefect server, its workers, and the command line that talks to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.env = {
@@ -43,8 +44,12 @@ class Platform:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "5",
             "TRACEFLEET_CACHE": str(folder / "cache"),
+            "TMPDIR": str(folder / "tmp"),
             "COLUMNS": "200",
         }
+        if database is not None:
+            self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+        (folder / "tmp").mkdir()
         self._server: subprocess.Popen[bytes] | None = None
         self._workers: list[subprocess.Popen[bytes]] = []
         self.jit: subprocess.Popen[bytes] | None = None
@@ -132,9 +137,19 @@ class Platform:
         while time.monotonic() < end:
             if answer := until():
                 return answer
-            time.sleep(0.5)
+            time.sleep(0.2)
         logs = "\n".join(self._tail(path) for path in sorted(self.folder.glob("*.log")))
         raise AssertionError(f"not within {seconds} s: {until}\n{logs}")
+
+    def forget(self) -> None:
+        """Remove what runs that were killed left in the temporary folder."""
+        for left in (self.folder / "tmp").glob("tracefleet-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def traces(self) -> bool:
+        """Whether a child is tracing at this moment: it has a log and the next step has none."""
+        begun = (self.folder / "tmp").glob("tracefleet-*/trace.log")
+        return any(not log.with_name("reference.log").exists() for log in begun)
 
     def process_of(self, run: str) -> psutil.Process:
         """Return the process of a flow run, which its worker started."""

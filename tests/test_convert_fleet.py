@@ -19,9 +19,10 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import convert_checkpoint as single
+from flows.carry_out import EntryFailedError
 from flows.collect_garbage import collect_garbage
 from flows.convert_checkpoint import convert_checkpoint
-from flows.convert_fleet import EntryFailedError, convert_fleet
+from flows.convert_fleet import convert_fleet
 from flows.fleet import summary
 from flows.fleet_spec import FleetSpec
 from flows.request import make_request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,63 +12,67 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from safetensors.torch import load_file, save_file
 
 from infra.automations import lost_runs
 from infra.provision import put_automation
 from tests import tiny
+from tests.postgres import postgres
 from tests.prefect_platform import Platform
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
 
 pytestmark = pytest.mark.prefect
 
-#: Lengths enough for a trace that can be hit while it runs.
+#: Layers and lengths enough for a trace that can be hit while it runs.
+DEEP = 12
 SLOW = [*range(8, 128, 8)]
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A provisioned server with every deployment, a coordinator and one jit worker."""
-    platform = Platform(tmp_path_factory.mktemp("prefect"))
-    try:
-        platform.start_server()
-        made = platform.run("python", "-m", "infra.provision")
-        assert made.returncode == 0, made.stderr
-        deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
-        deployed = platform.run("prefect", *deploy)
-        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        platform.start_worker("coordinator")
-        platform.jit = platform.start_worker("jit")
-        yield platform
-    finally:
-        platform.stop()
+    with postgres() as database:
+        platform = Platform(tmp_path_factory.mktemp("prefect"), database)
+        try:
+            platform.start_server()
+            made = platform.run("python", "-m", "infra.provision")
+            assert made.returncode == 0, made.stderr
+            deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+            deployed = platform.run("prefect", *deploy)
+            assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+            platform.start_worker("coordinator")
+            platform.jit = platform.start_worker("jit")
+            yield platform
+        finally:
+            platform.stop()
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path) -> Callable[[int], list[Path]]:
-    """Make so many tiny checkpoints with weights of their own."""
-    base = tiny.save("bert", tmp_path / "base")
-    weights = load_file(base / "model.safetensors")
-    name = next(name for name in weights if "word_embeddings" in name)
+def checkpoints(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Make so many tiny checkpoints with weights of their own; deep ones take seconds to trace."""
 
-    def make(count: int) -> list[Path]:
+    def make(count: int, *, layers: int = 2) -> list[Path]:
+        torch.manual_seed(0)
+        model = transformers.BertModel(
+            transformers.BertConfig(**{**tiny.BERT, "num_hidden_layers": layers})
+        )
         folders = [tmp_path / "models" / f"bert-{index}" for index in range(count)]
         for index, folder in enumerate(folders):
-            shutil.copytree(base, folder)
-            own = {**weights, name: weights[name] + 0.01 * (index + 1)}
-            save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+            with torch.no_grad():
+                model.embeddings.word_embeddings.weight.normal_(std=1 + index)
+            model.save_pretrained(folder)
         return folders
 
-    torch.manual_seed(0)
     return make
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
+def store(tmp_path: Path, platform: Platform) -> str:
+    platform.forget()
     return f"file://{tmp_path}/store"
 
 
@@ -88,17 +91,11 @@ def published(store: str) -> int:
     return len(list(find_variants(open_store(store))))
 
 
-def tracing(platform: Platform, store: str) -> Callable[[], str | None]:
-    """Ask for the identifier of a conversion that is being traced right now."""
-
-    def ask() -> str | None:
-        body = {
-            "task_runs": {"name": {"any_": ["trace"]}, "state": {"name": {"any_": ["Running"]}}}
-        }
-        busy = {task["flow_run_id"] for task in platform.ask("task_runs/filter", body)}
-        return next((run["id"] for run in platform.conversions(store) if run["id"] in busy), None)
-
-    return ask
+def tracing(platform: Platform, store: str) -> str:
+    """Wait until a conversion is being traced; return the identifier of its run."""
+    platform.wait(platform.traces)
+    running = (run for run in platform.conversions(store) if run["state_name"] == "Running")
+    return str(next(running)["id"])
 
 
 def states(platform: Platform, store: str) -> Counter[str]:
@@ -208,9 +205,9 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
 def test_a_killed_run_is_handed_out_again(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(1)), store=store, lengths=SLOW)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(1, layers=DEEP)), store=store, lengths=SLOW)
     with platform.running("python", "-m", "flows", "fleet", fleet) as process:
-        run = platform.wait(tracing(platform, store))
+        run = tracing(platform, store)
         platform.process_of(run).kill()
         told, _ = process.communicate(timeout=200)
     assert process.returncode == 0, told
@@ -227,9 +224,9 @@ def test_a_lost_host_is_detected_and_another_takes_over(
     ):
         # One heartbeat instead of three: a heartbeat can't be had more often than every 30 s.
         assert put_automation(client, lost_runs(timedelta(seconds=32))) == "updated"
-    fleet = fleet_file(tmp_path, all_of(checkpoints(1)), store=store, lengths=SLOW)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(1, layers=DEEP)), store=store, lengths=SLOW)
     with platform.running("python", "-m", "flows", "fleet", fleet) as process:
-        platform.wait(tracing(platform, store))
+        tracing(platform, store)
         assert platform.jit
         platform.lose(platform.jit)
         assert states(platform, store) == {"Running": 1}
@@ -256,11 +253,11 @@ def test_two_fleets_at_once_share_their_runs(
 def test_a_cancelled_fleet_stops_its_runs(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(6)), store=store, lengths=SLOW)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(6, layers=DEEP)), store=store, lengths=SLOW)
     run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--param", f"fleet={fleet}")
     started = platform.run(*run)
     (parent,) = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", started.stdout))
-    platform.wait(tracing(platform, store))
+    tracing(platform, store)
     assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
     platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
     over = {"Cancelled", "Completed"}
@@ -269,16 +266,16 @@ def test_a_cancelled_fleet_stops_its_runs(
     assert seen["Cancelled"] >= 1
     assert published(store) == seen["Completed"]
     assert list(open_store(store).walk("publishing")) == []
-    verified = platform.run("tracefleet", "verify", store)
-    assert verified.returncode == 0, verified.stdout
+    verified = platform.run("tracefleet", "verify", store)  # fails for an empty store too
+    assert (verified.returncode == 0) == (published(store) > 0), verified.stdout
 
 
 def test_a_fleet_that_is_terminated_takes_its_runs_along(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store, lengths=SLOW)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
     with platform.running("python", "-m", "flows", "fleet", fleet) as process:
-        platform.wait(tracing(platform, store))
+        tracing(platform, store)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode != 0
@@ -289,9 +286,9 @@ def test_a_fleet_that_is_terminated_takes_its_runs_along(
 def test_a_server_that_restarts_costs_nothing(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store, lengths=SLOW)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
     with platform.running("python", "-m", "flows", "fleet", fleet) as process:
-        platform.wait(tracing(platform, store))
+        tracing(platform, store)
         platform.stop_server()
         platform.start_server()
         told, _ = process.communicate(timeout=240)

@@ -7,8 +7,10 @@ all.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -32,6 +34,8 @@ _SCHEME = "s3://"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
 _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 2 * 24 * 3600
+_SETTINGS = ("AWS_", "FSSPEC_")
+_KEEP_SECONDS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +86,25 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
     return _download(resolved, resolved.files, resolved.commit), resolved.files
 
 
+@functools.lru_cache(maxsize=1)
+def _connected(_pid: int, _settings: frozenset[tuple[str, str]], _period: int) -> Any:
+    """Return the file view of S3; a fleet has a thousand prefixes, and each would cost 0.2 s.
+
+    A new one for another process, other settings, and once in a while for credentials in files.
+    Cached listings hide what others write, and s3fs' own cache of instances keeps old settings.
+    """
+    import s3fs
+
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+
 class _Prefix:
     """The objects under a prefix, as a listing."""
 
     def __init__(self, source: str) -> None:
-        import s3fs
-
         self._root = source.removeprefix(_SCHEME)
-        # Cached listings hide what others write; cached instances keep an old endpoint.
-        self._files: Any = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        settings = frozenset(item for item in os.environ.items() if item[0].startswith(_SETTINGS))
+        self._files = _connected(os.getpid(), settings, int(time.monotonic() // _KEEP_SECONDS))
         self.refresh()
 
     def refresh(self) -> None:
