@@ -44,6 +44,7 @@ class Platform:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "5",
             "TRACEFLEET_CACHE": str(folder / "cache"),
+            "TRACEFLEET_WARM_IDLE_SECONDS": "60",
             "TMPDIR": str(folder / "tmp"),
             "COLUMNS": "200",
         }
