@@ -6,8 +6,10 @@ import logging
 import os
 
 #: The embedded server needs more than its default 20 s on small machines; what our loggers say
-#: belongs into the run's log; nobody is to be told that a server runs here.
+#: belongs into the run's log; nobody is to be told that a server runs here. The server's automation
+#: takes a run without three heartbeats of 30 s for lost (infra.automations).
 SETTINGS = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,tracefleet",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

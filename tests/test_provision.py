@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows import engine
 from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, RESUMES
 from infra.provision import POOLS, ProvisionError, main, read_pools
 
@@ -33,6 +34,8 @@ def test_heartbeats_are_as_frequent_as_the_automation_allows():
     for deployment in PREFECT_YAML["deployments"]:
         env = deployment["work_pool"]["job_variables"]["env"]
         assert int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_SECONDS
+    # A fleet that is started by hand has no deployment, and Prefect's own default is rarer.
+    assert int(engine.SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_SECONDS
     assert MISSED.seconds >= 3 * HEARTBEAT_SECONDS
 
 
