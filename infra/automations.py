@@ -19,6 +19,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 HEARTBEAT_SECONDS = 30
+#: On every run of our deployments; those of other flows may send their heartbeats as they like.
+OURS = "tracefleet"
 #: On every run of a deployment that is to be scheduled again when its host was lost.
 RESUMES = "resumes"
 MISSED = timedelta(seconds=3 * HEARTBEAT_SECONDS)
@@ -38,6 +40,7 @@ def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
             after={_STATE + "heartbeat"},
             expect={_STATE + "heartbeat", *_OVER, _STATE + "Cancelling", _STATE + "AwaitingRetry"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=_tagged(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=missed,
@@ -63,9 +66,7 @@ def lost_fleets() -> AutomationCore:
             after={_STATE + "Crashed"},
             expect=_TAKEN_UP,
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{RESUMES}"}
-            ),
+            match_related=_tagged(RESUMES),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=_DELAY,
@@ -78,6 +79,12 @@ def lost_fleets() -> AutomationCore:
                 message="Its host was lost.",
             )
         ],
+    )
+
+
+def _tagged(tag: str) -> ResourceSpecification:
+    return ResourceSpecification(
+        {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
     )
 
 

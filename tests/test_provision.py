@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flows import engine
-from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, RESUMES
+from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES
 from infra.provision import POOLS, ProvisionError, main, read_pools
 
 PREFECT_YAML = yaml.safe_load(Path(POOLS).with_name("prefect.yaml").read_text("utf-8"))
@@ -42,6 +42,7 @@ def test_heartbeats_are_as_frequent_as_the_automation_allows():
 def test_what_is_scheduled_again_is_tagged():
     tags = {d["name"]: d["tags"] for d in PREFECT_YAML["deployments"]}
     assert {name for name, of in tags.items() if RESUMES in of} == {"nightly", "adhoc"}
+    assert all(OURS in of for of in tags.values())
     names = [make().name for make in AUTOMATIONS]
     assert len(set(names)) == len(names)
 
