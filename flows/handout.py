@@ -35,7 +35,10 @@ FLOW = "convert-checkpoint"
 #: The queue that fleets hand out to in every pool; ad hoc runs come before it (infra/pools.yaml).
 QUEUE = "fleet"
 _SHORT = 16
-_POLL_SECONDS = 5.0  # about one request in 5 s for each run in flight
+#: Soon at first, for what is quick or fails at once; then so that hundreds in flight are bearable
+#: for a server that answers about a hundred requests a second.
+_POLLS = (3.0, 5.0, 8.0)
+_POLL_SECONDS = 15.0
 
 
 class RunLostError(Exception):
@@ -172,8 +175,9 @@ def _is_current(handout: Handout) -> bool:
 
 def _finished(client: SyncPrefectClient, run: FlowRun, stopping: threading.Event) -> FlowRun:
     """Wait; ``run_deployment`` waits too, but can't be stopped in a thread."""
+    pauses = itertools.chain(_POLLS, itertools.repeat(_POLL_SECONDS))
     while run.state is None or not run.state.is_final():
-        if stopping.wait(_POLL_SECONDS):
+        if stopping.wait(next(pauses)):
             raise StoppedError(f"{run.name}: left under way")
         run = client.read_flow_run(run.id)
     return run

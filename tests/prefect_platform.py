@@ -42,7 +42,6 @@ class Platform:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "5",
             "TRACEFLEET_CACHE": str(folder / "cache"),
             "TRACEFLEET_WARM_IDLE_SECONDS": "60",
             "TMPDIR": str(folder / "tmp"),
