@@ -22,11 +22,20 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows import engine, fleet_show
 from flows.convert_checkpoint import convert_checkpoint
-from flows.fleet_rows import cancelled_row, failed_row, joined_row, published_row
-from flows.handout import Handout, StoppedError, cancel, hand_out
+from flows.fleet_rows import (
+    cancelled_row,
+    failed_row,
+    joined_row,
+    published_row,
+    split_message,
+)
+from flows.handout import Handout
 from flows.naming import run_url
+from flows.runs import StoppedError, cancel, hand_out
 from tasks import child
+from tasks.errors import ConversionError
 from tasks.report.fleet_facts import FleetRow
+from tracefleet.errors import ArtifactError, StoreUnavailableError
 
 
 class EntryFailedError(Exception):
@@ -65,8 +74,7 @@ def _row(future: PrefectFuture[FleetRow], handout: Handout) -> FleetRow:
         return result.row
     if isinstance(result, StoppedError):
         return cancelled_row(handout, url=None)
-    told = f"{type(result).__name__}: {result}"
-    return failed_row(handout, told, run=handout.fleet, url=None)
+    return failed_row(handout, type(result).__name__, str(result))
 
 
 @contextmanager
@@ -98,7 +106,9 @@ def _is_lost(_task: Task[..., object], _run: TaskRun, state: State[object]) -> b
     """A lost run and a server that does not answer are worth another try, a verdict is not."""
     try:
         state.result()
-    except (EntryFailedError, StoppedError):
+    except StoreUnavailableError:
+        return True
+    except (EntryFailedError, StoppedError, ConversionError, ArtifactError):
         return False
     except Exception:
         return True
@@ -147,5 +157,5 @@ def _ended(handout: Handout, state: State[Any], run: str, *, cancelled: bool) ->
         return published_row(handout, run=run, url=url)
     if cancelled:
         raise EntryFailedError(cancelled_row(handout, url=url))
-    told = str(state.message or state.name)
-    raise EntryFailedError(failed_row(handout, told, run=run, url=url))
+    error, message = split_message(str(state.message or state.name))
+    raise EntryFailedError(failed_row(handout, error, message, run=run, url=url))

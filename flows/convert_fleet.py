@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows import engine, fleet_show
 from flows.carry_out import carried_out
 from flows.fleet_rows import invalid_row, planned_row
 from flows.fleet_spec import FleetSpec, read_fleet
-from flows.handout import Handout, RunLostError
-from flows.network import network_task
+from flows.handout import Handout
+from flows.network import HiddenError, network_task
 from flows.planning import wanted_of
 from flows.request import ConversionRequest
+from flows.runs import RunLostError
 from tasks.errors import FleetError, RequestError
 from tasks.plan import PlanRow, Wanted, plan
 from tasks.report.fleet_facts import FleetFacts, FleetRow
@@ -42,8 +45,8 @@ def convert_fleet(
     spec: FleetSpec | None = None,
     store: str | None = None,
     only: list[str] | None = None,
-    in_flight: int = IN_FLIGHT,
-    jobs: int | None = None,
+    in_flight: Annotated[int, Field(ge=1)] = IN_FLIGHT,
+    jobs: Annotated[int, Field(ge=1)] | None = None,
 ) -> FleetFacts:
     """Convert every entry of a fleet whose published conversion is stale or missing.
 
@@ -66,9 +69,7 @@ def convert_fleet(
     _check_lives()
     started = datetime.now(UTC)
     requests = _requests(fleet, spec, store, only)
-    rows: list[PlanRow] = plan_fleet(
-        [wanted_of(name, request) for name, request in requests.items()]
-    )
+    rows = _planned(requests)
     work = [
         Handout(request=requests[row.wanted.name], planned=row, fleet=str(flow_run.id))
         for row in rows
@@ -98,14 +99,28 @@ def _check_lives() -> None:
         )
 
 
-def _plan(wanted: list[Wanted]) -> list[PlanRow]:
-    """Find out which entries are stale, without reading weights."""
-    rows = plan(wanted)
+def _planned(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
+    """Plan; what the network hid of a checkpoint is asked again before it counts as a failure."""
+    rows: list[PlanRow] = plan_fleet([wanted_of(*one) for one in requests.items()])
+    hidden = [row.wanted for row in rows if row.transient]
+    if hidden:
+        state = plan_again(hidden, return_state=True)
+        found = state.result(raise_on_failure=False)
+        known = {row.wanted.name: row for row in getattr(found, "rows", found)}
+        rows = [known.get(row.wanted.name, row) for row in rows]
     fleet_show.plan_table(rows)
     return rows
 
 
-plan_fleet = network_task(_plan, name="plan")
+def _again(wanted: list[Wanted]) -> list[PlanRow]:
+    rows = plan(wanted)
+    if any(row.transient for row in rows):
+        raise HiddenError(rows)
+    return rows
+
+
+plan_fleet = network_task(plan, name="plan")
+plan_again = network_task(_again, name="plan again")
 
 
 def _requests(
@@ -114,9 +129,18 @@ def _requests(
     if (fleet is None) == (spec is None):
         raise RequestError("convert-fleet: expected either fleet or spec, got both or neither.")
     found = (spec or read_fleet(str(fleet))).with_store(store).requests()
-    if unknown := sorted(set(only or ()) - set(found)):
-        raise RequestError(f"only: expected names of entries, got {', '.join(unknown)}.")
-    return {name: request for name, request in found.items() if not only or name in only}
+    if not only:
+        return found
+    if unknown := [one for one in only if not any(_is_of(name, one) for name in found)]:
+        raise RequestError(
+            f"only: expected entries of the fleet ({', '.join(found)}), got {', '.join(unknown)}"
+        )
+    return {name: r for name, r in found.items() if any(_is_of(name, one) for one in only)}
+
+
+def _is_of(name: str, entry: str) -> bool:
+    """Whether a request is an entry, or one of those that the entry was multiplied into."""
+    return name == entry or name.startswith(f"{entry}/")
 
 
 def _without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import replace
 
@@ -12,8 +13,10 @@ from tasks.publish import find_published
 from tasks.report.fleet_facts import Ending, FleetRow
 from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, Variant
+from tracefleet.manifest import Manifest
 from tracefleet.store import Store, open_store
+
+logger = logging.getLogger(__name__)
 
 #: How Prefect words the state of a flow that raised: "… exception: Type: message".
 _RAISED = re.compile(r"(?:^|exception: )(?:\w+\.)*(\w+(?:Error|Exception|Exit)): (.*)", re.DOTALL)
@@ -31,7 +34,7 @@ _NEXT = {
     "StoreUnavailableError": "Run the fleet again when the store answers.",
 }
 _ANY_NEXT = "Look at the run's log, then run the fleet again."
-_MEANWHILE = "another run published it meanwhile"
+_MEANWHILE = "published since the plan"
 _LONGEST_WHY = 600
 
 
@@ -59,18 +62,21 @@ def invalid_row(row: PlanRow) -> FleetRow:
     return _failed(planned_row(row, "failed"), row.error or "ConversionError", row.message)
 
 
-def failed_row(handout: Handout, told: str, *, run: str, url: str | None) -> FleetRow:
+def failed_row(
+    handout: Handout, error: str, message: str, *, run: str | None = None, url: str | None = None
+) -> FleetRow:
     """Return the row of a conversion that failed.
 
     Args:
         handout: what was handed out.
-        told: message of the run's last state, which holds the type of the error.
-        run: identifier of the flow run.
+        error: type of the error.
+        message: what it says.
+        run: identifier of the conversion's flow run, if it had one.
         url: of its page.
     """
-    error, message = split_message(told)
     row = _failed(planned_row(handout.planned, "failed"), error, message)
-    return replace(row, run_url=url, report_url=_report(open_store(handout.request.store), run))
+    report = None if run is None else _report(handout.request.store, run)
+    return replace(row, run_url=url, report_url=report)
 
 
 def cancelled_row(handout: Handout, *, url: str | None) -> FleetRow:
@@ -105,7 +111,7 @@ def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
         seconds=sum(attested["seconds"].values()),
         peak_bytes=max(map(int, attested["peak_bytes"].values()), default=None),
         bundle_bytes=manifest.bundle.size,
-        report_url=_report(store, run),
+        report_url=_report(store.url, run),
     )
 
 
@@ -126,18 +132,16 @@ def _source(row: PlanRow) -> str:
 
 
 def _manifest(store: Store, handout: Handout) -> Manifest:
+    """Return what a run published.
+
+    It is under the planned key; where the worker's toolchain was another one, the channel knows.
+    """
     source, key = _source(handout.planned), handout.planned.key
-    if key is None:  # only the worker knew its toolchain
-        request = handout.pinned
-        variant = Variant(
-            task=request.known_task,
-            backend=request.backend,
-            dtype=request.dtype,
-            batch=request.batch,
-        )
-        newest = current(store, channel_folder(source, variant, request.channel))
-        key = newest[1].key if newest else None
     manifest = find_published(store, source, key) if key else None
+    if manifest is None:
+        request = handout.pinned
+        newest = current(store, channel_folder(source, request.variant, request.channel))
+        manifest = find_published(store, source, newest[1].key) if newest else None
     if manifest is None:
         raise ManifestError(
             f"{store.url}: expected the conversion of {source} that a run says it published, got "
@@ -155,6 +159,12 @@ def _attestation(store: Store, manifest: Manifest, run: str) -> dict[str, dict[s
     return found
 
 
-def _report(store: Store, run: str) -> str | None:
-    folder = f"reports/{run}"
-    return f"{store.url}/{folder}/index.html" if store.names(folder) else None
+def _report(store: str, run: str) -> str | None:
+    """Return the URL of a run's report, if it wrote one; a link never costs a row."""
+    try:
+        opened = open_store(store)
+        written = opened.names(f"reports/{run}")
+    except Exception:
+        logger.warning("whether run %s left a report is not known", run, exc_info=True)
+        return None
+    return f"{opened.url}/reports/{run}/index.html" if written else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -28,6 +29,15 @@ logger = logging.getLogger(__name__)
 _ROWS = 200
 
 
+def _quietly(show: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Show something in Prefect's UI; what can't be shown costs no conversion."""
+    try:
+        return show(*arguments, **options)
+    except Exception:
+        logger.warning("Prefect's UI could not be told (%s)", show.__name__, exc_info=True)
+        return None
+
+
 @dataclass
 class Progress:
     """A bar in the UI and a line in the log for every entry that ends."""
@@ -39,7 +49,7 @@ class Progress:
     def __post_init__(self) -> None:
         """Make the bar; a run with nothing to do has none."""
         if self.done < self.total:
-            told: Any = create_progress_artifact(self._percent, description=self._text)
+            told = _quietly(create_progress_artifact, self._percent, description=self._text)
             self._bar = told
 
     def tell(self, row: FleetRow) -> None:
@@ -49,7 +59,7 @@ class Progress:
         why = f": {row.error}: {row.why}" if row.error else ""
         logger.info("%d/%d %s: %s%s%s", self.done, self.total, row.name, row.ending, took, why)
         if self._bar is not None:
-            update_progress_artifact(self._bar, self._percent, description=self._text)
+            _quietly(update_progress_artifact, self._bar, self._percent, description=self._text)
 
     @property
     def _percent(self) -> float:
@@ -73,28 +83,35 @@ def plan_table(rows: list[PlanRow]) -> None:
             {"entry": row.wanted.name, "state": row.state, "why": "; ".join(row.why) or row.message}
             for row in work[:_ROWS]
         ]
-        create_table_artifact(table, key="fleet-plan", description=f"The plan: {counts}")
+        described = f"The plan: {counts}"
+        _quietly(create_table_artifact, table, key="fleet-plan", description=described)
 
 
 def keep(facts: FleetFacts, *, store: str, run: str) -> FleetFacts:
     """Write the report into a store and the tables into Prefect; return the facts with its URL."""
-    opened = open_store(store)
-    path = f"reports/{run}/index.html"
-    try:
-        opened.put_over(path, fleet_report(facts, base_url=f"{opened.url}/reports/{run}").encode())
-    except Exception:  # a page that can't be made must not hide what was published
-        logger.warning("the fleet's report could not be written", exc_info=True)
-        return facts
-    facts = replace(facts, report_url=f"{opened.url}/{path}")
-    logger.info("report: %s", facts.report_url)
+    url = _quietly(_put_report, facts, store, run)
+    facts = replace(facts, report_url=url)
+    logger.info("report: %s", url)
     _artifacts(facts)
     return facts
 
 
+def _put_report(facts: FleetFacts, store: str, run: str) -> str:
+    opened = open_store(store)
+    folder = f"reports/{run}"
+    page = fleet_report(facts, base_url=f"{opened.url}/{folder}")
+    opened.put_over(f"{folder}/index.html", page.encode())
+    return f"{opened.url}/{folder}/index.html"
+
+
 def ends_for_good(run: str) -> bool:
     """Whether a flow run is being cancelled, or runs under no worker that could resume it."""
-    with get_client(sync_client=True) as client:
-        found = client.read_flow_run(UUID(run))
+    try:
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_run(UUID(run))
+    except Exception:
+        logger.warning("whether this run is being cancelled is not known", exc_info=True)
+        return False
     cancelling = found.state is not None and (
         found.state.is_cancelling() or found.state.is_cancelled()
     )
@@ -102,13 +119,15 @@ def ends_for_good(run: str) -> bool:
 
 
 def _artifacts(facts: FleetFacts) -> None:
-    key, url = artifact_key("fleet", facts.name), str(facts.report_url)
-    create_markdown_artifact(fleet_markdown(facts, url), key=key, description=facts.run)
-    create_table_artifact(
-        fleet_table(facts), key=f"{key}-entries", description=f"Every entry of {facts.run}"
-    )
-    if facts.ended("failed"):
-        create_table_artifact(
-            failure_table(facts), key=f"{key}-failures", description=f"Failures of {facts.run}"
-        )
-    create_link_artifact(url, link_text=f"Report of {facts.run}", key=f"{key}-report")
+    key, run = artifact_key("fleet", facts.name), facts.run
+    url = facts.report_url or "not written"
+    _quietly(create_markdown_artifact, fleet_markdown(facts, url), key=key, description=run)
+    for name, table, described in (
+        ("entries", fleet_table(facts), f"What changed and failed in {run}"),
+        ("failures", failure_table(facts), f"Failures of {run}"),
+    ):
+        if table:
+            _quietly(create_table_artifact, table, key=f"{key}-{name}", description=described)
+    if facts.report_url:
+        link = {"link_text": f"Report of {run}", "key": f"{key}-report"}
+        _quietly(create_link_artifact, facts.report_url, **link)

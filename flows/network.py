@@ -12,7 +12,24 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from tasks.errors import ConversionError
+from tasks.plan import PlanRow
 from tracefleet.errors import ArtifactError, StoreUnavailableError
+
+
+class HiddenError(Exception):
+    """The network hid some checkpoints from a plan.
+
+    Attributes:
+        rows: of the plan.
+    """
+
+    def __init__(self, rows: list[PlanRow]) -> None:
+        self.rows = rows
+        super().__init__("; ".join(f"{r.wanted.name}: {r.error}" for r in rows if r.transient))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Carry the rows across the process boundary."""
+        return HiddenError, (self.rows,)
 
 
 def network_task(

@@ -1,7 +1,8 @@
 """Automations of the Prefect server, as code: what happens to runs whose host was lost.
 
 * A run that says it runs and sends no heartbeat is ``Crashed``. Prefect sends one every 30 s
-  (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``); three may be missed.
+  (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``); six may be missed, as while the server is restarted.
+* A run that a worker took and that never began is ``Crashed`` too.
 * A lost conversion is handed out again by its fleet's task, which Prefect retries. A lost fleet run
   has nobody above it: it is scheduled again, plans again, and joins what its children still do.
 
@@ -23,8 +24,9 @@ HEARTBEAT_SECONDS = 30
 OURS = "tracefleet"
 #: On every run of a deployment that is to be scheduled again when its host was lost.
 RESUMES = "resumes"
-MISSED = timedelta(seconds=3 * HEARTBEAT_SECONDS)
-_DELAY = timedelta(seconds=60)
+MISSED = timedelta(seconds=6 * HEARTBEAT_SECONDS)
+DELAY = timedelta(seconds=60)
+_NEVER_BEGAN = timedelta(minutes=15)
 _STATE = "prefect.flow-run."
 _OVER = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
 _TAKEN_UP = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
@@ -56,20 +58,49 @@ def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
     )
 
 
-def lost_fleets() -> AutomationCore:
-    """Return the automation that schedules a lost fleet run again."""
+def stuck_runs() -> AutomationCore:
+    """Return the automation that ends runs that a worker took and that never began.
+
+    Heartbeats begin with the run: a host that is lost before that would never be missed.
+    """
+    return AutomationCore(
+        name="tracefleet: a run that never began has crashed",
+        description=f"Pending for {_NEVER_BEGAN.seconds // 60} minutes: its host was lost.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={_STATE + "Pending"},
+            expect={*_OVER, *_TAKEN_UP - {_STATE + "Pending"}, _STATE + "Cancelling"},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=_tagged(OURS),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=_NEVER_BEGAN,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Crashed",
+                force=False,
+                message="A worker took it, and it never began.",
+            )
+        ],
+    )
+
+
+def lost_fleets(delay: timedelta = DELAY) -> AutomationCore:
+    """Return the automation that schedules a lost fleet run again after a while."""
     return AutomationCore(
         name="tracefleet: a lost fleet run is scheduled again",
         description="A fleet run that crashed plans again and joins what still runs.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "Crashed"},
-            expect=_TAKEN_UP,
+            expect=_TAKEN_UP | _OVER - {_STATE + "Crashed"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=_tagged(RESUMES),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=_DELAY,
+            within=delay,
         ),
         actions=[
             ChangeFlowRunState(
@@ -88,4 +119,4 @@ def _tagged(tag: str) -> ResourceSpecification:
     )
 
 
-AUTOMATIONS = (lost_runs, lost_fleets)
+AUTOMATIONS = (lost_runs, stuck_runs, lost_fleets)

@@ -41,7 +41,11 @@ def _in_child(folders: list[Path]) -> list[str | Exception]:
         try:
             return child.run(name_tasks, folders, limits=limits, log=log, step="task").value
         except ConversionError as error:
-            return [error for _ in folders]
+            if len(folders) == 1:
+                return [error]
+    # One of them broke the child: the others must not pay for it.
+    half = len(folders) // 2
+    return [*_in_child(folders[:half]), *_in_child(folders[half:])]
 
 
 def name_tasks(folders: list[Path]) -> list[str | Exception]:

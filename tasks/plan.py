@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tasks.backends.base import find_backend
 from tasks.each import each, tried
-from tasks.errors import BackendUnavailableError, ConversionError
+from tasks.errors import BackendUnavailableError, ConversionError, RequestError
 from tasks.fetch import Resolved, resolve
 from tasks.own_task import tasks_of
 from tasks.stale import Identity, State, judge, newest_numbers
@@ -77,6 +77,7 @@ class PlanRow:
         number: the channel's current number; None: nothing is published in it.
         error: type name of what refused it.
         message: what that said.
+        transient: it was the network that refused, and another try may help.
     """
 
     wanted: Wanted
@@ -88,6 +89,7 @@ class PlanRow:
     number: int | None = None
     error: str | None = None
     message: str = ""
+    transient: bool = False
 
 
 class _Ask(NamedTuple):
@@ -128,8 +130,12 @@ def plan(
     stores = {url: open_store(url) for url in {one.store for one in wanted}}
     rows: dict[int, PlanRow] = {}
     looks: list[_Look] = []
+    movers: dict[tuple[str, str], Wanted] = {}
     for position, found in enumerate(_identify(wanted)):
         one = wanted[position]
+        if isinstance(found, Identity):
+            first = movers.setdefault((stores[one.store].url, found.log), one)
+            found = found if first is one else _second(first, one)
         if isinstance(found, PlanRow):
             rows[position] = _told(found, on_row)
         else:
@@ -137,6 +143,16 @@ def plan(
     for look, row in _look_at_all(looks):
         rows[look.position] = _told(row, on_row)
     return [rows[position] for position in range(len(wanted))]
+
+
+def _second(first: Wanted, wanted: Wanted) -> PlanRow:
+    """Refuse what would move another entry's channel: each run would take it from the other."""
+    error = RequestError(
+        f"channel: expected a channel that no other entry moves, got {wanted.channel!r}, which "
+        f"{first.name!r} moves too, now that the checkpoint has named the task. Remove one, or "
+        "give it another channel."
+    )
+    return _refused(wanted, error)
 
 
 def _told(row: PlanRow, on_row: Callable[[PlanRow], None] | None) -> PlanRow:
@@ -205,6 +221,7 @@ def _refused(wanted: Wanted, error: Exception, **known: Any) -> PlanRow:
         state="invalid",
         error=type(error).__name__,
         message=str(error) or repr(error),
+        transient=not isinstance(error, ConversionError | ArtifactError),
         **{"task": wanted.task, **known},
     )
 

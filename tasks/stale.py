@@ -156,7 +156,9 @@ def _compare(store: Store, wanted: Identity, current: Selection) -> Judgement:
     why = (*_differences(manifest, wanted, toolchain), *notes)
     if find_published(store, wanted.source, key) is not None:
         why = ("published, but the channel points to another conversion", *why)
-    return Judgement(state="stale", why=why, key=key, number=number)
+    # A worker with another toolchain will publish under another key.
+    known = key if wanted.toolchain else None
+    return Judgement(state="stale", why=why, key=known, number=number)
 
 
 def _checked_manifest(store: Store, current: Selection) -> Manifest:

@@ -19,14 +19,18 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import convert_checkpoint as single
+from flows import convert_fleet as module
+from flows import fleet_show
 from flows.carry_out import EntryFailedError
 from flows.collect_garbage import collect_garbage
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
 from flows.fleet import summary
 from flows.fleet_spec import FleetSpec
+from flows.network import network_task
 from flows.request import make_request
 from tasks.errors import FleetError, RequestError
+from tasks.plan import PlanRow, Wanted
 from tasks.report.fleet_facts import FleetFacts
 from tracefleet.errors import StoreError
 from tracefleet.store import open_store
@@ -101,7 +105,8 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     kinds = {a["key"]: a for a in artifacts if a["flow_run_id"] == run}
     assert "headless" in kinds["fleet-fleet-failures"]["data"]
     assert "good" in kinds["fleet-fleet-entries"]["data"]
-    assert kinds[None]["data"] == 100  # the progress bar
+    bars = [a["data"] for a in artifacts if a["flow_run_id"] == run and a["type"] == "progress"]
+    assert bars == [100]
     assert "never published" in kinds["fleet-plan"]["data"]
 
     again = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
@@ -116,7 +121,7 @@ def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
         convert_fleet()
     with pytest.raises(RequestError, match="either fleet or spec"):
         convert_fleet(fleet="fleet.yaml", spec=fleet)
-    with pytest.raises(RequestError, match="only: expected names of entries, got other"):
+    with pytest.raises(RequestError, match=r"only: expected entries of the fleet \(good\), got o"):
         convert_fleet(spec=fleet, only=["other"])
     wrong = spec(tmp_path / "store", {"a": {"source": "x"}, "b": {"source": "hf://o/n", "zzz": 1}})
     with pytest.raises(RequestError) as caught:
@@ -124,6 +129,47 @@ def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
     assert "a.source" in str(caught.value)
     assert "b.zzz" in str(caught.value)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_the_ui_and_the_reports_refuse_costs_no_conversion(checkpoint, tmp_path, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no server")
+
+    names = ("create_progress_artifact", "update_progress_artifact", "create_table_artifact")
+    for name in (*names, "create_markdown_artifact", "create_link_artifact", "_put_report"):
+        monkeypatch.setattr(fleet_show, name, refuse)
+    source = f"file://{checkpoint('bert')}"
+    entries: dict[str, dict[str, Any]] = {
+        "many": {"source": [source]},
+        "other": {"source": f"file://{tmp_path}/none"},
+    }
+    facts = convert_fleet(spec=spec(tmp_path / "store", entries), jobs=1, only=["many"])
+    (row,) = facts.rows  # the entry was multiplied: its own name stands for what it gave
+    assert (row.name, row.ending) == ("many/bert", "published")
+    assert facts.report_url is None
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_the_network_hid_is_planned_again(checkpoint, tmp_path, monkeypatch):
+    fleet = spec(tmp_path / "store", {"good": {"source": f"file://{checkpoint('bert')}"}})
+    answers = iter(["hidden", "hidden", "seen"])
+
+    def plan(wanted: list[Wanted]) -> list[PlanRow]:
+        hidden = {"state": "invalid", "error": "ConnectionError", "transient": True}
+        seen = {"state": "fresh", "key": "0" * 64, "task": "feature-extraction"}
+        found: Any = hidden if next(answers) == "hidden" else seen
+        return [PlanRow(wanted=one, **found) for one in wanted]
+
+    monkeypatch.setattr(module, "plan", plan)
+    monkeypatch.setattr(module, "plan_fleet", network_task(plan, name="plan"))
+    again = network_task(module._again, name="plan again", retry_delay_seconds=0)
+    monkeypatch.setattr(module, "plan_again", again)
+    assert [row.ending for row in convert_fleet(spec=fleet, jobs=1).rows] == ["fresh"]
+
+    answers = iter(["hidden"] * 9)
+    with pytest.raises(FleetError, match="ConnectionError"):
+        convert_fleet(spec=fleet, jobs=1)
 
 
 @pytest.mark.usefixtures("_server")

@@ -17,7 +17,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from infra.automations import MISSED, lost_runs
+from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
 from infra.provision import put_automation
 from tests import tiny
 from tests.postgres import postgres
@@ -98,6 +98,14 @@ def tracing(platform: Platform, store: str) -> str:
     return str(next(running)["id"])
 
 
+def start_fleet(platform: Platform, fleet: str) -> str:
+    """Have a coordinator's worker run a fleet; return the identifier of its run."""
+    run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--param", f"fleet={fleet}")
+    started = platform.run(*run)
+    (parent,) = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", started.stdout))
+    return str(parent)
+
+
 def states(platform: Platform, store: str) -> Counter[str]:
     return Counter(run["state_name"] for run in platform.conversions(store))
 
@@ -169,9 +177,11 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
     done = platform.run(*run, f"fleet={fleet}", timeout=400)
     assert done.returncode == 1, done.stdout
     assert published(store) == 9
-    (seen,) = platform.ask(
-        "flow_runs/filter",
-        {"flow_runs": {"name": {"like_": "fleet"}, "state": {"name": {"any_": ["Failed"]}}}},
+    failed = {"state": {"name": {"any_": ["Failed"]}}, "name": {"like_": "fleet"}}
+    (seen,) = (
+        run
+        for run in platform.ask("flow_runs/filter", {"flow_runs": failed})
+        if run["parameters"]["fleet"] == fleet
     )
     told = seen["state"]["message"]
     assert "expected all 10 entries to be current, got 9 (9 published now); 1 are not" in told
@@ -217,18 +227,19 @@ def test_a_killed_run_is_handed_out_again(
 
 @pytest.fixture
 def impatient(platform: Platform) -> Iterator[None]:
-    """Call a run crashed after one heartbeat that is missing; they come every 30 s at most."""
+    """Call a run lost after one heartbeat that is missing; they come every 30 s at most."""
 
-    def allow(missed: timedelta) -> None:
+    def allow(missed: timedelta, delay: timedelta) -> None:
         with (
             temporary_settings({PREFECT_API_URL: platform.url}),
             get_client(sync_client=True) as client,
         ):
             assert put_automation(client, lost_runs(missed)) == "updated"
+            assert put_automation(client, lost_fleets(delay)) == "updated"
 
-    allow(timedelta(seconds=40))
+    allow(timedelta(seconds=40), timedelta(seconds=5))
     yield
-    allow(MISSED)
+    allow(MISSED, DELAY)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -248,10 +259,24 @@ def test_a_lost_host_is_detected_and_another_takes_over(
     assert published(store) == 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_lost_fleet_is_scheduled_again_and_joins_its_runs(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(2, layers=DEEP)), store=store, lengths=SLOW)
+    parent = start_fleet(platform, fleet)
+    tracing(platform, store)
+    platform.process_of(parent).kill()
+    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Completed")
+    assert platform.ask(f"flow_runs/{parent}")["run_count"] == 2
+    assert states(platform, store) == {"Completed": 2}
+    assert published(store) == 2
+
+
 def test_two_fleets_at_once_share_their_runs(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store)
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
     command = ("python", "-m", "flows", "fleet", fleet)
     with platform.running(*command) as one, platform.running(*command) as two:
         for process in (one, two):
@@ -265,9 +290,7 @@ def test_a_cancelled_fleet_stops_its_runs(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
     fleet = fleet_file(tmp_path, all_of(checkpoints(6, layers=DEEP)), store=store, lengths=SLOW)
-    run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--param", f"fleet={fleet}")
-    started = platform.run(*run)
-    (parent,) = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", started.stdout))
+    parent = start_fleet(platform, fleet)
     tracing(platform, store)
     assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
     platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")

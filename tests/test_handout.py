@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from flows.fleet_rows import failed_row, invalid_row, planned_row, split_message
-from flows.handout import Handout, StoppedError, hand_out
+from flows.handout import Handout
 from flows.naming import artifact_key, run_name
 from flows.planning import wanted_of
 from flows.request import make_request
+from flows.runs import StoppedError, hand_out
 from tasks.plan import PlanRow
 
 COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
@@ -47,13 +48,20 @@ def test_what_was_planned_is_what_is_handed_out():
     assert (local.source, local.revision) == ("file:///models/bert", None)
 
 
-def test_one_conversion_is_one_tag_whatever_its_limits():
-    assert handout().identity == "k" * 64
-    assert handout().tag == "conversion:" + "k" * 16
-    assert handout().fleet_tag == "fleet:bbbb"
-    unknown = handout(key=None)
-    assert unknown.identity == handout(key=None, timeout_seconds=5, threads=1).identity
-    assert unknown.identity != handout(key=None, batch=2).identity
+def test_one_conversion_to_one_place_is_one_run_whatever_its_limits():
+    one = handout()
+    assert one.identity == handout(timeout_seconds=5, threads=1).identity
+    assert one.tag == f"conversion:{one.identity[:16]}"
+    assert one.fleet_tag == "fleet:bbbb"
+    others = (
+        handout(key="l" * 64),
+        handout(key=None),
+        handout(channel="candidate"),
+        handout(store="file:///elsewhere"),
+        handout(batch=2),
+        handout(trust_remote_code=True),
+    )
+    assert len({one.identity, *(other.identity for other in others)}) == len(others) + 1
 
 
 def test_nothing_is_begun_once_the_fleet_stops():
@@ -86,8 +94,8 @@ def test_the_type_of_an_error_is_found_in_a_states_message(told: str, error: str
 
 def test_rows_of_what_did_not_work(tmp_path):
     one = handout(store=f"file://{tmp_path}/store")
-    told = "Flow run encountered an exception: NumericsMismatchError: fill-mask:\n differs"
-    row = failed_row(one, told, run="run-1", url="http://ui/run-1")
+    told = ("NumericsMismatchError", "fill-mask:\n differs")
+    row = failed_row(one, *told, run="run-1", url="http://ui/run-1")
     assert (row.ending, row.error, row.why) == (
         "failed",
         "NumericsMismatchError",
@@ -97,7 +105,10 @@ def test_rows_of_what_did_not_work(tmp_path):
     assert row.report_url is None  # none was written
     (tmp_path / "store/reports/run-1").mkdir(parents=True)
     (tmp_path / "store/reports/run-1/index.html").write_text("x")
-    assert failed_row(one, told, run="run-1", url=None).report_url is not None
+    assert failed_row(one, *told, run="run-1").report_url is not None
+    assert failed_row(one, *told).report_url is None
+    gone = handout(store="s3://none/none")  # a link never costs a row
+    assert failed_row(gone, *told, run="run-1").report_url is None
     assert planned_row(one.planned, "cancelled").conversion_url is None
     bad = PlanRow(
         wanted=one.planned.wanted, state="invalid", error="RequestError", message="no such folder"
