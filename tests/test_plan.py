@@ -21,7 +21,7 @@ from tasks import plan as planning
 from tasks.backends.jit import toolchain
 from tasks.channels import rollback
 from tasks.each import each
-from tasks.errors import BackendUnavailableError
+from tasks.errors import BackendUnavailableError, ConversionCrashedError
 from tasks.fetch import resolve
 from tasks.key import RECIPE
 from tasks.plan import PlanRow, Wanted, plan
@@ -238,6 +238,7 @@ def test_checkpoints_that_are_wrong_are_rows_too(wanted, store, tmp_path):
     assert [row.error for row in rows] == ["RequestError", None, "UnsupportedCheckpointError"]
     assert rows[0].commit is None
     assert "expected a folder" in rows[0].message
+    assert not any(row.transient for row in rows)
     assert sorted(map(str, told)) == sorted(map(str, rows))
 
 
@@ -247,6 +248,15 @@ def test_a_hub_that_fails_is_a_row(hub, store, wanted):
     publish(store, wanted)
     row, beside = plan([make_wanted("hf://acme/tiny", store), wanted])
     assert (row.state, row.error, beside.state) == ("invalid", "HfHubHTTPError", "fresh")
+    assert row.transient
+
+
+def test_entries_that_turn_out_to_move_one_channel_are_refused(wanted, store):
+    named = dataclasses.replace(wanted, name="named", lengths=(4,))
+    elsewhere = dataclasses.replace(wanted, name="elsewhere", channel="other")
+    rows = plan([wanted, named, elsewhere])
+    assert [row.state for row in rows] == ["missing", "invalid", "missing"]
+    assert f"which {wanted.name!r} moves too" in rows[1].message
 
 
 def test_a_store_that_does_not_answer_is_no_row(wanted, monkeypatch):
@@ -339,6 +349,19 @@ def test_one_task_that_can_not_be_found_out_stops_no_other(monkeypatch, tmp_path
     error, task = own_task.name_tasks([tmp_path / "strange", tmp_path / "good"])
     assert "TypeError: of a library" in str(error)
     assert task == "fill-mask"
+
+
+def test_a_checkpoint_that_breaks_the_child_breaks_no_other(monkeypatch, tmp_path):
+    def run(function: Any, folders: list[Path], **_: Any) -> Any:
+        if any(folder.name == "deadly" for folder in folders):
+            raise ConversionCrashedError("task: got signal SIGSEGV", reason="signal SIGSEGV")
+        return child.Outcome(value=[folder.name for folder in folders], seconds=0, peak_bytes=0)
+
+    monkeypatch.setattr(child, "run", run)
+    found = own_task._in_child([tmp_path / name for name in ("a", "b", "deadly", "c", "d")])
+    assert [one if isinstance(one, str) else type(one) for one in found] == [
+        "a", "b", ConversionCrashedError, "c", "d",
+    ]  # fmt: skip
 
 
 def test_a_plan_with_named_tasks_imports_no_framework(wanted, store):
