@@ -237,7 +237,7 @@ def impatient(platform: Platform) -> Iterator[None]:
             assert put_automation(client, lost_runs(missed)) == "updated"
             assert put_automation(client, lost_fleets(delay)) == "updated"
 
-    allow(timedelta(seconds=40), timedelta(seconds=5))
+    allow(timedelta(seconds=40), timedelta(seconds=10))
     yield
     allow(MISSED, DELAY)
 
