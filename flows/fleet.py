@@ -43,7 +43,12 @@ def add_command(commands: Any) -> None:
     add = fleet.add_argument
     add("fleet", help="fleet file: a path, or a file:// or s3:// URL")
     add("--store", help="root of the store for all entries, instead of what the file says")
-    add("--only", action="append", metavar="ENTRY", help="only this entry, and what it is multiplied into")
+    add(
+        "--only",
+        action="append",
+        metavar="ENTRY",
+        help="only this entry, and what it is multiplied into",
+    )
     add("--jobs", type=_positive, metavar="N", help="convert in this process, N at a time")
     add(
         "--in-flight",
