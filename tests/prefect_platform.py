@@ -127,9 +127,11 @@ class Platform:
 
     def conversions(self, store: str) -> list[dict[str, Any]]:
         """Return every run of convert-checkpoint into a store, oldest first."""
-        body = {"flows": {"name": {"any_": ["convert-checkpoint"]}}, "sort": "START_TIME_ASC"}
-        runs = self.ask("flow_runs/filter", body)
-        return [run for run in runs if run["parameters"]["request"]["store"] == store]
+        wanted = {"flows": {"name": {"any_": ["convert-checkpoint"]}}, "sort": "START_TIME_ASC"}
+        found: list[dict[str, Any]] = []
+        while page := self.ask("flow_runs/filter", {**wanted, "offset": len(found)}):
+            found += page
+        return [run for run in found if run["parameters"]["request"]["store"] == store]
 
     def wait(self, until: Callable[[], Any], seconds: float = 120) -> Any:
         """Return the first true answer, or fail."""
