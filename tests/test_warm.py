@@ -75,8 +75,10 @@ class Place:
             (folder / name).mkdir()
             for path in [ROOT / name / "__init__.py", *(ROOT / name).glob("warm*.py")]:
                 shutil.copy(path, folder / name)
+        # Coverage warns on stderr of processes that import nothing of ours; it has no use here.
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
         self.environment = {
-            **os.environ,
+            **plain,
             "XDG_RUNTIME_DIR": str(self.runtime.parent),
             "PYTHONPATH": str(folder),
             "NOTES": str(self.notes),
@@ -86,8 +88,16 @@ class Place:
     def start(self, do: str, *preload: str, **more: Any) -> subprocess.Popen[str]:
         environment = {**self.environment, "PREFECT__DO": do, **more.pop("environment", {})}
         command = [sys.executable, "-m", "flows.warm", "standin", *preload]
+        own = more.pop("preexec_fn", lambda: None)
+
+        def as_from_a_terminal() -> None:
+            for number in warm.FORWARDED:  # a job in the background of a script ignores some
+                signal.signal(number, signal.SIG_DFL)
+            own()
+
         process = subprocess.Popen(
             command,
+            preexec_fn=as_from_a_terminal,
             env=environment,
             cwd=self.cwd,
             text=True,
