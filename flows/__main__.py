@@ -1,4 +1,4 @@
-"""Command line of the pipeline: ``python -m flows convert|plan|fleet|sweep|gc|…``.
+"""Command line of the pipeline: ``python -m flows convert|validate|plan|fleet|sweep|gc|…``.
 
 Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
 """
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows import engine, fleet, planning, sweep, upkeep
+from flows import engine, fleet, planning, sweep, upkeep, validating
 
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
@@ -32,6 +32,13 @@ examples:
   python -m flows convert --source hf://org/name --task fill-mask --lengths 128 \\
       --store s3://bucket/models
 """
+
+#: Spelt out, since pydantic takes as long to import as the command to start; a test compares.
+_COMPILING = {
+    "neuronx": "target, auto_cast, auto_cast_type, optlevel, model_type, separate_weights, "
+    "dynamic_batch, analyze",
+    "neuron": "fast_math, fallback, min_coverage, separate_weights, dynamic_batch",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--json", action="store_true", help="print the result as JSON")
     convert.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    validating.add_command(commands, _tell)
     planning.add_command(commands)
     fleet.add_command(commands)
     sweep.add_command(commands)
@@ -97,7 +105,10 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lengths", help="standard lengths in tokens, such as 32,128,512")
     add("--store", help="root of the store, such as ./store or s3://bucket/models")
     add("--channel", help="channel that will point to the conversion (default: latest)")
-    add("--backend", help="jit (default), neuronx or neuron")
+    add("--backend", help="jit (default), neuronx (Inf2, Trn) or neuron (Inf1)")
+    for backend, options in _COMPILING.items():
+        told = f"how {backend} compiles, by {options}"
+        add(f"--{backend}", type=_settings, metavar="NAME=VALUE,…", help=told)
     add("--dtype", help="float32 (default), float16, bfloat16 or int8 (dynamic quantisation)")
     add("--batch", type=int, help="rows in one traced call (default: 1)")
     add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
@@ -118,10 +129,11 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     request = _request(options)
-    prefect = options.engine == "prefect" or (
-        options.engine == "auto" and "PREFECT_API_URL" in os.environ
-    )
-    result = _run_flow(request) if prefect else _run_plain(request)
+    prefect = engine.is_asked_for(options.engine)
+    return _tell(options, _run_flow(request) if prefect else _run_plain(request))
+
+
+def _tell(options: argparse.Namespace, result: ConversionResult) -> int:
     if options.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
@@ -162,6 +174,13 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     return make_request(fields)
 
 
+def _settings(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"expected name=value between commas, got {text!r}")
+    return {name: value for name, _, value in pairs}
+
+
 def _split_lengths(text: str) -> list[int]:
     from tasks.errors import RequestError
 
@@ -182,9 +201,15 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
+def _status(result: ConversionResult) -> str:
+    if not result.validated:
+        return "compiled before" if result.fresh else "compiled"
+    return "already published" if result.fresh else "published"
+
+
 def _as_json(result: ConversionResult) -> dict[str, Any]:
     return {
-        "status": "already published" if result.fresh else "published",
+        "status": _status(result),
         "url": result.publication.url,
         "channel": result.publication.channel,
         "number": result.publication.number,

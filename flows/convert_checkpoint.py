@@ -28,7 +28,7 @@ from tasks.report.facts import ReportFacts
 from tasks.report.markdown import markdown_report
 from tasks.verdict import ValidationReport
 from tracefleet.channel import conversion_folder, source_slug
-from tracefleet.manifest import Manifest
+from tracefleet.manifest import VALIDATED, Manifest
 from tracefleet.store import Store
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def _show(facts: ReportFacts, report: ValidationReport, url: str) -> None:
 def _resolve(source: str, **options: Any) -> Resolved:
     """Resolve, and name the run after what it turned out to convert."""
     resolved = resolve(source, **options)
-    _rename(run_name(_asked(), resolved.commit))
+    if "request" in flow_run.parameters:  # not of a candidate, whose run is named after it
+        _rename(run_name(_asked(), resolved.commit))
     return resolved
 
 
@@ -71,7 +72,8 @@ def _publish(
     store: Store, manifest: Manifest, files: dict[str, Path], *, channel: str
 ) -> Publication:
     """Publish as a Prefect asset: automations can wait for the conversion's own URL."""
-    asset = _asset(store, manifest)
+    validated = manifest.validation.verdict == VALIDATED
+    asset = _asset(store, manifest) if validated else None
 
     def publish_asset() -> Publication:
         publication = publish(store, manifest, files, channel=channel)

@@ -53,6 +53,11 @@ def quieten(*, quiet: bool) -> None:
                 handler.addFilter(is_for_people)
 
 
+def is_asked_for(engine: str) -> bool:
+    """Whether ``--engine`` means Prefect: ``auto`` does if its API's URL is set."""
+    return engine == "prefect" or (engine == "auto" and "PREFECT_API_URL" in os.environ)
+
+
 def has_server() -> bool:
     """Whether a Prefect server is configured, by the environment or the active profile."""
     from prefect.settings import PREFECT_API_URL

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from flows.handout import Handout
 from tasks.plan import PlanRow
-from tasks.publish import find_published
+from tasks.publish import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet_facts import Ending, FleetRow
 from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest
+from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
 from tracefleet.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ _NEXT = {
     "UnsupportedCheckpointError": "Take the entry out, or ask for another task.",
     "UnsafeCheckpointError": "Ask the publisher for safetensors, or allow what you have read.",
     "TiedWeightsError": "Report it with the checkpoint's config.",
+    "CompilationError": "Do what its message says; the compiler's folder is on the worker.",
     "TraceError": "Report it with the checkpoint's config.",
     "NumericsMismatchError": "Open the conversion's report: it names the probe and the output.",
     "BackendUnavailableError": "Start a worker of this backend's pool on its own kind of host.",
@@ -35,6 +36,8 @@ _NEXT = {
 }
 _ANY_NEXT = "Look at the run's log, then run the fleet again."
 _MEANWHILE = "published since the plan"
+#: Of what no device has run yet.
+WAITS = "compiled into channel candidate; a device has to validate it"
 _LONGEST_WHY = 600
 
 
@@ -102,16 +105,19 @@ def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
     attested = _attestation(store, manifest, run)
     row = planned_row(replace(handout.planned, key=manifest.key), "published")
     row = replace(row, run_url=url)
+    candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
-        return replace(row, ending="fresh", why=_MEANWHILE)
+        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+    if candidate:
+        row = replace(row, why=f"{row.why}; {WAITS}")
     return replace(
         row,
-        worst_error=max(length.max_rel_error for length in manifest.validation.lengths),
+        worst_error=max((one.max_rel_error for one in manifest.validation.lengths), default=None),
         tolerance=manifest.validation.tolerance.rtol,
         seconds=sum(attested["seconds"].values()),
         peak_bytes=max(map(int, attested["peak_bytes"].values()), default=None),
-        bundle_bytes=manifest.bundle.size,
-        report_url=_report(store.url, run),
+        bundle_bytes=sum(archive.size for archive in manifest.archives),
+        report_url=None if candidate else _report(store.url, run),
     )
 
 
@@ -137,17 +143,22 @@ def _manifest(store: Store, handout: Handout) -> Manifest:
     It is under the planned key; where the worker's toolchain was another one, the channel knows.
     """
     source, key = _source(handout.planned), handout.planned.key
-    manifest = find_published(store, source, key) if key else None
-    if manifest is None:
-        request = handout.pinned
-        newest = current(store, channel_folder(source, request.variant, request.channel))
-        manifest = find_published(store, source, newest[1].key) if newest else None
+    manifest = _either(store, source, key) if key else None
+    for channel in (handout.request.channel, CANDIDATE_CHANNEL):
+        if manifest is None:
+            newest = current(store, channel_folder(source, handout.pinned.variant, channel))
+            manifest = _either(store, source, newest[1].key) if newest else None
     if manifest is None:
         raise ManifestError(
             f"{store.url}: expected the conversion of {source} that a run says it published, got "
             "none. Look whether the worker and this run mean the same store."
         )
     return manifest
+
+
+def _either(store: Store, source: str, key: str) -> Manifest | None:
+    """Return what is published under a key: validated, or still a candidate."""
+    return find_published(store, source, key) or find_candidate(store, source, key)
 
 
 def _attestation(store: Store, manifest: Manifest, run: str) -> dict[str, dict[str, float]] | None:

@@ -34,7 +34,8 @@ _LISTED = "A list of values: one request for each."
 
 def fleet_schema() -> dict[str, Any]:
     """Return the schema of a fleet file, every field of an entry typed and described."""
-    fields = ConversionRequest.model_json_schema()["properties"]
+    request = ConversionRequest.model_json_schema()
+    fields = request["properties"]
     about = FleetSpec.model_json_schema()["properties"]
     entries = {"type": "object", "minProperties": 1, "additionalProperties": _REQUEST}
     return {
@@ -48,11 +49,12 @@ def fleet_schema() -> dict[str, Any]:
             "entries": {"description": about["entries"]["description"], **entries},
         },
         "$defs": {
+            **request["$defs"],
             "request": {
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {name: _field(name, field) for name, field in fields.items()},
-            }
+            },
         },
     }
 

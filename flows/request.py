@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from flows.mistakes import mistakes
 from tasks.backends.base import BACKENDS
+from tasks.backends.options import NeuronOptions, NeuronxOptions, Options
 from tasks.errors import RequestError
 from tasks.fetch import normalise_source
 from tasks.heads import AUTO_CLASSES
@@ -83,11 +84,21 @@ class ConversionRequest(BaseModel):
         description="Rows in one traced call; the bundle takes any number of rows.",
         json_schema_extra={"position": 8},
     )
-    # Before rtol, whose check looks at it.
+    # These three before rtol, whose check looks at them.
+    neuronx: NeuronxOptions | None = Field(
+        default=None,
+        description="How backend neuronx compiles (Inf2, Trn); none: its defaults.",
+        json_schema_extra={"position": 9},
+    )
+    neuron: NeuronOptions | None = Field(
+        default=None,
+        description="How backend neuron compiles (Inf1); none: its defaults.",
+        json_schema_extra={"position": 10},
+    )
     accept_tolerance_risk: bool = Field(
         default=False,
         description="Let rtol be looser than its ceiling: faults may pass. Recorded.",
-        json_schema_extra={"position": 9},
+        json_schema_extra={"position": 11},
     )
     rtol: float | None = Field(
         default=None,
@@ -95,35 +106,35 @@ class ConversionRequest(BaseModel):
         lt=1,
         description="Relative tolerance instead of the dtype's own; recorded in the manifest. "
         f"At most {MAX_LOOSENING:g} times the dtype's own without accept_tolerance_risk.",
-        json_schema_extra={"position": 10},
+        json_schema_extra={"position": 12},
     )
     allow_pickle: bool = Field(
         default=False,
         description="Read pickled weights where there is no safetensors (weights_only).",
-        json_schema_extra={"position": 11},
+        json_schema_extra={"position": 13},
     )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code of the checkpoint; needs the full commit as revision.",
-        json_schema_extra={"position": 12},
+        json_schema_extra={"position": 14},
     )
     timeout_seconds: float = Field(
         default=3600,
         gt=0,
         description="Wall seconds for each step in a child process.",
-        json_schema_extra={"position": 13},
+        json_schema_extra={"position": 15},
     )
     memory_limit_mb: int | None = Field(
         default=None,
         gt=0,
         description="Resident megabytes for each child process; none: no limit.",
-        json_schema_extra={"position": 14},
+        json_schema_extra={"position": 16},
     )
     threads: int = Field(
         default=0,
         ge=0,
         description="Torch threads in a child; 0: one for each core.",
-        json_schema_extra={"position": 15},
+        json_schema_extra={"position": 17},
     )
 
     @field_validator("source")
@@ -161,13 +172,37 @@ class ConversionRequest(BaseModel):
     def _sane_channel(cls, value: str) -> str:
         return _refusing(check_channel, value)
 
+    @field_validator("dtype")
+    @classmethod
+    def _compilable_dtype(cls, value: str, info: ValidationInfo) -> str:
+        backend = info.data.get("backend", "jit")
+        if value == "int8" and backend != "jit":
+            raise ValueError(
+                f"expected float32, float16 or bfloat16 for backend {backend}, got 'int8': Neuron "
+                "runs no int8 layers. Its own casts are options of the backend."
+            )
+        return value
+
+    @field_validator("neuronx", "neuron")
+    @classmethod
+    def _own_options(cls, value: Options | None, info: ValidationInfo) -> Options | None:
+        backend = info.data.get("backend", info.field_name)
+        if value is not None and backend != info.field_name:
+            raise ValueError(
+                f"expected none for backend {backend}, got options; they are for backend "
+                f"{info.field_name}"
+            )
+        return value
+
     @field_validator("rtol")
     @classmethod
     def _bounded_tolerance(cls, value: float | None, info: ValidationInfo) -> float | None:
         dtype, accepted = info.data.get("dtype"), info.data.get("accept_tolerance_risk")
-        if value is None or dtype is None or accepted is not False:
+        known = {"backend", "neuronx", "neuron"} <= info.data.keys()
+        if value is None or dtype is None or accepted is not False or not known:
             return value  # what is wrong about the others is told at their own fields
-        if value > (ceiling := _ceiling(dtype)):
+        options = _options(**{name: info.data[name] for name in ("backend", "neuronx", "neuron")})
+        if value > (ceiling := _own_tolerance(dtype, options).rtol * MAX_LOOSENING):
             raise ValueError(
                 f"expected at most {ceiling:g} for {dtype} ({MAX_LOOSENING:g} times its own "
                 f"tolerance), got {value:g}; a looser gate could not tell faults apart. Set "
@@ -178,7 +213,13 @@ class ConversionRequest(BaseModel):
     @property
     def is_loose(self) -> bool:
         """Whether the tolerance is over its ceiling."""
-        return self.rtol is not None and self.rtol > _ceiling(self.dtype)
+        own = _own_tolerance(self.dtype, self.backend_options)
+        return self.rtol is not None and self.rtol > own.rtol * MAX_LOOSENING
+
+    @property
+    def backend_options(self) -> Options | None:
+        """How the backend compiles; None: it has no options."""
+        return _options(backend=self.backend, neuronx=self.neuronx, neuron=self.neuron)
 
     @property
     def known_task(self) -> str:
@@ -199,9 +240,15 @@ class ConversionRequest(BaseModel):
         )
 
     @property
+    def target(self) -> str:
+        """Instance family that a device's programs are for."""
+        options = self.backend_options
+        return options.target if isinstance(options, NeuronxOptions) else "inf1"
+
+    @property
     def tolerance(self) -> Tolerance:
         """What the gate applies."""
-        own = TOLERANCES[self.dtype]
+        own = _own_tolerance(self.dtype, self.backend_options)
         return own if self.rtol is None else Tolerance(atol=own.atol, rtol=self.rtol)
 
     @property
@@ -217,7 +264,9 @@ class ConversionRequest(BaseModel):
     @property
     def identity_options(self) -> dict[str, str]:
         """Choices beside the variant that change the conversion or what it was held to."""
-        options = {} if self.rtol is None else {"rtol": repr(self.rtol)}
+        backend = self.backend_options
+        options = {} if backend is None else backend.identity
+        options |= {} if self.rtol is None else {"rtol": repr(self.rtol)}
         return {**options, "accept_tolerance_risk": "true"} if self.is_loose else options
 
 
@@ -242,5 +291,17 @@ def _refusing(check: Any, value: str) -> str:
         raise ValueError(str(error)) from error
 
 
-def _ceiling(dtype: str) -> float:
-    return TOLERANCES[dtype].rtol * MAX_LOOSENING
+def _options(
+    *, backend: str, neuronx: NeuronxOptions | None, neuron: NeuronOptions | None
+) -> Options | None:
+    if backend == "neuronx":
+        return neuronx or NeuronxOptions()
+    if backend == "neuron":
+        return neuron or NeuronOptions()
+    return None
+
+
+def _own_tolerance(dtype: str, options: Options | None) -> Tolerance:
+    """Return the dtype's tolerance, or what the backend's arithmetic may cost if that is more."""
+    own = TOLERANCES[dtype]
+    return own if options is None else max(own, options.tolerance, key=lambda one: one.rtol)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.pipeline import ConversionResult
 from tasks.publish import Publication
-from tracefleet.manifest import Validation
+from tracefleet.manifest import JIT, Manifest, Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
@@ -12,13 +12,11 @@ _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced
 def summary(result: ConversionResult) -> str:
     """Return what was published, where, and how good it is, for a terminal."""
     manifest = result.manifest
-    status = "already published" if result.fresh else "published and validated"
     size = sum(file.size for file in manifest.files)
     lines = [
-        f"{status}: {manifest.source}  {manifest.variant.label}",
-        *_table([_HEADER, *_rows(result)]),
-        f"bytes    {size:,} in {len(manifest.files)} files (bundle {manifest.bundle.size:,})",
-        f"caught   planted faults: {', '.join(manifest.validation.negative_controls)}",
+        f"{_status(result)}: {manifest.source}  {manifest.variant.label}",
+        *_verdict(result),
+        f"bytes    {size:,} in {len(manifest.files)} files ({_archives(manifest)})",
         *_accuracy(manifest.validation),
         f"key      {manifest.key}",
         f"at       {result.publication.url}",
@@ -27,6 +25,30 @@ def summary(result: ConversionResult) -> str:
     if result.report_url:
         lines.append(f"report   {result.report_url}")
     return "\n".join(lines)
+
+
+def _status(result: ConversionResult) -> str:
+    if not result.validated:
+        return "compiled before" if result.fresh else "compiled, and not validated"
+    return "already published" if result.fresh else "published and validated"
+
+
+def _verdict(result: ConversionResult) -> list[str]:
+    validation = result.manifest.validation
+    if not result.validated:
+        return [
+            f"verdict  {validation.verdict}: no device here could run it. On a host that has one:",
+            f"         python -m flows validate --conversion {result.publication.url}",
+        ]
+    caught = ", ".join(validation.negative_controls)
+    return [*_table([_HEADER, *_rows(result)]), f"caught   planted faults: {caught}"]
+
+
+def _archives(manifest: Manifest) -> str:
+    size = sum(archive.size for archive in manifest.archives)
+    if manifest.variant.backend == JIT:
+        return f"bundle {size:,}"
+    return f"{len(manifest.archives)} programs {size:,}"
 
 
 def _accuracy(validation: Validation) -> list[str]:

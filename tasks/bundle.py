@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import TraceError, first_line
-from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.manifest import BUNDLE_PATH, InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -34,19 +34,21 @@ _ON_META, _ON_CPU = b"X\x04\x00\x00\x00meta", b"X\x03\x00\x00\x00cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class TracedFile:
-    """A bundle on disk.
+    """A TorchScript archive on disk: a bundle, or the program of one length.
 
     Attributes:
         path: where it lies.
         size: in bytes.
         sha256: of the bytes that were written.
         weight_bytes: how many of them are weights.
+        published: where it will lie in the conversion's folder.
     """
 
     path: Path
     size: int
     sha256: str
     weight_bytes: int
+    published: str = BUNDLE_PATH
 
 
 def write_bundle(
@@ -72,7 +74,7 @@ def write_bundle(
     Raises:
         TraceError: torch.jit can't save the module (a Python function in its graph, for one).
     """
-    from tasks.dispatcher import dispatcher_source
+    from tracefleet.dispatcher import dispatcher_source
 
     for source in dispatcher_source(inputs, outputs, graphs, batch):
         traced.define(source)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from tracefleet.errors import StoreError, StoreUnavailableError
 from tracefleet.manifest import canonical_json
@@ -112,7 +112,8 @@ def prefix_of(slug: str, key: str) -> str:
 
 def who() -> bytes:
     """Return who holds a claim or a mark, for people who find it."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC
+    started = now.isoformat(timespec="seconds")
     return canonical_json({"host": platform.node(), "process": os.getpid(), "started": started})
 
 

@@ -37,6 +37,7 @@ def compute_reference(
     with torch.no_grad():
         session.run()
         session.check_itself()
+        spoilt = session.plant_fault() if plan.opaque else None
         if quantised:
             session = QuantisedSession(session, folder)
             accuracy = session.run_quantised()
@@ -54,4 +55,5 @@ def compute_reference(
         padded=frozenset(session.padded),
         refused=frozenset(session.refused),
         accuracy=accuracy,
+        spoilt=spoilt,
     )

@@ -63,9 +63,6 @@ def sentence_embedder(model: Any, folder: Path, *, allow_pickle: bool = False) -
             self.config = model.config
             self.dense = nn.Sequential(*projections)
 
-        def set_attn_implementation(self, name: str) -> None:
-            self.inner.set_attn_implementation(name)
-
         def forward(self, return_dict: bool = True, **feed: Any) -> dict[str, torch.Tensor]:
             tokens = self.inner(**feed, return_dict=return_dict)[0]
             vectors = self.dense(pooled(tokens, feed["attention_mask"], how.modes))

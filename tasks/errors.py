@@ -9,6 +9,7 @@
     ├── TraceError                  torch.jit refused to trace or save the model
     ├── NumericsMismatchError       the saved file differs from eager (carries the report)
     ├── BackendUnavailableError     the backend's package or device is not here
+    ├── CompilationError            a device's compiler made no program (carries the reason)
     ├── ConversionCrashedError      the child process died: signal, out of memory, timeout
     ├── PublishConflictError        the store already holds other bytes under this key
     └── FleetError                  some entries of a fleet failed; the others are published
@@ -32,8 +33,12 @@ def first_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line that says something: where TorchScript puts what was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return the last line that says something: where TorchScript puts what was raised.
+
+    Below it stands a Python stack, if an operator is written in Python.
+    """
+    raised, _, _ = str(error).partition("\nAt:\n")
+    lines = [line.strip() for line in raised.splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
@@ -91,6 +96,19 @@ class ConversionCrashedError(ConversionError):
     Attributes:
         reason: a few words: ``signal SIGSEGV``, ``timeout``, ``memory limit``.
         log_tail: the last lines the child wrote.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:
+        self.reason, self.log_tail = reason, log_tail
+        super().__init__(message)
+
+
+class CompilationError(ConversionError):
+    """A device's compiler could not make a program.
+
+    Attributes:
+        reason: a few words, one of ``tasks.backends.triage``'s.
+        log_tail: the last lines that the compiler wrote.
     """
 
     def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 from tasks.claim import COLLECTING, PUBLISHING, marked, prefix_of
 from tracefleet.channel import parse_entry_path, read_entry
 from tracefleet.errors import ArtifactError, ManifestError
+from tracefleet.manifest import CANDIDATE, MANIFEST
 from tracefleet.store import Store, Stored, Upload
 
 #: A mark that is older was left by a collector that was killed: deleting takes seconds.
@@ -122,8 +123,8 @@ class _Run:
 
     def _collect_one(self, slug: str, key: str, files: list[Stored]) -> None:
         folder = f"conversions/{slug}/{key}"
-        manifest = f"{folder}/manifest.json"
         paths = [file.path for file in files]
+        manifests = {f"{folder}/{name}" for name in (MANIFEST, CANDIDATE)} & set(paths)
         if not self.dry_run:
             with marked(self.store, slug, key):
                 if why := self._wanted(slug, key):
@@ -132,11 +133,11 @@ class _Run:
                 # A publisher that was taken for dead and is not has to notice; then the manifest:
                 # without it it is no conversion any more, whatever happens next.
                 self.store.remove(claim.path for claim in self._claims(slug, key))
-                self.store.remove([manifest] if manifest in paths else [])
-                self.store.remove(path for path in paths if path != manifest)
+                self.store.remove(sorted(manifests))
+                self.store.remove(path for path in paths if path not in manifests)
         self.removed.append(
             Garbage(
-                kind="conversion" if manifest in paths else "files",
+                kind="conversion" if manifests else "files",
                 path=folder,
                 files=len(files),
                 size=sum(file.size for file in files),

@@ -27,6 +27,7 @@ from tasks.heads import SAMPLE_TASKS, choices_of, model_class
 from tasks.pooling import read_pooling
 from tasks.quantise import INT8, check_quantisable
 from tasks.samples import sample_arguments
+from tasks.versions import can_set_experts, check_config, dtype_option
 from tasks.vocabulary import NO_TOKENS, Vocabulary, read_vocabulary
 
 #: Leftovers of pre-training and of old versions that no head of these tasks computes with:
@@ -102,6 +103,7 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     """
     config = _read_config(folder, options)
     _check_not_quantised(config)
+    check_config(config)
     kind = _model_class(config, options)
     model = _on_meta(kind, config)
     if options.dtype == INT8:
@@ -244,13 +246,13 @@ def _from_pretrained(
         model, keys = kind.from_pretrained(
             folder,
             config=config,
-            dtype=getattr(torch, options.loaded_dtype),
             local_files_only=True,
             use_safetensors=None if options.allow_pickle else True,
             weights_only=True,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused by name in _check_keys
+            **dtype_option(getattr(torch, options.loaded_dtype)),
             **extra,
         )
     except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
@@ -300,6 +302,4 @@ def _settle(model: Any) -> None:
 
 
 def _has_experts(model: Any) -> bool:
-    return bool(model._can_set_experts_implementation()) and any(
-        "expert" in name for name, _ in model.named_modules()
-    )
+    return can_set_experts(model) and any("expert" in name for name, _ in model.named_modules())

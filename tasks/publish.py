@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.bundle import TracedFile
 from tasks.claim import Claim, claimed
+from tasks.doubles import refuse_doubles
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.key import conversion_key
 from tasks.quantise import check_accuracy
@@ -33,10 +35,15 @@ from tracefleet.channel import (
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreUnavailableError
 from tracefleet.manifest import (
     BUNDLE_MEDIA_TYPE,
+    CANDIDATE,
+    MANIFEST,
+    UNVALIDATED_ON_DEVICE,
+    VALIDATED,
     FileEntry,
     InputSpec,
     Manifest,
     OutputSpec,
+    Tolerance,
     Validation,
     canonical_json,
     parse,
@@ -45,7 +52,8 @@ from tracefleet.store import Store
 
 logger = logging.getLogger(__name__)
 
-BUNDLE_PATH = "model/1/model.pt"
+#: The one channel that what no device has run yet may be in.
+CANDIDATE_CHANNEL = "candidate"
 _TRITON_TYPES = {
     "int64": "TYPE_INT64",
     "float32": "TYPE_FP32",
@@ -81,7 +89,23 @@ def find_published(store: Store, source: str, key: str) -> Manifest | None:
     Raises:
         ManifestError: a manifest is there and can't be trusted.
     """
-    path = f"{conversion_folder(source, key)}/manifest.json"
+    manifest = _find(store, source, key, MANIFEST)
+    if manifest is not None:
+        check_publishable(manifest.validation)
+    return manifest
+
+
+def find_candidate(store: Store, source: str, key: str) -> Manifest | None:
+    """Return the manifest of what was compiled under a key and never run, or None.
+
+    Raises:
+        ManifestError: a manifest is there and can't be trusted.
+    """
+    return _find(store, source, key, CANDIDATE)
+
+
+def _find(store: Store, source: str, key: str, name: str) -> Manifest | None:
+    path = f"{conversion_folder(source, key)}/{name}"
     try:
         manifest = parse(store.read(path))
     except FileNotFoundError:
@@ -92,7 +116,12 @@ def find_published(store: Store, source: str, key: str) -> Manifest | None:
             f"{path}: key expected {key}, got {manifest.key}, and its contents give {identity}. "
             "The file was moved or edited; restore it, or remove the folder and convert again."
         )
-    check_publishable(manifest.validation)
+    if manifest.file_name != name:
+        raise ManifestError(
+            f"{path}: verdict expected another one in a file of that name, got "
+            f"{manifest.validation.verdict!r}. It was not written by tracefleet; remove the folder "
+            "and convert again."
+        )
     return manifest
 
 
@@ -108,25 +137,31 @@ def key_of(manifest: Manifest) -> str:
     )
 
 
-def collect_files(bundle: TracedFile, checkpoint: Path, triton: Path) -> dict[str, Path]:
-    """Map each published path to its local file: bundle, Triton's config, the checkpoint's."""
-    files = {BUNDLE_PATH: bundle.path, "model/config.pbtxt": triton}
+def collect_files(
+    archives: Sequence[TracedFile], checkpoint: Path, triton: Path | None
+) -> dict[str, Path]:
+    """Map each published path to its local file: archives, Triton's config, the checkpoint's."""
+    files = {archive.published: archive.path for archive in archives}
+    if triton is not None:
+        files["model/config.pbtxt"] = triton
     for name in (CONFIG, *TOKENIZER, *PROCESSOR):
         if (path := checkpoint / name).is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
     return files
 
 
-def describe_files(files: dict[str, Path], bundle: TracedFile) -> tuple[FileEntry, ...]:
-    """Return the manifest's entries, sorted by path; the bundle's digest is the one written."""
+def describe_files(files: dict[str, Path], archives: Sequence[TracedFile]) -> tuple[FileEntry, ...]:
+    """Return the manifest's entries, sorted by path; an archive's digest is the one written."""
+    known = {archive.published: archive for archive in archives}
     entries = []
     for path, local in sorted(files.items()):
-        if path == BUNDLE_PATH:
-            size, sha256 = bundle.size, bundle.sha256
+        if (archive := known.get(path)) is not None:
+            size, sha256, media_type = archive.size, archive.sha256, BUNDLE_MEDIA_TYPE
         else:
             data = local.read_bytes()
             size, sha256 = len(data), hashlib.sha256(data).hexdigest()
-        entries.append(FileEntry(path=path, size=size, sha256=sha256, media_type=_media_type(path)))
+            media_type = _media_type(path)
+        entries.append(FileEntry(path=path, size=size, sha256=sha256, media_type=media_type))
     return tuple(entries)
 
 
@@ -135,13 +170,18 @@ def publish(
 ) -> Publication:
     """Put a conversion into a store and point a channel at it.
 
+    What no device has run yet goes to the channel ``candidate`` alone.
+
     Raises:
-        NumericsMismatchError: the manifest's verdict is not ``validated``.
+        NumericsMismatchError: the manifest's verdict is not one that this channel may have.
+        UnsafeCheckpointError: the contract double of the tests made it.
         PublishConflictError: other bytes are published under the same key.
         DigestMismatchError: a file changed since it was described.
         StoreError: the store can't take it (full, not writable); nothing becomes visible.
     """
-    check_publishable(manifest.validation)
+    if manifest.validation.verdict != UNVALIDATED_ON_DEVICE or channel != CANDIDATE_CHANNEL:
+        check_publishable(manifest.validation)
+    refuse_doubles(store, manifest, files.values())
     with claimed(store, source_slug(manifest.source), manifest.key) as claim:
         winner = _publish_files(claim, manifest, files)
         claim.renew()
@@ -158,13 +198,14 @@ def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> 
     if claim.renew():
         _check_all_there(store, folder, manifest)
     data = manifest.to_bytes()
-    path = f"{folder}/manifest.json"
+    path = f"{folder}/{manifest.file_name}"
     if store.put_new(path, data) or (there := store.read(path)) == data:
         return manifest
     # Another machine measured other rounding errors of the same bytes: theirs was first.
     other = parse(there)
     if dataclasses.replace(other, validation=manifest.validation) == manifest:
-        check_publishable(other.validation)
+        if manifest.file_name == MANIFEST:
+            check_publishable(other.validation)
         return other
     raise PublishConflictError(
         f"{path}: expected the bytes of this conversion (sha256 {manifest.digest}), got others "
@@ -193,12 +234,11 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
     """
     log = channel_folder(manifest.source, manifest.variant, channel)
     newest = current(store, log)
-    if newest and newest[1].key == manifest.key:
-        _check_same(newest[1], manifest)
+    if newest and _points_to(store, newest[1], manifest):
         return _publication(store, manifest, channel, newest[0])
     with claimed(store, source_slug(manifest.source), manifest.key):
         # From here on it can't be collected; up to here it could.
-        if find_published(store, manifest.source, manifest.key) is None:
+        if _find(store, manifest.source, manifest.key, manifest.file_name) is None:
             raise StoreUnavailableError(
                 f"{store.url}/{conversion_folder(manifest.source, manifest.key)}: expected the "
                 "conversion that was found a moment ago, but gc has collected it. Run again."
@@ -212,8 +252,7 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
     while True:
         newest = current(store, log)
         number = newest[0] if newest else None
-        if newest and newest[1].key == manifest.key:
-            _check_same(newest[1], manifest)
+        if newest and _points_to(store, newest[1], manifest):
             return _publication(store, manifest, channel, newest[0])
         if newest and (withdrawn := rolled_back_from(store, log, *newest, manifest.key)):
             logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
@@ -230,10 +269,19 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
             return _publication(store, manifest, channel, following)
 
 
-def _check_same(entry: ChannelEntry, manifest: Manifest) -> None:
-    if entry.manifest != manifest.digest:
-        path = f"{conversion_folder(manifest.source, manifest.key)}/manifest.json"
-        raise DigestMismatchError(path, expected=entry.manifest, got=manifest.digest)
+def _points_to(store: Store, entry: ChannelEntry, manifest: Manifest) -> bool:
+    """Tell whether a channel's entry is this conversion's; its candidate has the same key.
+
+    Raises:
+        DigestMismatchError: the same key with a manifest that is neither.
+    """
+    if entry.key != manifest.key or entry.manifest == manifest.digest:
+        return entry.key == manifest.key
+    candidate = find_candidate(store, manifest.source, manifest.key)
+    if candidate is not None and candidate.digest == entry.manifest:
+        return False
+    path = f"{conversion_folder(manifest.source, manifest.key)}/{manifest.file_name}"
+    raise DigestMismatchError(path, expected=entry.manifest, got=manifest.digest)
 
 
 def _publication(
@@ -288,11 +336,18 @@ def validation_of(report: ValidationReport) -> Validation:
     if not report.passed:
         raise NumericsMismatchError(f"publish: got a failed report: {report.failures[0]}", report)
     return Validation(
-        verdict="validated",
+        verdict=VALIDATED,
         tolerance=report.tolerance,
         lengths=report.lengths(),
         negative_controls=report.negative_controls,
         accuracy=report.accuracy,
+    )
+
+
+def unvalidated(tolerance: Tolerance) -> Validation:
+    """Return the verdict on what could not be run where it was compiled."""
+    return Validation(
+        verdict=UNVALIDATED_ON_DEVICE, tolerance=tolerance, lengths=(), negative_controls=()
     )
 
 
@@ -303,10 +358,16 @@ def check_publishable(validation: Validation) -> None:
         NumericsMismatchError: the verdict, a length, the negative control or the accuracy says
             otherwise.
     """
+    if validation.verdict == UNVALIDATED_ON_DEVICE:
+        raise NumericsMismatchError(
+            f"publish: expected verdict {VALIDATED!r}, got {UNVALIDATED_ON_DEVICE!r}: no device "
+            f"has run it yet, and only the channel {CANDIDATE_CHANNEL!r} may have it. Run "
+            "`python -m flows validate` on a host with the device. Nothing was published."
+        )
     if validation.accuracy is not None:
         check_accuracy(validation.accuracy)
     passed = validation.lengths and all(v.passed and v.probes > 0 for v in validation.lengths)
-    if validation.verdict == "validated" and passed and validation.negative_controls:
+    if validation.verdict == VALIDATED and passed and validation.negative_controls:
         return
     raise NumericsMismatchError(
         f"publish: expected verdict 'validated' with every length passed and a caught negative "
@@ -336,8 +397,6 @@ def _triton_tensor(kind: str, name: str, dtype: str, axes: tuple[str, ...]) -> s
 
 
 def _media_type(path: str) -> str:
-    if path == BUNDLE_PATH:
-        return BUNDLE_MEDIA_TYPE
     suffix = Path(path).suffix
     return {".json": "application/json", ".txt": "text/plain", ".pbtxt": "text/plain"}.get(
         suffix, "application/octet-stream"

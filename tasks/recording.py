@@ -9,6 +9,8 @@ they are replaced by something that computes the same for every input:
   one that was not hit gets no tokens. Only where there is no batched implementation.
 * ``scatter`` with a Python bool has no overload in the tracer: it gets the same value as an int.
 
+Masks that transformers 4 makes with ``vmap`` are ``tasks.versions``' to replace.
+
 None of it is trusted: the gate compares the saved bundle with the untouched eager model.
 """
 
@@ -18,6 +20,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from tasks.versions import hit_functions, recordable_masks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +38,7 @@ def recordable(model: nn.Module) -> Iterator[None]:
         for function in _autograd_functions(model):
             stack.enter_context(_forward_alone(function))
         stack.enter_context(_every_expert(model))
+        stack.enter_context(recordable_masks())
         yield
 
 
@@ -78,6 +83,7 @@ def _every_expert(model: nn.Module) -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     inside: list[nn.Module] = []
+    asking = hit_functions()
 
     class Recordable(TorchFunctionMode):
         def __torch_function__(
@@ -87,7 +93,7 @@ def _every_expert(model: nn.Module) -> Iterator[None]:
             args: tuple[Any, ...] = (),
             kwargs: dict[str, Any] | None = None,
         ) -> Any:
-            if func is torch.greater and inside and _asks_for_hits(args):
+            if func in asking and inside and _asks_for_hits(args):
                 known = torch.arange(args[0].numel(), device=args[0].device)
                 return known < _experts(inside[-1], args[0].numel())
             if func in (torch.Tensor.scatter, torch.Tensor.scatter_):
@@ -114,7 +120,8 @@ def _left(inside: list[nn.Module]) -> None:
 def _asks_for_hits(arguments: tuple[Any, ...]) -> bool:
     """``torch.greater(tokens of each expert, 0)``: transformers' loops begin with it."""
     counts, bound = arguments
-    return counts.dim() == 1 and not counts.is_floating_point() and bound == 0
+    integers = counts.dim() == 1 and not counts.is_floating_point()
+    return integers and type(bound) is int and bound == 0
 
 
 def _experts(module: nn.Module, otherwise: int) -> int:

@@ -38,6 +38,7 @@ class ProbePlan:
         batch: rows in one traced call.
         tolerance: bound on every difference.
         selects: the program takes the largest of several values (top-k, sort).
+        opaque: the artifact's weights can't be reached: a fault is planted in eager instead.
     """
 
     facts: ModelFacts
@@ -46,6 +47,7 @@ class ProbePlan:
     batch: int
     tolerance: Tolerance
     selects: bool = False
+    opaque: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class Reference:
         padded: keys of probes whose unpadded input eager refuses: it was given the padded one.
         refused: keys of probes that eager refuses altogether.
         accuracy: what quantisation costs; None: nothing is quantised.
+        spoilt: outputs for the first probe of an eager model with a wrong weight, which the
+            artifact must not agree with; None: its own weights are spoilt instead.
     """
 
     plan: ProbePlan
@@ -75,6 +79,7 @@ class Reference:
     padded: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     accuracy: Accuracy | None = None
+    spoilt: Path | None = None
 
     def as_asked(self, probe: Probe) -> Probe:
         """Return the probe as eager answered it."""

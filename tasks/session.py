@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.child import say
 from tasks.errors import PaddingChangesError, UnsupportedCheckpointError, first_line
+from tasks.faults import dense_weights, planted
 from tasks.inputs import pad_right, random_feed, tokens_of
 from tasks.outputs import as_loaded, call_tuple
 from tasks.probes import Probe, plan_probes, timed
@@ -27,6 +28,7 @@ from tasks.reference import (
     valid_positions,
 )
 from tasks.verdict import within
+from tasks.versions import eager_attention
 from tracefleet.manifest import OutputSpec
 
 if TYPE_CHECKING:
@@ -165,6 +167,26 @@ class Session:
         if probe.control is None:
             self.ever_moved = [a or b for a, b in zip(self.ever_moved, answers, strict=True)]
 
+    def plant_fault(self) -> Path:
+        """Store what eager gives for the first probe with one wrong weight that moves it.
+
+        Raises:
+            UnsupportedCheckpointError: no weight moves it.
+        """
+        probe = next(iter(plan_probes(self.plan)))
+        stored = load_outputs(self.folder / "0.safetensors")
+        for weight in dense_weights(self.model):
+            with planted(weight):
+                outputs = self._outputs(probe.eager_feed)
+            found = differences(
+                self.specs, self.plan.tolerance, outputs, stored, probe.eager_feed, self.scales
+            )
+            if any(moved(found, self.plan.tolerance)):
+                path = self.folder / "wrong-weight.safetensors"
+                save_outputs(path, outputs)
+                return path
+        raise self._refusal("no wrong weight moves its outputs")
+
     def check_itself(self) -> None:
         """Refuse a reference that is constant, keeps state, or depends on how it is computed."""
         for spec, answer in zip(self.specs, self.ever_moved, strict=True):
@@ -183,17 +205,12 @@ class Session:
         self._agree(probe, again, stored, "a second run gives another result (state or chance)", 0)
 
     def _check_attention(self) -> None:
-        config = self.model.config
-        used = getattr(config, "_attn_implementation", None)
-        if used != "sdpa":
+        if getattr(self.model.config, "_attn_implementation", None) != "sdpa":
             return
         probe = next(iter(plan_probes(self.plan)))
         stored = load_outputs(self.folder / "0.safetensors")
-        self.model.set_attn_implementation("eager")
-        try:
+        with eager_attention(self.model):
             outputs = self._call(probe)
-        finally:
-            self.model.set_attn_implementation(used)
         self._agree(probe, outputs, stored, "sdpa and eager attention disagree")
 
     def _check_padding(self) -> None:

@@ -14,16 +14,23 @@ from typing import Literal
 
 from tasks.each import each
 from tasks.key import RECIPE, conversion_key
-from tasks.publish import find_published, key_of, rolled_back_from
+from tasks.publish import (
+    CANDIDATE_CHANNEL,
+    find_candidate,
+    find_published,
+    key_of,
+    rolled_back_from,
+)
 from tracefleet.channel import (
     Published,
     channel_folder,
+    current,
     find_variants,
     read_entry,
     source_slug,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, Toolchain, Variant
+from tracefleet.manifest import JIT, Manifest, Toolchain, Variant
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import Store
 
@@ -131,7 +138,7 @@ def judge(store: Store, wanted: Identity, number: int | None) -> Judgement:
     """
     key = wanted.key(wanted.toolchain) if wanted.toolchain else None
     if number is None:
-        return Judgement(state="missing", why=("never published",), key=key)
+        return Judgement(state="missing", why=("never published", *_waits(store, wanted)), key=key)
     entry = read_entry(store, wanted.log, number)
     if entry.key == key:
         return Judgement(state="fresh", key=key, number=number)
@@ -140,17 +147,28 @@ def judge(store: Store, wanted: Identity, number: int | None) -> Judgement:
     return _compare(store, wanted, Selection(published=published, entry=entry))
 
 
-def _compare(store: Store, wanted: Identity, current: Selection) -> Judgement:
+def _waits(store: Store, wanted: Identity) -> tuple[str, ...]:
+    """Say if a candidate of the same commit and lengths waits for a device to validate it."""
+    if wanted.variant.backend == JIT:
+        return ()
+    newest = current(store, channel_folder(wanted.source, wanted.variant, CANDIDATE_CHANNEL))
+    found = find_candidate(store, wanted.source, newest[1].key) if newest else None
+    if found is None or (found.commit, found.lengths) != (wanted.commit, wanted.lengths):
+        return ()
+    return ("compiled into channel candidate, waits for a device",)
+
+
+def _compare(store: Store, wanted: Identity, published: Selection) -> Judgement:
     """Ask the current conversion's manifest what differs."""
-    manifest = _checked_manifest(store, current)
+    manifest = _checked_manifest(store, published)
     toolchain = wanted.toolchain or manifest.toolchain
-    key, number, log = wanted.key(toolchain), current.number, current.published.folder
+    key, number, log = wanted.key(toolchain), published.number, published.published.folder
     # Workers of the backend know their own toolchain: here that of their last work has to do.
     blind = f"toolchain not checked: no {wanted.variant.backend} here"
     notes = () if wanted.toolchain else (blind,)
     if key == manifest.key:
         return Judgement(state="fresh", why=notes, key=key, number=number)
-    if withdrawn := rolled_back_from(store, log, number, current.entry, key):
+    if withdrawn := rolled_back_from(store, log, number, published.entry, key):
         why = (f"rolled back from number {withdrawn}", *notes)
         return Judgement(state="fresh", why=why, key=key, number=number)
     why = (*_differences(manifest, wanted, toolchain), *notes)
@@ -161,11 +179,11 @@ def _compare(store: Store, wanted: Identity, current: Selection) -> Judgement:
     return Judgement(state="stale", why=why, key=known, number=number)
 
 
-def _checked_manifest(store: Store, current: Selection) -> Manifest:
-    manifest = load_manifest(store, current)
+def _checked_manifest(store: Store, published: Selection) -> Manifest:
+    manifest = load_manifest(store, published)
     if (identity := key_of(manifest)) != manifest.key:
         raise ManifestError(
-            f"{store.url}/{current.manifest_path}: key expected {manifest.key}, but its contents "
+            f"{store.url}/{published.manifest_path}: key expected {manifest.key}, but its contents "
             f"give {identity}. It was not written by tracefleet; convert the checkpoint again."
         )
     return manifest

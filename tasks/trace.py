@@ -46,7 +46,7 @@ class TraceResult:
     """What tracing made.
 
     Attributes:
-        file: the bundle on disk.
+        files: the bundle on disk, or the program of each length.
         outputs: elements of the returned tuple.
         tied_groups: names that shared storage before untying.
         same_program: the graphs of all lengths are one program but for literal lengths, so that
@@ -55,12 +55,18 @@ class TraceResult:
         selects: it takes the largest of several values: which one may hang on padding.
     """
 
-    file: TracedFile
+    files: tuple[TracedFile, ...]
     outputs: tuple[OutputSpec, ...]
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
     shared: bool
     selects: bool
+
+    @property
+    def file(self) -> TracedFile:
+        """The bundle."""
+        (bundle,) = self.files
+        return bundle
 
 
 def trace_checkpoint(
@@ -92,7 +98,7 @@ def trace_checkpoint(
     say("loading the checkpoint")
     model = load_eager(folder, options)
     outputs = describe_outputs(model, facts)
-    groups = _untie_proved(model, facts, outputs, lengths[0], batch)
+    groups = untie_proved(model, facts, outputs, lengths[0], batch)
     if options.dtype == INT8:
         say("quantising its linear layers")
         quantise(model)
@@ -108,7 +114,7 @@ def trace_checkpoint(
     selecting = selects(traced, lengths[0])
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
     return TraceResult(
-        file=file,
+        files=(file,),
         outputs=outputs,
         tied_groups=groups,
         same_program=same,
@@ -178,10 +184,14 @@ def selects(traced: Any, length: int) -> bool:
     return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
 
 
-def _untie_proved(
+def untie_proved(
     model: nn.Module, facts: ModelFacts, outputs: tuple[OutputSpec, ...], length: int, batch: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Untie and show that no output bit moved."""
+    """Untie and show that no output bit moved; return the groups.
+
+    Raises:
+        TiedWeightsError: one did.
+    """
     import torch
 
     feed = example_feed(facts, batch=batch, length=length)

@@ -127,7 +127,7 @@ def publish(
             local.write_bytes(data[file.path])
             path = f"{folder}/{file.path}"
             store.put_file(path, local, size=file.size, sha256=file.sha256)
-    store.put_new(f"{folder}/manifest.json", manifest.to_bytes())
+    store.put_new(f"{folder}/{manifest.file_name}", manifest.to_bytes())
     channel = channel_folder(source, variant, channel)
     advance(store, channel, manifest_digest=manifest.digest, key=manifest.key)
     return manifest

@@ -35,9 +35,9 @@ def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest
         sha256=hashlib.sha256(data).hexdigest(),
         weight_bytes=size,
     )
-    files = collect_files(bundle, folder, folder / "config.pbtxt")
+    files = collect_files([bundle], folder, folder / "config.pbtxt")
     manifest = example_manifest(
-        options=plain.options, key=key_of(plain), files=describe_files(files, bundle)
+        options=plain.options, key=key_of(plain), files=describe_files(files, [bundle])
     )
     return manifest, files
 

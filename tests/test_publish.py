@@ -74,7 +74,7 @@ def _conversion(
         sha256=hashlib.sha256(content).hexdigest(),
         weight_bytes=1,
     )
-    files = collect_files(bundle, folder, folder / "config.pbtxt")
+    files = collect_files([bundle], folder, folder / "config.pbtxt")
     toolchain = Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0")
     variant = Variant(task="fill-mask")
     key = conversion_key(
@@ -92,7 +92,7 @@ def _conversion(
         outputs=OUTPUTS,
         tied_groups=(),
         same_program=True,
-        files=describe_files(files, bundle),
+        files=describe_files(files, [bundle]),
         toolchain=toolchain,
         recipe=RECIPE,
         validation=VALIDATED,

@@ -29,6 +29,7 @@ from tests.reader_support import (
 )
 from tracefleet import (
     ArtifactError,
+    BackendUnavailableError,
     DigestMismatchError,
     InputTooLongError,
     ManifestError,
@@ -160,7 +161,7 @@ def test_what_no_device_validated_opens_only_when_asked_for(store: FileStore):
 
 def test_another_backend_is_refused_before_torch_sees_it(store: FileStore, never_load: None):
     publish(store, variant=Variant(task="fill-mask", backend="neuronx"))
-    with pytest.raises(ArtifactError, match="opens jit conversions only"):
+    with pytest.raises(BackendUnavailableError, match="package torch_neuronx of AWS's Neuron SDK"):
         tracefleet.open(store, SOURCE, backend="neuronx")
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
-import tasks.dispatcher
 import tracefleet
+import tracefleet.dispatcher
 from flows.pipeline import ConversionResult, convert
 from flows.request import make_request
 from tasks.errors import (
@@ -311,7 +311,7 @@ def test_a_mask_that_is_not_heeded_is_caught(folder, tmp_path):
 
 
 def test_a_bundle_that_takes_images_of_another_size_is_caught(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks.dispatcher, "_shape_checks", lambda _: [])
+    monkeypatch.setattr(tracefleet.dispatcher, "_shape_checks", lambda _: [])
     bench = _bench(folder, "resnet", tmp_path)
     with pytest.raises(NumericsMismatchError, match=r"\(1, 3, 32, 31\) to be refused"):
         bench.validate(bench.trace())

@@ -11,13 +11,13 @@ import torch
 from tasks import child
 from tasks.backends.jit import JIT
 from tasks.child import Limits
-from tasks.dispatcher import dispatcher_source
 from tasks.errors import TraceError
 from tasks.inputs import pad_right, random_feed
 from tasks.load import LoadOptions, inspect, load_eager
 from tasks.outputs import call_tuple
 from tasks.trace import same_program, trace_checkpoint
 from tests.gate_support import Bench
+from tracefleet.dispatcher import dispatcher_source
 from tracefleet.manifest import InputSpec, OutputSpec
 
 

@@ -159,4 +159,4 @@ def test_untying_through_the_config_would_be_wrong_and_is_caught(checkpoint, mon
 
     monkeypatch.setattr(trace, "untie", flip)
     with pytest.raises(TiedWeightsError, match="bit-identical"):
-        trace._untie_proved(model, facts, outputs, 16, 1)
+        trace.untie_proved(model, facts, outputs, 16, 1)

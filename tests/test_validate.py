@@ -225,7 +225,7 @@ def test_an_ignored_decoder_mask_is_caught(name, checkpoint, tmp_path):
 
 
 def test_outputs_sliced_to_the_wrong_side_are_caught(checkpoint, tmp_path, monkeypatch):
-    from tasks import dispatcher
+    from tracefleet import dispatcher
 
     sliced = dispatcher._sliced
     monkeypatch.setattr(
@@ -292,7 +292,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
     """If a planted fault passes, the gate proves nothing and must not let anything through."""
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr("tasks.validate._spoiled", lambda weight: weight)
+    monkeypatch.setattr("tasks.faults._spoilt", lambda weight: weight)
     with pytest.raises(NumericsMismatchError, match="negative control"):
         bench.validate(bundle)
 
@@ -300,7 +300,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
 def test_a_guard_that_lets_other_shapes_through_is_caught(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint, tmp_path)
     monkeypatch.setattr(
-        "tasks.dispatcher._exact_source",
+        "tracefleet.dispatcher._exact_source",
         lambda inputs, outputs, length, batch, graph: (
             f"def forward_{length}(self, input_ids: Tensor, attention_mask: Tensor, "
             f"token_type_ids: Tensor) -> Tuple[Tensor, Tensor]:\n"

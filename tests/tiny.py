@@ -40,6 +40,7 @@ ROBERTA = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+DISTIL = {"vocab_size": 256, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
 GPT2 = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 MARIAN = {
     "pad_token_id": 0,
@@ -63,17 +64,23 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-mlm": ("BertForMaskedLM", "BertConfig", BERT),
     "bert-cls": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 3}),
     "albert-mlm": ("AlbertForMaskedLM", "AlbertConfig", {**BERT, "embedding_size": 16}),
+    "bert-qa": ("BertForQuestionAnswering", "BertConfig", BERT),
+    "bert-tok": ("BertForTokenClassification", "BertConfig", {**BERT, "num_labels": 5}),
+    "roberta-cls": (
+        "RobertaForSequenceClassification",
+        "RobertaConfig",
+        {**ROBERTA, "num_labels": 3},
+    ),
+    "roberta-tok": ("RobertaForTokenClassification", "RobertaConfig", {**ROBERTA, "num_labels": 5}),
     "roberta-qa": ("RobertaForQuestionAnswering", "RobertaConfig", ROBERTA),
     "longformer-mlm": (
         "LongformerForMaskedLM",
         "LongformerConfig",
         {**ROBERTA, "attention_window": 8},
     ),
-    "distilbert-tok": (
-        "DistilBertForTokenClassification",
-        "DistilBertConfig",
-        {"vocab_size": 256, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
-    ),
+    "distilbert-tok": ("DistilBertForTokenClassification", "DistilBertConfig", DISTIL),
+    "distilbert-qa": ("DistilBertForQuestionAnswering", "DistilBertConfig", DISTIL),
+    "distilbert-cls": ("DistilBertForSequenceClassification", "DistilBertConfig", DISTIL),
     "bart-cls": ("BartForSequenceClassification", "BartConfig", {**PAIR, "num_labels": 3}),
     "deberta-cls": (
         "DebertaV2ForSequenceClassification",

@@ -25,6 +25,7 @@ from tracefleet.checks import FileCheck, verify
 from tracefleet.copying import pull
 from tracefleet.errors import (
     ArtifactError,
+    BackendUnavailableError,
     DigestMismatchError,
     InputTooLongError,
     ManifestError,
@@ -47,6 +48,7 @@ except PackageNotFoundError:  # a source tree on the path, as in the pipeline's 
 
 __all__ = [
     "ArtifactError",
+    "BackendUnavailableError",
     "DigestMismatchError",
     "FileCheck",
     "FileStore",

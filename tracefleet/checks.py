@@ -61,7 +61,7 @@ def verify(store: Store, published: Published) -> list[FileCheck]:
     entry = f"number {selection.number}"
     return [
         FileCheck(path=entry_path(published.folder, selection.number), expected=entry, got=entry),
-        FileCheck(path=selection.manifest_path, expected=digest, got=digest),
+        FileCheck(path=f"{selection.folder}/{manifest.file_name}", expected=digest, got=digest),
         *(_check(store, selection, file) for file in manifest.files),
     ]
 

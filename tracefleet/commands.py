@@ -194,7 +194,7 @@ def pull_command(arguments: argparse.Namespace) -> int:
 def _presign(store: Store, selection: Selection, arguments: argparse.Namespace) -> int:
     manifest = load_manifest(store, selection)
     own = FileEntry(
-        path="manifest.json",
+        path=manifest.file_name,
         size=len(manifest.to_bytes()),
         sha256=manifest.digest,
         media_type="application/json",

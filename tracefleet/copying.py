@@ -51,4 +51,4 @@ def _copy_all(store: Store, selection: Selection, manifest: Manifest, folder: Pa
         copy.parent.mkdir(parents=True, exist_ok=True)
         with needed(store, selection, file) as path:
             store.place(path, copy, size=file.size, sha256=file.sha256)
-    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    (folder / manifest.file_name).write_bytes(manifest.to_bytes())

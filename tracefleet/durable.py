@@ -18,12 +18,13 @@ from tracefleet.streams import check_digest
 
 TEMP_PREFIX = ".tmp-"
 _FLUSH_SECONDS = 0.2
+_BLOCK_BYTES = 1 << 18
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(file)
 
 
 def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedReader:
@@ -40,13 +41,21 @@ def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedRe
     """
     handle = file.open("rb")
     try:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = _sha256(handle)
         check_digest(path, (size, sha256), (handle.tell(), digest))
         handle.seek(0)
     except BaseException:
         handle.close()
         raise
     return handle
+
+
+def _sha256(file: BufferedReader) -> str:
+    """Digest what is left of a file; ``hashlib.file_digest`` is not on Inf1's Python 3.10."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    while size := file.readinto(buffer):
+        digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def remove_empty(folder: Path, root: Path) -> None:

@@ -63,3 +63,7 @@ class StoreUnavailableError(StoreError):
     The client library's own retries are used up when this is raised. It is the one error of this
     tree that is worth another try.
     """
+
+
+class BackendUnavailableError(ArtifactError):
+    """This machine lacks what a conversion needs to run: a package, a version or a device."""

@@ -30,6 +30,11 @@ _SINCE_2 = ("other_lengths", "other_batches")
 BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
 VALIDATED = "validated"
 UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
+#: A manifest's name, and that of one whose verdict is still to come.
+MANIFEST, CANDIDATE = "manifest.json", "candidate.json"
+#: Where a bundle lies in its conversion's folder, which so is a Triton model repository.
+BUNDLE_PATH = "model/1/model.pt"
+JIT = "jit"
 LENGTH_AXES = ("length", "decoder_length")
 HOLDS, DIFFERS, RAISES, UNTRIED = "holds", "differs", "raises", "untried"
 GENERALITY = (HOLDS, DIFFERS, RAISES, UNTRIED)
@@ -154,7 +159,10 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Toolchain:
-    """Versions that shaped the bytes. ``compiler`` is Neuron's, None for jit."""
+    """Versions that shaped the bytes.
+
+    ``compiler`` is Neuron's, as ``neuronx-cc==… torch-neuronx==…``; None for jit.
+    """
 
     python: str
     torch: str
@@ -317,15 +325,48 @@ class Manifest:
             raise ManifestError(f"manifest: files expected sorted, each once; got {paths}")
 
     @property
+    def archives(self) -> tuple[FileEntry, ...]:
+        """The TorchScript archives among the files: a bundle, or a program for each length."""
+        return tuple(file for file in self.files if file.media_type == BUNDLE_MEDIA_TYPE)
+
+    @property
     def bundle(self) -> FileEntry:
-        """The TorchScript archive among the files."""
-        bundles = [file for file in self.files if file.media_type == BUNDLE_MEDIA_TYPE]
+        """The one archive that holds every length.
+
+        Raises:
+            ManifestError: there is none, or several.
+        """
+        bundles = self.archives
         if len(bundles) != 1:
             raise ManifestError(
                 f"manifest: expected one {BUNDLE_MEDIA_TYPE} file, got {len(bundles)}. "
                 "This conversion can't be opened as a bundle."
             )
         return bundles[0]
+
+    @property
+    def programs(self) -> dict[int, FileEntry]:
+        """The archive of each standard length, where each has its own.
+
+        Raises:
+            ManifestError: a length has none, or there are more.
+        """
+        found = {file.path: file for file in self.archives}
+        paths = {length: program_path(length) for length in self.lengths}
+        if found.keys() != set(paths.values()):
+            raise ManifestError(
+                f"manifest: expected {sorted(paths.values())}, a program for each length, got "
+                f"{sorted(found)}. This conversion can't be opened on Neuron."
+            )
+        return {length: found[path] for length, path in paths.items()}
+
+    @property
+    def file_name(self) -> str:
+        """Name of the manifest in its conversion's folder.
+
+        Only what was validated is ever a ``manifest.json``; a conversion may have both.
+        """
+        return MANIFEST if self.validation.verdict == VALIDATED else CANDIDATE
 
     @property
     def digest(self) -> str:
@@ -369,6 +410,11 @@ def _of_today(raw: Any) -> Any:
         return {**raw, "validation": {**raw["validation"], **new}}
     except (KeyError, TypeError):
         return raw  # malformed: decode says where
+
+
+def program_path(length: int) -> str:
+    """Return where the program of one standard length lies in its conversion's folder."""
+    return f"model/length-{length}.pt"
 
 
 def _length_axis(axes: tuple[str, ...]) -> int | None:

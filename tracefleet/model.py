@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tracefleet.errors import ManifestError
+from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.inputs import arrange
 from tracefleet.manifest import Manifest
 
@@ -71,9 +71,15 @@ class Model:
         manifest: what the conversion is.
     """
 
-    def __init__(self, manifest: Manifest, module: torch.jit.ScriptModule) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        module: torch.jit.ScriptModule,
+        programs: Mapping[int, torch.jit.ScriptModule] | None = None,
+    ) -> None:
         self.manifest = manifest
         self._module = module
+        self._programs = programs or {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -148,6 +154,28 @@ class Model:
                     "model itself for other shapes"
                 )
         return self._run(f"forward_{length}", list(tensors))
+
+    def replace_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Let a Neuron conversion compute with other weights, in place, without compiling.
+
+        Only for conversions whose weights are separate from their programs. What the manifest says
+        was proved of the published weights: nothing is of these.
+
+        Args:
+            weights: by their names in the checkpoint's model, of the same shapes and dtypes.
+
+        Raises:
+            ArtifactError: this conversion's weights are part of its programs.
+            KeyError, RuntimeError: a name or a shape that it does not have.
+        """
+        from tracefleet import neuron
+
+        if self.manifest.options.get("neuronx.separate_weights") != "true":
+            raise ArtifactError(
+                f"{self.manifest.source}: expected weights that are separate from the programs, "
+                "got them as part of these. Convert with separate_weights of neuronx."
+            )
+        neuron.replace_weights(self._programs, weights)
 
     def _run(self, method: str, tensors: list[torch.Tensor]) -> Outputs:
         import torch

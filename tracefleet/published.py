@@ -31,7 +31,7 @@ from tracefleet.errors import (
     NoSuchVariantError,
     StoreError,
 )
-from tracefleet.manifest import FileEntry, Manifest, parse
+from tracefleet.manifest import CANDIDATE, MANIFEST, FileEntry, Manifest, parse
 from tracefleet.store import Store, open_store
 
 #: How many of a store's sources an error lists.
@@ -62,8 +62,8 @@ class Selection:
 
     @property
     def manifest_path(self) -> str:
-        """The manifest's path in the store."""
-        return f"{self.folder}/manifest.json"
+        """The manifest's path in the store, if the conversion was validated."""
+        return f"{self.folder}/{MANIFEST}"
 
     def path_of(self, file: FileEntry) -> str:
         """Return a file's path in the store."""
@@ -179,17 +179,7 @@ def load_manifest(store: Store, selection: Selection) -> Manifest:
         DigestMismatchError: its bytes are not those the channel names.
         ManifestError: it is missing, malformed, or of another conversion.
     """
-    path = selection.manifest_path
-    try:
-        data = store.read(path)
-    except FileNotFoundError as error:
-        raise ManifestError(
-            f"{store.url}/{path}: the channel names this manifest, but it is missing. Restore it "
-            "from a copy, or convert the checkpoint again."
-        ) from error
-    got = hashlib.sha256(data).hexdigest()
-    if got != selection.entry.manifest:
-        raise DigestMismatchError(path, expected=selection.entry.manifest, got=got)
+    path, data = _manifest_bytes(store, selection)
     manifest = parse(data)
     if manifest.to_bytes() != data:
         raise ManifestError(
@@ -197,7 +187,9 @@ def load_manifest(store: Store, selection: Selection) -> Manifest:
             "form. It was not written by tracefleet; convert the checkpoint again."
         )
     published = selection.published
+    file = path.rpartition("/")[2]
     for name, expected, found in (
+        ("file name for its verdict", manifest.file_name, file),
         ("key", selection.entry.key, manifest.key),
         ("source's slug", published.slug, source_slug(manifest.source)),
         ("variant", published.variant, manifest.variant.label),
@@ -208,6 +200,26 @@ def load_manifest(store: Store, selection: Selection) -> Manifest:
                 "conversion's name; do not use it."
             )
     return manifest
+
+
+def _manifest_bytes(store: Store, selection: Selection) -> tuple[str, bytes]:
+    """Return the manifest that the channel's entry binds: of a conversion, or of a candidate."""
+    found: dict[str, str] = {}
+    for path in (selection.manifest_path, f"{selection.folder}/{CANDIDATE}"):
+        try:
+            data = store.read(path)
+        except FileNotFoundError:
+            continue
+        found[path] = hashlib.sha256(data).hexdigest()
+        if found[path] == selection.entry.manifest:
+            return path, data
+    if found:
+        path, got = next(iter(found.items()))
+        raise DigestMismatchError(path, expected=selection.entry.manifest, got=got)
+    raise ManifestError(
+        f"{store.url}/{selection.manifest_path}: the channel names this manifest, but it is "
+        "missing. Restore it from a copy, or convert the checkpoint again."
+    )
 
 
 def open_verified(store: Store, selection: Selection, file: FileEntry) -> BufferedReader:
@@ -227,7 +239,7 @@ def remember(store: Store, selection: Selection, manifest: Manifest) -> None:
     store.remember(
         {
             entry_path(published.folder, published.number): selection.entry.to_bytes(),
-            selection.manifest_path: manifest.to_bytes(),
+            f"{selection.folder}/{manifest.file_name}": manifest.to_bytes(),
         }
     )
 

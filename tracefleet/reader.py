@@ -7,15 +7,16 @@ byte. ``load_manifest`` stops before the files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracefleet import published
+from tracefleet import neuron, published
 from tracefleet.errors import ArtifactError, ManifestError
-from tracefleet.manifest import BUNDLE_MEDIA_TYPE, VALIDATED, Manifest
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, JIT, VALIDATED, Manifest
 from tracefleet.model import Model
+from tracefleet.programs import compose
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.store import Store
 
@@ -36,6 +37,7 @@ def open(  # noqa: A001 - read as tracefleet.open
     batch: int | None = None,
     channel: str = "latest",
     allow_unvalidated: bool = False,
+    neuron_cores: tuple[int, int] | None = None,
 ) -> Model:
     """Open the current conversion of a source.
 
@@ -43,11 +45,13 @@ def open(  # noqa: A001 - read as tracefleet.open
         store: its URL or path, or an opened store.
         source: the source exactly as it was converted (``hf://org/name``), or its slug.
         task: such as ``feature-extraction``; needed if several tasks are published.
-        backend: the backend that was converted for; this version opens ``jit``.
+        backend: ``jit``; ``neuronx`` on an Inf2 or Trn host, ``neuron`` on an Inf1 host.
         dtype: such as ``float32``; needed if several are published.
         batch: rows in one traced call; needed if several are published.
         channel: whose newest number to open.
         allow_unvalidated: open also what no device has validated yet.
+        neuron_cores: the first NeuronCore and how many, for the programs of all lengths; None: the
+            runtime's choice, each program on the next core in turn.
 
     Returns:
         A callable model; see `Model`.
@@ -56,6 +60,7 @@ def open(  # noqa: A001 - read as tracefleet.open
         NoSuchVariantError: none or several conversions fit.
         DigestMismatchError: a byte was changed since publishing; nothing was loaded.
         ManifestError: the manifest is malformed, or the conversion is not validated.
+        BackendUnavailableError: this host lacks Neuron's package, a version of it or the device.
         StoreError: the store or a file can't be read.
     """
     opened = as_store(store)
@@ -68,22 +73,56 @@ def open(  # noqa: A001 - read as tracefleet.open
         batch=batch,
         channel=channel,
     )
-    return open_selected(opened, selection, allow_unvalidated=allow_unvalidated)
+    return open_selected(
+        opened, selection, allow_unvalidated=allow_unvalidated, neuron_cores=neuron_cores
+    )
 
 
-def open_selected(store: Store, selection: Selection, *, allow_unvalidated: bool = False) -> Model:
-    """Open a conversion that `select` has chosen; errors are those of `open`."""
+def open_selected(
+    store: Store,
+    selection: Selection,
+    *,
+    allow_unvalidated: bool = False,
+    neuron_cores: tuple[int, int] | None = None,
+) -> Model:
+    """Open a conversion that `select` has chosen; arguments and errors are those of `open`."""
     manifest = published.load_manifest(store, selection)
-    _check_usable(manifest, selection.manifest_path, allow_unvalidated)
+    _check_usable(manifest, f"{selection.folder}/{manifest.file_name}", allow_unvalidated)
     for file in manifest.files:
         if file.media_type != BUNDLE_MEDIA_TYPE:
             with open_verified(store, selection, file):
                 pass
+    if manifest.variant.backend == JIT:
+        model = _open_bundle(store, selection, manifest)
+    else:
+        model = _open_programs(store, selection, manifest, neuron_cores)
+    published.remember(store, selection, manifest)
+    return model
+
+
+def _open_bundle(store: Store, selection: Selection, manifest: Manifest) -> Model:
     path = selection.path_of(manifest.bundle)
     with _engine_of(manifest, path), open_verified(store, selection, manifest.bundle) as handle:
-        module = _load(handle, path)
-    published.remember(store, selection, manifest)
-    return Model(manifest, module)
+        return Model(manifest, _load(handle, path))
+
+
+def _open_programs(
+    store: Store, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
+) -> Model:
+    """Load the program of each length, once every byte of all of them was checked."""
+    backend = manifest.variant.backend
+    neuron.check_host(backend, manifest.toolchain, neuron.target_of(manifest))
+    with ExitStack() as stack:
+        handles = {
+            length: stack.enter_context(open_verified(store, selection, file))
+            for length, file in manifest.programs.items()
+        }
+        programs = {
+            length: neuron.load(backend, _name_of(handle), cores=cores)
+            for length, handle in handles.items()
+        }
+    module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
+    return Model(manifest, module, programs)
 
 
 def load_manifest(
@@ -120,11 +159,6 @@ def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> Non
             f"{path}: verdict expected {VALIDATED!r}, got {verdict!r}. Validate it on a device, or "
             "pass allow_unvalidated=True to try it at your own risk."
         )
-    if manifest.variant.backend != "jit":
-        raise ArtifactError(
-            f"{path}: backend expected 'jit', got {manifest.variant.backend!r}: this version of "
-            "tracefleet opens jit conversions only. Pull the files and load them on the device."
-        )
 
 
 @contextmanager
@@ -160,13 +194,17 @@ def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     """
     import torch
 
-    through = Path(f"/dev/fd/{handle.fileno()}")
     try:
-        named = str(through) if through.exists() else handle
-        module: torch.jit.ScriptModule = torch.jit.load(named, map_location="cpu")
+        module: torch.jit.ScriptModule = torch.jit.load(_name_of(handle), map_location="cpu")
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: torch {torch.__version__} can't load it: {str(error).splitlines()[0]}. Its "
             "bytes are as published; check the torch version in the manifest's toolchain."
         ) from error
     return module
+
+
+def _name_of(handle: BufferedReader) -> str | BufferedReader:
+    """Return what ``torch.jit.load`` reads a handle by: its own name, where the system has one."""
+    through = Path(f"/dev/fd/{handle.fileno()}")
+    return str(through) if through.exists() else handle

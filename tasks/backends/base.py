@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tasks.errors import BackendUnavailableError, RequestError
+from tasks.errors import RequestError
 from tracefleet.manifest import Toolchain
 
 if TYPE_CHECKING:
+    from tasks.reference import Reference
     from tasks.trace import TraceResult
+    from tasks.verdict import ValidationReport
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")
@@ -18,10 +21,10 @@ BACKENDS = ("jit", "neuronx", "neuron")
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One way to make an artifact.
+    """One way to make an artifact of one file for all lengths.
 
     Attributes:
-        name: ``jit``, ``neuronx`` or ``neuron``.
+        name: ``jit``.
         trace: module-level function that a child runs; takes and returns plain data.
         toolchain: reads the versions that shape the artifact, without importing torch.
     """
@@ -31,7 +34,30 @@ class Backend:
     toolchain: Callable[[], Toolchain]
 
 
-def find_backend(name: str) -> Backend:
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """One way to make an artifact of a program for each length, for a device of its own.
+
+    Every function is module-level and runs in a child; all take and return plain data.
+
+    Attributes:
+        name: ``neuronx`` or ``neuron``.
+        toolchain: reads the versions that shape the artifact, without importing anything.
+        has_device: tells whether this host can run what it compiles.
+        prepare: describes outputs, unties with proof, names operators that can't be compiled.
+        compile: makes the program of one length.
+        validate: runs the gate on the programs, on this host's device.
+    """
+
+    name: str
+    toolchain: Callable[[], Toolchain]
+    has_device: Callable[[], bool]
+    prepare: Callable[..., Any]
+    compile: Callable[..., Any]
+    validate: Callable[[dict[int, Path], Reference, Toolchain, str], ValidationReport]
+
+
+def find_backend(name: str) -> Backend | Compiler:
     """Return a backend that can run here.
 
     Raises:
@@ -42,10 +68,17 @@ def find_backend(name: str) -> Backend:
         from tasks.backends.jit import JIT
 
         return JIT
-    if name in BACKENDS:
-        raise BackendUnavailableError(
-            f"backend {name!r}: expected AWS Neuron's packages and a worker of pool {name!r}, got "
-            "a tracefleet without Neuron workers (this version converts for jit only). "
-            "Ask for backend jit."
-        )
+    if name == "neuronx":
+        from tasks.backends.neuronx import NEURONX
+
+        return _available(NEURONX)
+    if name == "neuron":
+        from tasks.backends.neuron import NEURON
+
+        return _available(NEURON)
     raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}.")
+
+
+def _available(compiler: Compiler) -> Compiler:
+    compiler.toolchain()  # raises where a package is missing
+    return compiler

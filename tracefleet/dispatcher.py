@@ -1,4 +1,7 @@
-"""The TorchScript source of a bundle's public methods.
+"""The TorchScript source of a conversion's public methods, whatever its backend.
+
+A bundle is saved with them; the programs of Neuron, one file for each length, get them when they
+are loaded (``tracefleet.programs``).
 
 TorchScript has no generics over tuples, so that the source is written out for the model's own
 inputs and outputs. It stays inside what libtorch's interpreter runs: C++ and Triton call the very

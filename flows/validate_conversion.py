@@ -1,0 +1,34 @@
+"""The Prefect flow that runs a candidate on a device host, and publishes it if it is right."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows import engine
+from flows.convert_checkpoint import STEPS
+from flows.pipeline import ConversionResult, validate
+
+
+def _run_name() -> str:
+    conversion: str = flow_run.parameters["conversion"]
+    source, _, key = conversion.rstrip("/").rpartition("/")
+    return f"{source.rpartition('/')[2]} {key[:12]}"
+
+
+@flow(name="validate-conversion", flow_run_name=_run_name, validate_parameters=True)
+def validate_conversion(
+    conversion: str, backend: str | None = None, channel: str = "latest"
+) -> ConversionResult:
+    """Run a candidate's programs on this host's device; nothing wrong is ever published.
+
+    Args:
+        conversion: URL of the candidate's folder, as the conversion told it.
+        backend: The one that this deployment's workers have; set by the deployment.
+        channel: Channel that will point to the conversion once it is validated.
+
+    Returns:
+        What came of it, with the conversion's URL and manifest.
+    """
+    engine.tell_progress()
+    return validate(conversion, STEPS, run_id=flow_run.id, channel=channel, backend=backend)

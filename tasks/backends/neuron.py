@@ -1,0 +1,152 @@
+"""AWS Neuron through ``torch_neuron.trace``: Inf1, which AWS has archived.
+
+The package partitions a model by itself and leaves on the host's CPU what it can't compile, with
+no more than a line in its log: so the share of operators that are on the device is measured here,
+and a model that is half on the CPU is refused. Runs on Python 3.10 and torch 1.13.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.backends import programs
+from tasks.backends.base import Compiler
+from tasks.backends.options import NeuronOptions
+from tasks.backends.programs import Prepared, ProgramJob
+from tasks.bundle import TracedFile
+from tasks.child import say
+from tasks.errors import CompilationError
+from tasks.reference import Reference
+from tasks.verdict import ValidationReport
+from tracefleet.manifest import Toolchain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tasks.inputs import Feed
+
+_NAME = "neuron"
+#: More constants than this don't fit neuron-cc's input (aws-neuron-sdk #420, #424).
+_INLINE_LIMIT = 1_900_000_000
+#: Operators that cost time, by what is left of their names without a leading underscore or
+#: ``native``. Lookups of ids and integer arithmetic on masks stay on the CPU by the SDK's design.
+_COSTLY = re.compile(
+    r"(linear|matmul|addmm|mm|bmm|baddbmm|einsum|conv\w*|scaled_dot_product\w*|layer_norm|group_norm"
+    r"|batch_norm|softmax|log_softmax|gelu|silu|relu|tanh|sigmoid|erf|exp|topk|lstm|gru)"
+)
+
+
+def toolchain() -> Toolchain:
+    """Return the versions that shape a program."""
+    return programs.toolchain(_NAME)
+
+
+def has_device() -> bool:
+    """Tell whether this host has NeuronCores."""
+    return programs.has_device(_NAME)
+
+
+def prepare(job: ProgramJob, log: Path) -> Prepared:
+    """See ``programs.prepare``; this SDK's own analysis only writes a share into its log."""
+    return programs.prepare(job, log)
+
+
+def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) -> TracedFile:
+    """See ``programs.compile_program``.
+
+    Raises:
+        CompilationError: reason ``device coverage``: too much of the model stayed on the CPU.
+    """
+    assert isinstance(job.compiling, NeuronOptions)
+    options = job.compiling
+
+    def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
+        compiled: torch.jit.ScriptModule = programs.runtime(_NAME).trace(
+            module,
+            tuple(feed.values()),
+            compiler_args=options.compiler_args,
+            compiler_workdir=str(workdir),
+            fallback=options.fallback,
+            dynamic_batch_size=options.dynamic_batch,
+            separate_weights=_separated(options, module),
+        )
+        _check_coverage(module, feed, compiled, options.min_coverage)
+        return compiled
+
+    return programs.compile_program(job, prepared, length, log, compile_module)
+
+
+def validate(
+    found: dict[int, Path], reference: Reference, compiled_by: Toolchain, target: str
+) -> ValidationReport:
+    """See ``programs.validate_programs``."""
+    return programs.validate_programs(found, reference, compiled_by, target, backend=_NAME)
+
+
+def coverage(eager: torch.jit.ScriptModule, compiled: torch.jit.ScriptModule) -> tuple[float, str]:
+    """Return the share of costly operators that are on the device, and which are not, for people.
+
+    Args:
+        eager: the module as ``torch.jit.trace`` records it.
+        compiled: as ``torch_neuron.trace`` returned it: what stayed on the CPU is in its graph.
+    """
+    before, left = _operators(eager), _operators(compiled)
+    share = 1 - sum(left.values()) / max(sum(before.values()), 1)
+    named = ", ".join(f"{name} × {count}" for name, count in left.most_common(8))
+    return max(share, 0.0), named
+
+
+def _check_coverage(
+    module: nn.Module, feed: Feed, compiled: torch.jit.ScriptModule, least: float
+) -> None:
+    import torch
+
+    eager = torch.jit.trace(module, tuple(feed.values()), check_trace=False)
+    share, left = coverage(eager, compiled)
+    say(f"{share:.1%} of its costly operators are on the device")
+    if share < least:
+        raise CompilationError(
+            f"expected at least {least:.0%} of the costly operators on the device, got "
+            f"{share:.1%}; the CPU would compute {left}. Lower min_coverage if that is what you "
+            "want, or convert for jit.",
+            reason="device coverage",
+        )
+
+
+def _operators(module: Any) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    graph = module.inlined_graph  # held: its nodes don't outlive it
+    blocks = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            kinds[node.kind()] += 1
+            blocks.extend(node.blocks())
+    costly = (kind for kind in kinds if _is_costly(kind))
+    return Counter({kind: kinds[kind] for kind in costly})
+
+
+def _is_costly(kind: str) -> bool:
+    name = kind.removeprefix("aten::").removeprefix("_").removeprefix("native_")
+    return kind.startswith("aten::") and _COSTLY.fullmatch(name) is not None
+
+
+def _separated(options: NeuronOptions, module: nn.Module) -> bool:
+    if options.separate_weights is not None:
+        return options.separate_weights
+    state = module.state_dict().values()
+    size: int = sum(t.numel() * t.element_size() for t in state)
+    return size > _INLINE_LIMIT
+
+
+NEURON = Compiler(
+    name=_NAME,
+    toolchain=toolchain,
+    has_device=has_device,
+    prepare=prepare,
+    compile=compile_length,
+    validate=validate,
+)

@@ -1,0 +1,112 @@
+"""AWS Neuron through ``torch_neuronx.trace``: Inf2, Trn1 and Trn2.
+
+Written against the documented interface of torch_neuronx 2.9 (AWS Neuron 2.31, July 2026), the last
+one that compiles TorchScript; what it was run against is told in the README.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.backends import programs
+from tasks.backends.base import Compiler
+from tasks.backends.options import NeuronxOptions
+from tasks.backends.programs import Prepared, ProgramJob
+from tasks.bundle import TracedFile
+from tasks.errors import CompilationError
+from tasks.reference import Reference
+from tasks.verdict import ValidationReport
+from tracefleet.manifest import Toolchain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tasks.inputs import Feed
+
+_NAME = "neuronx"
+
+
+def toolchain() -> Toolchain:
+    """Return the versions that shape a program."""
+    return programs.toolchain(_NAME)
+
+
+def has_device() -> bool:
+    """Tell whether this host has NeuronCores."""
+    return programs.has_device(_NAME)
+
+
+def prepare(job: ProgramJob, log: Path) -> Prepared:
+    """See ``programs.prepare``; unsupported operators are named before the long compilation.
+
+    Raises:
+        CompilationError: reason ``unsupported operator``.
+    """
+    _platform(job)
+    options = _options(job)
+    return programs.prepare(job, log, _analyze if options.analyze else None)
+
+
+def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) -> TracedFile:
+    """See ``programs.compile_program``."""
+    _platform(job)
+    options = _options(job)
+
+    def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
+        package = programs.runtime(_NAME)
+        compiled: torch.jit.ScriptModule = package.trace(
+            module,
+            tuple(feed.values()),
+            compiler_workdir=str(workdir),
+            compiler_args=options.compiler_args,
+            inline_weights_to_neff=not options.separate_weights,
+            # Without a device only this, with an explicit target, compiles (aws-neuron-sdk #910).
+            cpu_backend=not job.device,
+        )
+        return package.dynamic_batch(compiled) if options.dynamic_batch else compiled
+
+    return programs.compile_program(job, prepared, length, log, compile_module)
+
+
+def validate(
+    found: dict[int, Path], reference: Reference, compiled_by: Toolchain, target: str
+) -> ValidationReport:
+    """See ``programs.validate_programs``."""
+    return programs.validate_programs(found, reference, compiled_by, target, backend=_NAME)
+
+
+def _options(job: ProgramJob) -> NeuronxOptions:
+    assert isinstance(job.compiling, NeuronxOptions)
+    return job.compiling
+
+
+def _platform(job: ProgramJob) -> None:
+    """Say what to compile for where no device can tell; read when the package is imported."""
+    if not job.device:
+        os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", _options(job).target)
+
+
+def _analyze(module: nn.Module, feed: Feed) -> None:
+    report: dict[str, Any] = programs.runtime(_NAME).analyze(module, tuple(feed.values()))
+    refused = {one["kind"]: one["failureAt"] for one in report["unsupported_operators"]}
+    if refused:
+        named = ", ".join(f"{kind} (at {where})" for kind, where in sorted(refused.items()))
+        raise CompilationError(
+            f"expected operators that neuronx-cc {report['neuronx_cc_version']} supports, got "
+            f"{named}; {report['support_percentage']} of all calls are supported. Convert this "
+            "checkpoint for jit.",
+            reason="unsupported operator",
+        )
+
+
+NEURONX = Compiler(
+    name=_NAME,
+    toolchain=toolchain,
+    has_device=has_device,
+    prepare=prepare,
+    compile=compile_length,
+    validate=validate,
+)

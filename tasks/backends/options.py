@@ -1,0 +1,156 @@
+"""What a request may choose about a Neuron compilation, typed, with AWS's advice as defaults.
+
+Every flag that changes numbers or shapes is passed, also where it is the compiler's own default:
+defaults moved between releases (``--auto-cast`` in 2025, the int64 flags after SDK 2.32). Sources:
+the CLI references of neuronx-cc and neuron-cc, and AWS's notes on mixed precision for both.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tracefleet.manifest import Tolerance
+
+#: What a cast of float32 operands may cost; none of it was measured on a device yet. With operands
+#: rounded on a CPU (the tests' double; BERT, DistilBERT and RoBERTa for three tasks, every probe)
+#: the largest error was 7.1e-3 for fp16 and tf32, 5.3e-2 for bf16, medians 1.1e-3 and 1.5e-2;
+#: faults start at 0.1 (docs/gate.md). Without a cast operators still differ from a CPU's (tables
+#: for exp and tanh, other orders of summation): optimum-neuron accepts 1e-3 for nearly all models.
+CAST_TOLERANCES = {
+    "none": Tolerance(atol=0.0, rtol=1e-3),
+    "bf16": Tolerance(atol=0.0, rtol=8e-2),
+    "fp16": Tolerance(atol=0.0, rtol=1.5e-2),
+    "tf32": Tolerance(atol=0.0, rtol=1.5e-2),
+}
+Target = Literal["inf2", "trn1", "trn1n", "trn2"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def _identity(self, backend: str, without: set[str]) -> dict[str, str]:
+        chosen = self.model_dump(mode="json", exclude=without)
+        named = {f"{backend}.{name}": _text(value) for name, value in chosen.items()}
+        return {**named, f"{backend}.compiler_args": shlex.join(self.compiler_args)}
+
+    @property
+    def compiler_args(self) -> list[str]:
+        """Flags of the compiler."""
+        raise NotImplementedError
+
+
+class NeuronxOptions(_Options):
+    """How torch_neuronx compiles, for Inf2 and Trn."""
+
+    target: Target = Field(default="inf2", description="Instance family that runs the artifact.")
+    auto_cast: Literal["none", "matmult", "all"] = Field(
+        default="none", description="Which float32 operators are computed in auto_cast_type."
+    )
+    auto_cast_type: Literal["bf16", "fp16", "tf32"] = Field(
+        default="bf16", description="What auto_cast computes in."
+    )
+    optlevel: int = Field(
+        default=2, ge=1, le=3, description="1 compiles fastest, 3 takes longest and runs fastest."
+    )
+    model_type: Literal["generic", "transformer", "unet-inference"] = Field(
+        default="transformer", description="Which optimisations the compiler tries."
+    )
+    separate_weights: bool = Field(
+        default=False, description="Keep weights out of the program, so that they can be replaced."
+    )
+    dynamic_batch: bool = Field(
+        default=False, description="Let each program take any number of rows, batch by batch."
+    )
+    analyze: bool = Field(
+        default=True, description="Name unsupported operators before the long compilation."
+    )
+
+    @model_validator(mode="after")
+    def _compatible(self) -> NeuronxOptions:
+        if self.separate_weights and self.dynamic_batch:
+            raise ValueError(
+                "expected separate_weights or dynamic_batch, got both, which torch_neuronx can't "
+                "combine. A batch larger than one does not need dynamic_batch: rows are split."
+            )
+        return self
+
+    @property
+    def compiler_args(self) -> list[str]:
+        """Flags of neuronx-cc."""
+        flags = {
+            "--target": self.target,
+            "--model-type": self.model_type,
+            "--auto-cast": self.auto_cast,
+            "--auto-cast-type": self.auto_cast_type,
+            "--optlevel": str(self.optlevel),
+            # Ids fit int32; the next compiler's default refuses what it can't compute in int64.
+            "--native-int64": "disabled",
+            "--implicit-integer-downcast": "all",
+        }
+        return [word for flag in flags.items() for word in flag]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of it is part of a conversion's key."""
+        return self._identity("neuronx", {"analyze"})
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What the cast may cost."""
+        return CAST_TOLERANCES["none" if self.auto_cast == "none" else self.auto_cast_type]
+
+
+class NeuronOptions(_Options):
+    """How torch_neuron compiles, for Inf1 (archived by AWS)."""
+
+    fast_math: Literal[
+        "fp32-cast-matmult-fp16",
+        "fp32-cast-matmult-bf16",
+        "fp32-cast-all-fp16",
+        "fp32-cast-all-bf16",
+    ] = Field(
+        default="fp32-cast-matmult-fp16",
+        description="What float32 is computed in; an Inf1 matmul is never float32 itself.",
+    )
+    fallback: bool = Field(
+        default=True, description="Run unsupported operators on the host's CPU, or refuse them."
+    )
+    min_coverage: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Least share of costly operators on the device; a model with less is refused.",
+    )
+    separate_weights: bool | None = Field(
+        default=None,
+        description="Keep weights out of the program; none: where they are over 1.9 GB.",
+    )
+    dynamic_batch: bool = Field(
+        default=False, description="Let each program take any number of rows, batch by batch."
+    )
+
+    @property
+    def compiler_args(self) -> list[str]:
+        """Flags of neuron-cc."""
+        # The layout flag is AWS's advice for accuracy (aws-neuron-sdk #765).
+        return ["--fast-math", self.fast_math, "no-fast-relayout"]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of it is part of a conversion's key."""
+        return self._identity("neuron", set())
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What the cast may cost."""
+        return CAST_TOLERANCES[self.fast_math.rpartition("-")[2]]
+
+
+Options = NeuronxOptions | NeuronOptions
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

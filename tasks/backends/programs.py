@@ -1,0 +1,300 @@
+"""What neuronx and neuron have in common: a program for each length, made by a compiler of AWS's.
+
+Each step is one child's whole job. Lengths are compiled in children of their own: a compiler that
+dies costs one length's work, its error names the length, its memory goes back to the machine, and
+an archive's bytes do not hang on what was compiled before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.backends.options import Options
+from tasks.backends.triage import triaged
+from tasks.bundle import TracedFile
+from tasks.child import say
+from tasks.errors import BackendUnavailableError, ConversionError, TraceError
+from tasks.load import LoadOptions, ModelFacts, load_eager
+from tasks.outputs import as_loaded, call_tuple, describe_outputs
+from tasks.probes import example_feed
+from tasks.recording import recordable
+from tasks.reference import Reference
+from tasks.trace import selects, trace_lengths, untie_proved
+from tasks.untie import untie
+from tasks.validate import judge
+from tasks.verdict import ValidationReport
+from tracefleet import errors, neuron
+from tracefleet.durable import sha256_of
+from tracefleet.manifest import OutputSpec, Toolchain, program_path
+from tracefleet.programs import compose
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tasks.inputs import Feed
+
+#: How many failed compilations' folders are kept for people to look at.
+_KEPT_FAILURES = 10
+#: What the public package index has under the compilers' names are placeholders of version 1.0.
+_FIRST_REAL = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramJob:
+    """What is to be compiled; the same for every length.
+
+    Attributes:
+        folder: the checkpoint.
+        options: task, dtype and what is trusted.
+        facts: from ``tasks.load.inspect``.
+        lengths: standard lengths, ascending.
+        batch: rows in one call.
+        compiling: the backend's options.
+        device: whether this host has the device.
+        work: folder for programs and compilers' files, of this conversion alone.
+        failed: where a failed compiler's folder is kept; the newest ten.
+    """
+
+    folder: Path
+    options: LoadOptions
+    facts: ModelFacts
+    lengths: tuple[int, ...]
+    batch: int
+    compiling: Options
+    device: bool
+    work: Path
+    failed: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known of a model before anything is compiled.
+
+    Attributes:
+        outputs: elements of the tuple that every program returns.
+        tied_groups: names that shared storage before untying.
+        selects: it takes the largest of several values: which one may hang on padding.
+    """
+
+    outputs: tuple[OutputSpec, ...]
+    tied_groups: tuple[tuple[str, ...], ...]
+    selects: bool
+
+
+def toolchain(backend: str) -> Toolchain:
+    """Return the versions that shape a backend's programs, without importing anything.
+
+    Raises:
+        BackendUnavailableError: one of its distributions is not installed.
+    """
+    import platform
+    from importlib.metadata import version
+
+    found = neuron.installed(backend)
+    for name in neuron.DISTRIBUTIONS[backend]:
+        if name not in found or _first_numbers(found[name]) < _FIRST_REAL:
+            raise BackendUnavailableError(
+                f"backend {backend!r}: expected AWS Neuron's package {name}, got "
+                f"{found.get(name, 'none')}. Convert on a worker of pool {backend!r} "
+                "(infra/neuron), or ask for backend jit."
+            )
+    return Toolchain(
+        python=".".join(platform.python_version_tuple()[:2]),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        compiler=neuron.toolchain_text(found),
+    )
+
+
+def has_device(backend: str) -> bool:
+    """Tell whether this host's runtime finds NeuronCores, by asking for one.
+
+    In a child of its own: the runtime then holds the cores no longer than the answer takes.
+
+    Raises:
+        BackendUnavailableError: the backend's package can't be imported.
+    """
+    package = runtime(backend)
+    try:
+        with neuron.placement(package).neuron_cores_context(0, 1):
+            return True
+    except RuntimeError as error:
+        say(f"no Neuron device here: {str(error).splitlines()[0]}")
+        return False
+
+
+def prepare(
+    job: ProgramJob, log: Path, analyze: Callable[[nn.Module, Feed], None] | None = None
+) -> Prepared:
+    """Describe a model's outputs, prove its untying, and say early what can't be compiled.
+
+    Args:
+        job: what is to be compiled.
+        log: what this child writes, where the compiler's messages are.
+        analyze: raises where the compiler lacks an operator.
+
+    Raises:
+        ConversionError: eager can't run it, untying changed a bit, it can't be recorded, or the
+            compiler lacks an operator.
+    """
+    say("loading the checkpoint")
+    model = load_eager(job.folder, job.options)
+    outputs = describe_outputs(model, job.facts)
+    first = job.lengths[0]
+    groups = untie_proved(model, job.facts, outputs, first, job.batch)
+    traced = trace_lengths(model, job.facts, outputs, (first,), job.batch)
+    if analyze is not None:
+        say("asking which operators the compiler supports")
+        module = program_module(model, job.facts, outputs)
+        with recordable(model), _triaged("operators", log):
+            analyze(module, example_feed(job.facts, batch=job.batch, length=first))
+    return Prepared(outputs=outputs, tied_groups=groups, selects=selects(traced, first))
+
+
+def compile_program(
+    job: ProgramJob,
+    prepared: Prepared,
+    length: int,
+    log: Path,
+    compile_module: Callable[[nn.Module, Feed, Path], torch.jit.ScriptModule],
+) -> TracedFile:
+    """Load, untie, compile and save the program of one length.
+
+    Args:
+        job: what is to be compiled.
+        prepared: its outputs.
+        length: the standard length.
+        log: what this child writes, where the compiler's messages are.
+        compile_module: calls the compiler; gets the module, its example inputs and a folder.
+
+    Raises:
+        ConversionError: the compiler failed; its folder is kept, and the message says where.
+    """
+    import torch
+
+    say(f"compiling length {length}")
+    model = load_eager(job.folder, job.options)
+    untie(model)
+    module = program_module(model, job.facts, prepared.outputs)
+    feed = example_feed(job.facts, batch=job.batch, length=length)
+    workdir = job.work / f"compiler-{length}"
+    workdir.mkdir(parents=True, exist_ok=True)
+    target = job.work / Path(program_path(length)).name
+    with _triaged(f"length {length}", log, workdir, job.failed):
+        with torch.no_grad(), recordable(model):
+            compiled = compile_module(module, feed, workdir)
+        torch.jit.save(compiled, target)
+    shutil.rmtree(workdir, ignore_errors=True)
+    return TracedFile(
+        path=target,
+        size=target.stat().st_size,
+        sha256=sha256_of(target),
+        weight_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        published=program_path(length),
+    )
+
+
+def program_module(
+    model: nn.Module, facts: ModelFacts, outputs: tuple[OutputSpec, ...]
+) -> nn.Module:
+    """Wrap a model for a compiler: positional tensors in, a flat tuple out."""
+    from torch import nn
+
+    class Program(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            feed = dict(zip(facts.inputs, tensors, strict=True))
+            with as_loaded(self.model):
+                return call_tuple(self.model, feed, outputs)
+
+    return Program().eval()
+
+
+def validate_programs(
+    programs: Mapping[int, Path],
+    reference: Reference,
+    compiled_by: Toolchain,
+    target: str,
+    *,
+    backend: str,
+) -> ValidationReport:
+    """Run the whole gate on saved programs, on this host's device.
+
+    Args:
+        programs: standard length -> its archive as it will be published.
+        reference: eager's outputs for every probe of its plan.
+        compiled_by: versions that compiled them.
+        target: instance family that they were compiled for.
+        backend: ``neuronx`` or ``neuron``.
+
+    Raises:
+        BackendUnavailableError: this host's packages or device don't fit.
+        TraceError: a program does not load.
+        NumericsMismatchError: a probe failed, or the gate missed a planted fault.
+    """
+    from tasks.inputs import input_specs
+
+    say("loading the programs onto the device")
+    try:
+        neuron.check_host(backend, compiled_by, target)
+        loaded = {length: neuron.load(backend, str(path)) for length, path in programs.items()}
+    except errors.BackendUnavailableError as error:
+        raise BackendUnavailableError(str(error)) from error
+    except errors.ArtifactError as error:
+        raise TraceError(str(error)) from error
+    specs = input_specs(reference.plan.facts)
+    return judge(compose(loaded, specs, reference.outputs, reference.plan.batch), reference)
+
+
+def runtime(backend: str) -> Any:
+    """Import a backend's package.
+
+    Raises:
+        BackendUnavailableError: it can't be imported.
+    """
+    try:
+        return neuron.import_runtime(backend)
+    except errors.BackendUnavailableError as error:
+        raise BackendUnavailableError(str(error)) from error
+
+
+@contextmanager
+def _triaged(
+    what: str, log: Path, workdir: Path | None = None, kept: Path | None = None
+) -> Iterator[None]:
+    """Say of any failure what it means; the compiler's folder is kept."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        found = None if workdir is None or kept is None else _keep(workdir, kept)
+        raise triaged(error, what, log, kept=found) from error
+
+
+def _keep(workdir: Path, kept: Path) -> Path | None:
+    """Move a failed compiler's folder to where a person can look at it; None: it is empty."""
+    if not any(workdir.iterdir()):
+        return None
+    kept.mkdir(parents=True, exist_ok=True)
+    target = kept / f"{workdir.parent.name}-{workdir.name}"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(workdir, target)
+    older = sorted(kept.iterdir(), key=lambda one: one.stat().st_mtime)[:-_KEPT_FAILURES]
+    for folder in older:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _first_numbers(version: str) -> float:
+    major, _, rest = version.partition(".")
+    return float(f"{major}.{rest.partition('.')[0] or 0}")

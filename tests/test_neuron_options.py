@@ -1,0 +1,96 @@
+"""What a request may say about Neuron: typed options, flags that are never left to defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.__main__ import _COMPILING
+from flows.candidates import _fields
+from flows.request import make_request
+from tasks.backends.options import CAST_TOLERANCES, NeuronOptions, NeuronxOptions
+from tasks.errors import RequestError
+from tests.reader_support import example_manifest
+from tracefleet.manifest import Variant
+
+BASE = {"source": "file:///models/a", "task": "fill-mask", "lengths": [8], "backend": "neuronx"}
+
+
+def test_every_flag_that_changes_numbers_is_explicit():
+    line = " ".join(NeuronxOptions().compiler_args)
+    for flag in (
+        "--target inf2", "--auto-cast none", "--optlevel 2", "--model-type transformer",
+        "--native-int64 disabled", "--implicit-integer-downcast all",
+    ):  # fmt: skip
+        assert flag in line
+    assert NeuronOptions().compiler_args == [
+        "--fast-math", "fp32-cast-matmult-fp16", "no-fast-relayout",
+    ]  # fmt: skip
+
+
+def test_options_are_part_of_the_identity_and_analysis_is_not():
+    plain, other = make_request(BASE), make_request({**BASE, "neuronx": {"optlevel": 3}})
+    assert plain.identity_options != other.identity_options
+    blind = make_request({**BASE, "neuronx": {"analyze": False}})
+    assert blind.identity_options == plain.identity_options
+    assert all(isinstance(value, str) for value in plain.identity_options.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [
+        ({}, "none"),
+        ({"auto_cast": "all"}, "bf16"),
+        ({"auto_cast": "matmult", "auto_cast_type": "tf32"}, "tf32"),
+    ],
+)
+def test_the_tolerance_follows_the_cast(options, rtol: str):
+    assert make_request({**BASE, "neuronx": options}).tolerance == CAST_TOLERANCES[rtol]
+
+
+def test_a_coarser_dtype_keeps_its_own_tolerance():
+    assert make_request({**BASE, "dtype": "bfloat16"}).tolerance.rtol == 3e-2
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"neuron": {}}, "neuron: expected none for backend neuronx"),
+        ({"backend": "jit", "neuronx": {}}, "neuronx: expected none for backend jit"),
+        ({"neuronx": {"target": "inf1"}}, "neuronx.target"),
+        ({"neuronx": {"auto-cast": "none"}}, "neuronx.auto-cast"),
+        ({"neuronx": {"separate_weights": True, "dynamic_batch": True}}, "can't combine"),
+        ({"dtype": "int8"}, "dtype: expected float32, float16 or bfloat16 for backend neuronx"),
+        ({"rtol": 0.02}, "rtol: expected at most 0.01"),
+        ({"backend": "neuron", "neuron": {"min_coverage": 2}}, "neuron.min_coverage"),
+    ],
+)
+def test_nonsense_is_refused_before_any_work(fields, says: str):
+    with pytest.raises(RequestError, match=says):
+        make_request({**BASE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        ("neuronx", {"target": "trn1", "auto_cast": "matmult", "optlevel": 1}),
+        ("neuronx", {"separate_weights": True}),
+        ("neuron", {"min_coverage": 0.5, "fallback": False}),
+        ("neuron", {"separate_weights": True, "fast_math": "fp32-cast-all-bf16"}),
+    ],
+)
+def test_a_candidates_request_is_read_back_from_its_manifest(backend: str, options):
+    asked = make_request({**BASE, "backend": backend, backend: options, "rtol": 0.01})
+    manifest = example_manifest(
+        source="file:///models/a",
+        variant=Variant(task="fill-mask", backend=backend),
+        lengths=(8,),
+        options=asked.identity_options,
+    )
+    again = make_request(_fields(manifest))
+    assert again.identity_options == asked.identity_options
+    assert again.tolerance == asked.tolerance
+
+
+def test_the_command_line_names_every_option():
+    for backend, model in (("neuronx", NeuronxOptions), ("neuron", NeuronOptions)):
+        assert _COMPILING[backend].split(", ") == list(model.model_fields)
