@@ -18,7 +18,12 @@ def _run_name() -> str:
 
 @flow(name="validate-conversion", flow_run_name=_run_name, validate_parameters=True)
 def validate_conversion(
-    conversion: str, backend: str | None = None, channel: str = "latest"
+    conversion: str,
+    backend: str | None = None,
+    channel: str = "latest",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    timeout_seconds: float = 3600,
 ) -> ConversionResult:
     """Run a candidate's programs on this host's device; nothing wrong is ever published.
 
@@ -26,9 +31,21 @@ def validate_conversion(
         conversion: URL of the candidate's folder, as the conversion told it.
         backend: The one that this deployment's workers have; set by the deployment.
         channel: Channel that will point to the conversion once it is validated.
+        allow_pickle: As for convert-checkpoint: read pickled weights.
+        trust_remote_code: As for convert-checkpoint: run the checkpoint's code.
+        timeout_seconds: Wall seconds for each step in a child process.
 
     Returns:
         What came of it, with the conversion's URL and manifest.
     """
     engine.tell_progress()
-    return validate(conversion, STEPS, run_id=flow_run.id, channel=channel, backend=backend)
+    return validate(
+        conversion,
+        STEPS,
+        run_id=flow_run.id,
+        backend=backend,
+        channel=channel,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        timeout_seconds=timeout_seconds,
+    )

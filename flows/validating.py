@@ -16,6 +16,7 @@ from flows import engine
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
 
+_MORE = ("channel", "allow_pickle", "trust_remote_code", "timeout_seconds")
 _DESCRIPTION = """\
 Run what was compiled without a device (channel `candidate`, verdict `unvalidated-on-device`)
 through the whole gate on this host's Neuron device, against the checkpoint's eager outputs. What
@@ -42,6 +43,9 @@ def add_command(commands: Any, run: Callable[[argparse.Namespace, ConversionResu
     add = parser.add_argument
     add("--conversion", required=True, metavar="URL", help="of its folder, as convert tells it")
     add("--channel", default="latest", help="channel that will point to it (default: latest)")
+    add("--allow-pickle", action="store_true", help="read pickled weights")
+    add("--trust-remote-code", action="store_true", help="run the checkpoint's code")
+    add("--timeout-seconds", type=float, default=3600, help="limit for each step (default: 3600)")
     add(
         "--engine",
         choices=("auto", "prefect", "none"),
@@ -53,13 +57,15 @@ def add_command(commands: Any, run: Callable[[argparse.Namespace, ConversionResu
 
 
 def _validated(options: argparse.Namespace) -> ConversionResult:
+    more: dict[str, Any] = {name: getattr(options, name) for name in _MORE}
     if not engine.is_asked_for(options.engine):
         from flows.pipeline import validate
 
-        return validate(options.conversion, channel=options.channel)
+        return validate(options.conversion, **more)
     engine.prepare()
     if "PREFECT_API_URL" not in os.environ:
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
     from flows.validate_conversion import validate_conversion
 
-    return validate_conversion(options.conversion, channel=options.channel)
+    result: ConversionResult = validate_conversion(options.conversion, **more)
+    return result

@@ -9,11 +9,12 @@ from typing import Any
 from flows.request import ConversionRequest, make_request
 from tasks.doubles import TEST_STORE
 
-_FOLDER = Path(__file__).parent / "neuron_double"
-sys.path.insert(0, str(_FOLDER))
+#: What goes on the path for the double's packages to be found.
+FOLDER = Path(__file__).parent / "neuron_double"
+sys.path.insert(0, str(FOLDER))
 import neuron_double  # noqa: E402
 
-sys.path.remove(str(_FOLDER))
+sys.path.remove(str(FOLDER))
 
 #: A host without a device, an Inf2 one and an Inf1 one, as arguments of ``on``.
 NO_DEVICE = {"device": "none"}

@@ -66,11 +66,11 @@ class Platform:
         self._server.terminate()
         self._server.wait(30)
 
-    def start_worker(self, pool: str, *, limit: int = 2) -> subprocess.Popen[bytes]:
-        """Start a worker of a pool, on a host of its own so to speak."""
+    def start_worker(self, pool: str, *, limit: int = 2, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker of a pool, on a host of its own so to speak, whose variables are given."""
         name = f"{pool}-{len(self._workers)}"
         arguments = ("--pool", pool, "--type", "process", "--limit", str(limit), "--name", name)
-        worker = self._start(name, ("prefect", "worker", "start", *arguments))
+        worker = self._start(name, ("prefect", "worker", "start", *arguments), env)
         self._workers.append(worker)
         return worker
 
@@ -161,12 +161,14 @@ class Platform:
                     return process
         raise AssertionError(f"no process runs {run}")
 
-    def _start(self, name: str, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, name: str, command: tuple[str, ...], env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [str(_BIN / command[0]), *command[1:]],
                 cwd=self.folder,
-                env=self.env,
+                env={**self.env, **(env or {})},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -20,6 +20,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
 from infra.provision import put_automation
 from tests import tiny
+from tests.neuron_support import FOLDER as DOUBLE
+from tests.neuron_support import store_for_doubles
 from tests.postgres import postgres
 from tests.prefect_platform import Platform
 from tracefleet.channel import find_variants
@@ -123,6 +125,10 @@ def test_what_is_deployed(platform: Platform):
     assert upcoming["expected_start_time"].endswith(("T01:00:00Z", "T00:00:00Z"))  # Berlin's 2:00
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    for backend in ("neuronx", "neuron"):
+        deployment = platform.ask(f"deployments/name/validate-conversion/{backend}")
+        assert deployment["work_pool_name"] == backend
+        assert deployment["parameters"] == {"backend": backend}
     for backend in ("jit", "neuronx", "neuron"):
         deployment = platform.ask(f"deployments/name/convert-checkpoint/{backend}")
         assert deployment["work_pool_name"] == backend
@@ -210,6 +216,47 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
     assert fresh.returncode == 0, fresh.stderr
     assert "9 entries: 9 fresh, 0 published, 0 failed" in fresh.stdout
     assert len(platform.conversions(store)) == runs
+
+
+def test_two_backends_side_by_side_and_a_device_that_comes_later(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    """Conversions for jit and for Neuron at once; a worker without a device makes candidates."""
+    store_for_doubles(tmp_path)
+    entries = all_of(checkpoints(2))
+    fleet = fleet_file(tmp_path, entries, store=store, backend=["jit", "neuronx"])
+    worker = platform.start_worker("neuronx", limit=1, **neuron_host("none"))
+    done = platform.run("python", "-m", "flows", "fleet", fleet)
+    assert "4 entries: 0 fresh, 4 published, 0 failed" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("a device has to validate it") == 2
+    assert _channels(store) == {("jit", "latest"): 2, ("neuronx", "candidate"): 2}
+    plan = platform.run("python", "-m", "flows", "plan", fleet)
+    assert plan.stdout.count("waits for a device") == 2
+
+    platform.lose(worker)
+    worker = platform.start_worker("neuronx", limit=1, **neuron_host("inf2"))
+    (first, _) = sorted(Path(tmp_path, "store").glob("conversions/*/*/candidate.json"))
+    run = ("prefect", "deployment", "run", "validate-conversion/neuronx", "--watch", "--param")
+    validated = platform.run(*run, f"conversion=file://{first.parent}")
+    assert validated.returncode == 0, validated.stdout
+    assert _channels(store)[("neuronx", "latest")] == 1
+    rest = platform.run("python", "-m", "flows", "fleet", fleet)
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert "4 entries: 3 fresh, 1 published, 0 failed" in rest.stdout
+    assert _channels(store)[("neuronx", "latest")] == 2
+    pools = {run["work_pool_name"] for run in platform.conversions(store)}
+    assert pools == {"jit", "neuronx"}
+    platform.lose(worker)
+
+
+def neuron_host(device: str) -> dict[str, str]:
+    """Return the variables of a host that has the contract double, with or without a device."""
+    return {"PYTHONPATH": str(DOUBLE), "NEURON_DOUBLE": f"device={device}"}
+
+
+def _channels(store: str) -> Counter[tuple[str, str]]:
+    found = find_variants(open_store(store))
+    return Counter((one.variant.split(".")[1], one.channel) for one in found)
 
 
 def test_a_killed_run_is_handed_out_again(

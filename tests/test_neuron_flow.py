@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import tracefleet
+from flows.__main__ import main
 from flows.pipeline import Steps, convert, validate
 from tasks import child
 from tasks.channels import promote
@@ -116,6 +119,19 @@ def test_a_cast_has_its_own_tolerance_and_weights_can_be_apart(checkpoint, store
         np.testing.assert_allclose(model(ids).logits, before + 1, atol=1e-2)
 
 
+@pytest.mark.parametrize(("dynamic", "other"), [(False, "raises"), (True, "holds")])
+def test_what_a_program_does_with_other_batches_is_measured(checkpoint, store, dynamic, other):
+    asked = request(
+        checkpoint("bert-cls"), store, lengths=[8], batch=2, neuronx={"dynamic_batch": dynamic}
+    )
+    with on():
+        manifest = convert(asked).manifest
+        (verdict,) = manifest.validation.lengths
+        assert (verdict.other_batches, verdict.other_lengths) == (other, "raises")
+        model = tracefleet.open(store, manifest.source, backend="neuronx")
+        assert model(np.full((5, 8), 7)).logits.shape == (5, 3)
+
+
 def test_weights_inside_of_the_programs_are_not_replaced(checkpoint, store):
     with on():
         source = convert(request(checkpoint("bert-cls"), store, lengths=[8])).manifest.source
@@ -175,7 +191,7 @@ def test_without_a_device_it_is_a_candidate_and_never_latest(candidate, store):
             tracefleet.open(
                 store, source, backend="neuronx", channel="candidate", allow_unvalidated=True
             )
-        with pytest.raises(BackendUnavailableError, match="no Neuron device"):
+        with pytest.raises(BackendUnavailableError, match="expected a Neuron device"):
             validate(result.publication.url)
     assert {f.split("/")[2] for f in names(store, "channels")} == {"candidate"}
 
@@ -316,3 +332,23 @@ def test_a_model_that_is_half_on_the_cpu_is_refused(checkpoint, store):
 def test_without_the_package_the_backend_is_not_here(checkpoint, store):
     with pytest.raises(BackendUnavailableError, match="package neuronx-cc, got none"):
         convert(request(checkpoint("bert-cls"), store))
+
+
+def test_the_command_line_tells_what_to_do_next_and_does_it(checkpoint, store, capsys):
+    where = ("--source", f"file://{checkpoint('bert-cls')}", "--store", store, "--lengths", "8")
+    options = ("--backend", "neuronx", "--neuronx", "target=trn1,optlevel=1", "--engine", "none")
+    with on(**NO_DEVICE):
+        assert main(["convert", *where, *options]) == 0
+        told = capsys.readouterr().out
+        assert "compiled, and not validated" in told
+        assert "channel  candidate #1" in told
+        (url,) = re.findall(r"python -m flows validate --conversion (\S+)", told)
+        assert main(["validate", "--conversion", url]) == 1
+        assert "expected a Neuron device to validate on" in capsys.readouterr().err
+    with on(device="trn1"):
+        assert main(["validate", "--conversion", url, "--json", "--quiet"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["status"], found["channel"]) == ("published", "latest")
+        assert found["manifest"]["options"]["neuronx.target"] == "trn1"
+        assert main(["validate", "--conversion", url]) == 0
+        assert "already published" in capsys.readouterr().out
