@@ -19,6 +19,8 @@ sys.path.remove(str(FOLDER))
 #: A host without a device, an Inf2 one and an Inf1 one, as arguments of ``on``.
 NO_DEVICE = {"device": "none"}
 on = neuron_double.configured
+#: The double's versions, by the names of its settings module.
+versions = neuron_double.settings
 
 
 def store_for_doubles(folder: Path) -> str:

@@ -62,8 +62,8 @@ class Stage:
         return dict(word.split("=", 1) for text in texts for word in text.split())
 
 
-def read_dockerfile() -> dict[str, Stage]:
-    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+def read_dockerfile(path: str = "Dockerfile") -> dict[str, Stage]:
+    lines = (ROOT / path).read_text("utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#"))
     stages: dict[str, Stage] = {}
     own: list[tuple[str, str]] = []

@@ -1,0 +1,70 @@
+# A worker of the pool `neuron`: compiles for Inf1, and validates on it. AWS has archived this SDK.
+#
+#   docker build --file infra/neuron/neuron.Dockerfile --tag tracefleet-neuron \
+#     --build-arg NEURON_PIP_INDEX=AWS_NEURONS_PYTHON_INDEX .
+#
+# The address stands in AWS's setup guide. Not built where this is developed: see README.md beside.
+
+# Debian bookworm with Python 3.10, venv and pip: torch-neuron has wheels for 3.9 and 3.10 alone.
+ARG BASE_IMAGE=python:3.10-slim-bookworm
+
+
+FROM ${BASE_IMAGE} AS build
+# Both are seen in this stage alone. Empty PIP_INDEX_URL: pip's own configuration.
+ARG PIP_INDEX_URL=
+ARG NEURON_PIP_INDEX=
+# The public index has placeholders under the names of AWS's packages: no address, no build.
+RUN if [ -z "${NEURON_PIP_INDEX}" ]; then \
+      echo 'NEURON_PIP_INDEX: expected the address of AWS Neuron'"'"'s Python index, got none; pass' \
+        '--build-arg NEURON_PIP_INDEX=...' >&2; exit 1; \
+    fi
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv --without-pip /opt/venv
+COPY infra/neuron/constraints-neuron.txt /tmp/constraints.txt
+# Every pin is also a request: the file is the whole list of what a worker needs itself.
+RUN python3 -m pip --python /opt/venv/bin/python install \
+      --extra-index-url "${NEURON_PIP_INDEX}" --requirement /tmp/constraints.txt 'neuron-cc[tensorflow]'
+# Proves that the compiler is AWS's: the placeholders have no such command.
+RUN PATH=/opt/venv/bin:$PATH neuron-cc --version
+
+
+FROM ${BASE_IMAGE} AS worker
+# tini is the first process: it hands SIGTERM on and collects what children leave behind. The runtime
+# is part of torch-neuron; the driver is the host's, and has to be of the line 2.24.
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends tini \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
+ && useradd --uid 10001 --home-dir /var/lib/tracefleet --create-home --shell /usr/sbin/nologin \
+      tracefleet \
+ && install -d -o 10001 -g 10001 /var/cache/tracefleet
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /app
+COPY tracefleet tracefleet
+COPY tasks tasks
+COPY flows flows
+COPY infra infra
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/var/lib/tracefleet \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    TRACEFLEET_CACHE=/var/cache/tracefleet \
+    HF_HOME=/var/cache/tracefleet/huggingface \
+    PREFECT_HOME=/var/lib/tracefleet/prefect \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    DO_NOT_TRACK=1 \
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 \
+    PREFECT_CLIENT_MAX_RETRIES=10 \
+    PREFECT_LOGGING_EXTRA_LOGGERS=flows,tasks,tracefleet \
+    PREFECT_WORKER_WEBSERVER_HOST=127.0.0.1 \
+    PREFECT_WORKER_WEBSERVER_PORT=8080
+RUN python -m compileall -q --invalidation-mode unchecked-hash tracefleet tasks flows infra \
+ && install -d -o 10001 -g 10001 store
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 CMD ["python", "-c", \
+  "import http.client, os, sys; port = int(os.environ['PREFECT_WORKER_WEBSERVER_PORT']); \
+connection = http.client.HTTPConnection('127.0.0.1', port, timeout=5); \
+connection.request('GET', '/health'); sys.exit(connection.getresponse().status != 200)"]
+ENTRYPOINT ["/usr/bin/tini", "--"]
+# One run at a time: a process takes all NeuronCores, and a compiler most of the memory.
+CMD ["prefect", "worker", "start", "--pool", "neuron", "--type", "process", "--limit", "1", \
+  "--with-healthcheck"]
