@@ -397,3 +397,16 @@ def test_a_refused_conversion_shows_which_output_is_wrong(checkpoint, tmp_path):
     page = (tmp_path / "store/reports/bad/index.html").read_text()
     assert page == html_report(facts, report)
     assert "Refused" in page
+
+
+def test_a_device_is_told_of_without_what_is_true_for_jit_alone():
+    neuron = dataclasses.replace(
+        FACTS, variant=dataclasses.replace(FACTS.variant, backend="neuronx"), weight_bytes=0
+    )
+    sealed = dataclasses.replace(PASSED, weights_matched=0)
+    page = html_report(neuron, sealed)
+    assert "on neuronx with its cast" in page
+    assert "weights can&#x27;t be read" in page or "weights can't be read" in page
+    assert "holds no weights" not in page
+    assert "0 tensors" not in page
+    assert "on neuronx" not in html_report(FACTS, PASSED)

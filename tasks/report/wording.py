@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tasks.verdict import MEASURED, TOLERANCES, ProbeResult, ValidationReport, discriminating
-from tracefleet.manifest import DIFFERS, HOLDS, RAISES, UNTRIED, InputSpec, OutputSpec
+from tracefleet.manifest import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     from tasks.report.facts import ReportFacts
@@ -20,7 +20,7 @@ GENERALITY = {
     UNTRIED: "unknown: eager itself refuses such shapes, or there are none",
 }
 CONTROLS = {
-    "wrong-weight": "one weight matrix was spoiled in the loaded copy, and the probes failed",
+    "wrong-weight": "one weight matrix was spoiled, and the traced input's probe failed",
     "dropped-mask": "the attention mask was ignored, and a padded or masked probe failed",
 }
 #: The start of a probe's name -> what it tries.
@@ -89,6 +89,11 @@ def proof(report: ValidationReport) -> list[str]:
 
 def weights(report: ValidationReport) -> str:
     """Say what the bundle's weights were compared with."""
+    if not report.weights_matched:
+        return (
+            "The programs' weights can't be read: eager's equal the checkpoint's file bit for bit, "
+            "and the programs' outputs are eager's"
+        )
     origin = "checkpoint's file" if report.accuracy is None else "quantised model's"
     return f"{report.weights_matched} tensors equal the {origin} bit for bit"
 
@@ -147,7 +152,7 @@ def warnings(facts: ReportFacts, report: ValidationReport) -> Iterator[str]:
     silent = [v.length for v in report.lengths() if not v.probes]
     if silent:
         yield f"No probe counts at length {', '.join(map(str, silent))}."
-    if not facts.weight_bytes:
+    if not facts.weight_bytes and facts.variant.backend == JIT:
         yield "The bundle holds no weights."
 
 
@@ -155,15 +160,16 @@ def tolerance_source(facts: ReportFacts, report: ValidationReport) -> str:
     """Say where the tolerance comes from, and whether the request overrode it."""
     dtype = facts.variant.dtype
     own = f"the pipeline's own for {dtype}"
-    if dtype in MEASURED:
+    if facts.variant.backend != JIT:
+        own += f" on {facts.variant.backend} with its cast (docs/gate.md)"
+    elif dtype in MEASURED:
         worst, conversions = MEASURED[dtype]
         own += f" ({conversions} sound conversions were off by at most {number(worst)})"
     if "rtol" not in facts.options:
         return f"It is {own}; the request did not override it."
-    return (
-        f"Overridden by the request: {number(report.tolerance.rtol)} and not "
-        f"{number(TOLERANCES[dtype].rtol)}, {own}."
-    )
+    if facts.variant.backend == JIT:
+        own = f"{number(TOLERANCES[dtype].rtol)}, {own}"
+    return f"Overridden by the request: {number(report.tolerance.rtol)} and not {own}."
 
 
 def vacuous(report: ValidationReport) -> str:
