@@ -27,7 +27,7 @@ from tasks.heads import SAMPLE_TASKS, choices_of, model_class
 from tasks.pooling import read_pooling
 from tasks.quantise import INT8, check_quantisable
 from tasks.samples import sample_arguments
-from tasks.versions import can_set_experts, check_config, dtype_option
+from tasks.versions import can_set_experts, check_config, dtype_option, on_meta
 from tasks.vocabulary import NO_TOKENS, Vocabulary, read_vocabulary
 
 #: Leftovers of pre-training and of old versions that no head of these tasks computes with:
@@ -204,11 +204,9 @@ def _embedded_ids(kind: Any, model: Any) -> int:
 
 
 def _on_meta(kind: Any, config: Any) -> Any:
-    """Build the architecture without memory, to read its signature and positions."""
-    import torch
-
+    """Build the architecture without weights, to read its signature and positions."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             return kind(config)
     except Exception as error:
         raise UnsupportedCheckpointError(

@@ -1,7 +1,8 @@
-"""Where versions of transformers differ: the one place that knows.
+"""Where versions of transformers and of torch differ: the one place that knows.
 
-The conversion path runs on 4.52 and later, the oldest that a Neuron environment has, as on 5.x.
-Everything else in ``tasks`` is written for all of them alike.
+The conversion path runs on transformers 4.46, the newest that suits Inf1's torch 1.13, and on later
+ones up to 5.x. Everything else in ``tasks`` is written for all of them alike; what of it only jit
+needs, bundles and int8, is written for torch 2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tasks.errors import UnsupportedCheckpointError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def since(major: int, minor: int = 0) -> bool:
@@ -25,6 +27,45 @@ def since(major: int, minor: int = 0) -> bool:
 
     installed = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     return installed >= (major, minor)
+
+
+def torch_since(major: int, minor: int = 0) -> bool:
+    """Tell whether the installed torch is of this version or a later one."""
+    import torch
+
+    installed = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return installed >= (major, minor)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build modules without memory, while the block runs; torch 1 builds them in memory."""
+    import torch
+
+    if torch_since(2):
+        with torch.device("meta"):
+            yield
+        return
+    from transformers.modeling_utils import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter and buffer under every one of its names."""
+    if torch_since(2):
+        return {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+    return {
+        f"{path}.{name}" if path else name: tensor
+        for held in ("_parameters", "_buffers")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in getattr(module, held).items()
+        if tensor is not None
+    }
 
 
 def dtype_option(dtype: torch.dtype) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import versions
 from tasks.errors import UnsafeCheckpointError
 from tasks.quantise import unpacked
 
@@ -27,11 +28,7 @@ _MAPPED_BYTES = 64 << 20
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter, buffer and packed int8 weight under every one of its names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **unpacked(model),
-    }
+    return {**versions.named_tensors(model), **unpacked(model)}
 
 
 def digests(named: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -117,5 +114,5 @@ def _stored_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
             with safe_open(path, framework="pt") as file:
                 while names and read < _MAPPED_BYTES:
                     tensor = file.get_tensor(names[0])
-                    read += tensor.nbytes
+                    read += tensor.numel() * tensor.element_size()
                     yield names.pop(0), tensor

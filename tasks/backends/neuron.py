@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.backends import programs
+from tasks.backends import host, programs
 from tasks.backends.base import Compiler
 from tasks.backends.options import NeuronOptions
 from tasks.backends.programs import Prepared, ProgramJob
@@ -42,12 +42,12 @@ _COSTLY = re.compile(
 
 def toolchain() -> Toolchain:
     """Return the versions that shape a program."""
-    return programs.toolchain(_NAME)
+    return host.toolchain(_NAME)
 
 
 def has_device() -> bool:
     """Tell whether this host has NeuronCores."""
-    return programs.has_device(_NAME)
+    return host.has_device(_NAME)
 
 
 def prepare(job: ProgramJob, log: Path) -> Prepared:
@@ -65,7 +65,7 @@ def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) 
     options = job.compiling
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
-        compiled: torch.jit.ScriptModule = programs.runtime(_NAME).trace(
+        compiled: torch.jit.ScriptModule = host.runtime(_NAME).trace(
             module,
             tuple(feed.values()),
             compiler_args=options.compiler_args,

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.backends import programs
+from tasks.backends import host, programs
 from tasks.backends.base import Compiler
 from tasks.backends.options import NeuronxOptions
 from tasks.backends.programs import Prepared, ProgramJob
@@ -31,12 +31,12 @@ _NAME = "neuronx"
 
 def toolchain() -> Toolchain:
     """Return the versions that shape a program."""
-    return programs.toolchain(_NAME)
+    return host.toolchain(_NAME)
 
 
 def has_device() -> bool:
     """Tell whether this host has NeuronCores."""
-    return programs.has_device(_NAME)
+    return host.has_device(_NAME)
 
 
 def prepare(job: ProgramJob, log: Path) -> Prepared:
@@ -56,7 +56,7 @@ def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) 
     options = _options(job)
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
-        package = programs.runtime(_NAME)
+        package = host.runtime(_NAME)
         compiled: torch.jit.ScriptModule = package.trace(
             module,
             tuple(feed.values()),
@@ -90,7 +90,7 @@ def _platform(job: ProgramJob) -> None:
 
 
 def _analyze(module: nn.Module, feed: Feed) -> None:
-    report: dict[str, Any] = programs.runtime(_NAME).analyze(module, tuple(feed.values()))
+    report: dict[str, Any] = host.runtime(_NAME).analyze(module, tuple(feed.values()))
     refused = {one["kind"]: one["failureAt"] for one in report["unsupported_operators"]}
     if refused:
         named = ", ".join(f"{kind} (at {where})" for kind, where in sorted(refused.items()))

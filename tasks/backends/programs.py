@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.backends.options import Options
 from tasks.backends.triage import triaged
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 #: How many failed compilations' folders are kept for people to look at.
 _KEPT_FAILURES = 10
-#: What the public package index has under the compilers' names are placeholders of version 1.0.
-_FIRST_REAL = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,48 +83,6 @@ class Prepared:
     outputs: tuple[OutputSpec, ...]
     tied_groups: tuple[tuple[str, ...], ...]
     selects: bool
-
-
-def toolchain(backend: str) -> Toolchain:
-    """Return the versions that shape a backend's programs, without importing anything.
-
-    Raises:
-        BackendUnavailableError: one of its distributions is not installed.
-    """
-    import platform
-    from importlib.metadata import version
-
-    found = neuron.installed(backend)
-    for name in neuron.DISTRIBUTIONS[backend]:
-        if name not in found or _first_numbers(found[name]) < _FIRST_REAL:
-            raise BackendUnavailableError(
-                f"backend {backend!r}: expected AWS Neuron's package {name}, got "
-                f"{found.get(name, 'none')}. Convert on a worker of pool {backend!r} "
-                "(infra/neuron), or ask for backend jit."
-            )
-    return Toolchain(
-        python=".".join(platform.python_version_tuple()[:2]),
-        torch=version("torch"),
-        transformers=version("transformers"),
-        compiler=neuron.toolchain_text(found),
-    )
-
-
-def has_device(backend: str) -> bool:
-    """Tell whether this host's runtime finds NeuronCores, by asking for one.
-
-    In a child of its own: the runtime then holds the cores no longer than the answer takes.
-
-    Raises:
-        BackendUnavailableError: the backend's package can't be imported.
-    """
-    package = runtime(backend)
-    try:
-        with neuron.placement(package).neuron_cores_context(0, 1):
-            return True
-    except RuntimeError as error:
-        say(f"no Neuron device here: {str(error).splitlines()[0]}")
-        return False
 
 
 def prepare(
@@ -255,18 +211,6 @@ def validate_programs(
     return judge(compose(loaded, specs, reference.outputs, reference.plan.batch), reference)
 
 
-def runtime(backend: str) -> Any:
-    """Import a backend's package.
-
-    Raises:
-        BackendUnavailableError: it can't be imported.
-    """
-    try:
-        return neuron.import_runtime(backend)
-    except errors.BackendUnavailableError as error:
-        raise BackendUnavailableError(str(error)) from error
-
-
 @contextmanager
 def _triaged(
     what: str, log: Path, workdir: Path | None = None, kept: Path | None = None
@@ -293,8 +237,3 @@ def _keep(workdir: Path, kept: Path) -> Path | None:
     for folder in older:
         shutil.rmtree(folder, ignore_errors=True)
     return target
-
-
-def _first_numbers(version: str) -> float:
-    major, _, rest = version.partition(".")
-    return float(f"{major}.{rest.partition('.')[0] or 0}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RequestError, first_line
 from tasks.heads import AUTO_CLASSES, SAMPLE_TASKS, choices_of, model_class
+from tasks.versions import on_meta
 
 if TYPE_CHECKING:
     import torch
@@ -144,10 +145,8 @@ def _model(case: Case) -> Any:
 
 def _check_size(kind: Any, config: Any) -> None:
     """Refuse a model that is still large before its weights take memory."""
-    import torch
-
     try:
-        with torch.device("meta"):
+        with on_meta():
             count = sum(parameter.numel() for parameter in kind(config).parameters())
     except Exception:  # some compute while they are built; those are built for real
         return

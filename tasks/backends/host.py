@@ -1,0 +1,71 @@
+"""What this host has of a Neuron backend: packages, their versions, a device."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from tasks.child import say
+from tasks.errors import BackendUnavailableError
+from tracefleet import errors, neuron
+from tracefleet.manifest import Toolchain
+
+#: What the public package index has under the compilers' names are placeholders of version 1.0.
+_FIRST_REAL = 1.1
+
+
+def toolchain(backend: str) -> Toolchain:
+    """Return the versions that shape a backend's programs, without importing anything.
+
+    Raises:
+        BackendUnavailableError: one of its distributions is not installed.
+    """
+    found = neuron.installed(backend)
+    for name in neuron.DISTRIBUTIONS[backend]:
+        if name not in found or _first_numbers(found[name]) < _FIRST_REAL:
+            raise BackendUnavailableError(
+                f"backend {backend!r}: expected AWS Neuron's package {name}, got "
+                f"{found.get(name, 'none')}. Convert on a worker of pool {backend!r} "
+                "(infra/neuron), or ask for backend jit."
+            )
+    return Toolchain(
+        python=".".join(platform.python_version_tuple()[:2]),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        compiler=neuron.toolchain_text(found),
+    )
+
+
+def has_device(backend: str) -> bool:
+    """Tell whether this host's runtime finds NeuronCores, by asking for one.
+
+    In a child of its own: the runtime then holds the cores no longer than the answer takes.
+
+    Raises:
+        BackendUnavailableError: the backend's package can't be imported.
+    """
+    package = runtime(backend)
+    try:
+        with neuron.placement(package).neuron_cores_context(0, 1):
+            return True
+    except RuntimeError as error:
+        say(f"no Neuron device here: {str(error).splitlines()[0]}")
+        return False
+
+
+def runtime(backend: str) -> Any:
+    """Import a backend's package.
+
+    Raises:
+        BackendUnavailableError: it can't be imported.
+    """
+    try:
+        return neuron.import_runtime(backend)
+    except errors.BackendUnavailableError as error:
+        raise BackendUnavailableError(str(error)) from error
+
+
+def _first_numbers(version: str) -> float:
+    major, _, rest = version.partition(".")
+    return float(f"{major}.{rest.partition('.')[0] or 0}")
