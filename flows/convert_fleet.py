@@ -8,7 +8,7 @@ entry never stops the others, and a repeat does only what is left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -36,7 +36,11 @@ IN_FLIGHT = 32  # facts: 32-64; each waiting run costs the server a request in 5
 def _run_name() -> str:
     parameters = flow_run.parameters
     fleet = PurePosixPath(parameters.get("fleet") or "fleet").stem
-    return f"{fleet} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return f"{fleet} {_now():%Y-%m-%d %H:%M}"
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC
 
 
 @flow(name="convert-fleet", flow_run_name=_run_name, validate_parameters=True)
@@ -67,7 +71,7 @@ def convert_fleet(
     """
     engine.tell_progress()
     _check_lives()
-    started = datetime.now(UTC)
+    started = _now()
     requests = _requests(fleet, spec, store, only)
     rows = _planned(requests)
     work = [
@@ -84,7 +88,7 @@ def convert_fleet(
         name=PurePosixPath(fleet).name if fleet else "fleet",
         run=str(flow_run.name),
         started=started,
-        finished=datetime.now(UTC),
+        finished=_now(),
         rows=tuple(ended[row.wanted.name] for row in rows),
     )
     return _checked(fleet_show.keep(facts, store=rows[0].wanted.store, run=str(flow_run.id)))

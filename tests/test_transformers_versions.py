@@ -1,4 +1,4 @@
-"""The same checkpoint under transformers 4.52, the newest 4 and 5: published, and with one result.
+"""The same checkpoint under transformers 4.46, 4.52, the newest 4 and 5: published, one result.
 
 An older transformers is laid over this environment: a folder that comes first on the child's path,
 filled once per machine. Torch and everything else are the same, so that nothing else can differ.
@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,62 @@ def newest(checkpoints, tmp_path_factory) -> Path:
     return store
 
 
-@pytest.fixture(scope="module", params=PINS)
-def older(request) -> Path:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Older:
+    """An older transformers at work: what it prints in the end.
+
+    Attributes:
+        version: as it is pinned.
+        store: where it publishes.
+        converted: prints what came of each case.
+        tested: the run of ``tests/test_versions.py``.
+    """
+
+    version: str
+    store: Path
+    converted: Future[str]
+    tested: Future[str]
+
+
+@pytest.fixture(scope="module")
+def at_work(checkpoints, tmp_path_factory) -> Iterator[dict[str, Older]]:
+    """Let all older ones work at once, two children at a time: each waits more than it computes."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: _start(pool, pins, checkpoints, tmp_path_factory.mktemp("older"))
+            for name, pins in PINS.items()
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(pool: ThreadPoolExecutor, pins: Path, checkpoints: Path, work: Path) -> Older:
+    folder, store, asked = _installed(pins), work / "store", work / "requests.json"
+    asked.write_text(json.dumps(_requests(checkpoints, store)))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "TRACEFLEET_CACHE": str(work / "cache"),
+        "HF_HOME": str(work / "hf"),
+        "OMP_NUM_THREADS": "1",
+    }
+    tests = ["-q", "-p", "no:cacheprovider", f"--basetemp={work / 'tests'}"]
+    return Older(
+        version=_pinned(pins),
+        store=store,
+        converted=pool.submit(_run, environment, "tests.convert_child", str(asked)),
+        tested=pool.submit(_run, environment, "pytest", *tests, "tests/test_versions.py"),
+    )
+
+
+@pytest.fixture(params=PINS)
+def older(request, at_work) -> Older:
+    """Return one of the older versions."""
+    found: Older = at_work[request.param]
+    return found
+
+
+def _installed(pins: Path) -> Path:
     """Return the folder of an older transformers, made once per machine and set of pins."""
-    pins = PINS[request.param]
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = ROOT / f".venv-{pins.stem.removeprefix('constraints-')}-{digest}"
     if not folder.exists():
@@ -103,19 +157,19 @@ def _install(pins: Path, folder: Path) -> None:
         target = Path(work) / "packages"
         # Nothing that they ask for: torch above all has to stay the environment's.
         options = ["--no-deps", "--no-compile", "--only-binary", ":all:", "--quiet"]
-        _run("pip", "install", *options, "--target", str(target), "--requirement", str(pins))
+        options += ["--target", str(target), "--requirement", str(pins)]
+        _run(dict(os.environ), "pip", "install", *options)
         try:
             target.rename(folder)
         except OSError:
             assert folder.exists()
 
 
-def _run(module: str, *arguments: str, before: Path | None = None) -> str:
-    """Run a module in a child interpreter, with a folder before everything that is installed."""
-    path = os.pathsep.join([*([str(before)] if before else []), str(ROOT)])
+def _run(environment: dict[str, str], module: str, *arguments: str) -> str:
+    """Run a module in a child interpreter and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -125,34 +179,38 @@ def _run(module: str, *arguments: str, before: Path | None = None) -> str:
     return done.stdout
 
 
-def test_the_pins_are_the_oldest_and_the_newest_4():
-    assert len(PINS) == 2
-    assert all("transformers==4." in pins.read_text("utf-8") for pins in PINS.values())
+def _pinned(file: Path) -> str:
+    (version,) = re.findall(r"^transformers==(\S+)$", file.read_text("utf-8"), re.MULTILINE)
+    return str(version)
 
 
-def test_what_differs_is_tested_on_each_version(older):
-    _run("pytest", "-q", "-p", "no:cacheprovider", "tests/test_versions.py", before=older)
+def test_the_versions_are_those_of_the_neuron_images_and_the_oldest_of_torch_neuronx():
+    images = {_pinned(file) for file in (ROOT / "infra/neuron").glob("constraints-neuron*.txt")}
+    assert len(images) == 2
+    assert {_pinned(pins) for pins in PINS.values()} == {*images, "4.52.4"}
 
 
-def test_every_version_publishes_the_same_results(older, newest, checkpoints, tmp_path):
-    store = tmp_path / "store"
-    asked = tmp_path / "requests.json"
-    asked.write_text(json.dumps(_requests(checkpoints, store)))
-    done = json.loads(_run("tests.convert_child", str(asked), before=older))
+def test_every_version_publishes_the_same_results(older, newest, checkpoints):
+    done = json.loads(older.converted.result())
     assert {one.get("verdict") for one in done.values()} == {"validated"}, done
-    (version,) = (p.stem.split("-")[1] for p in older.glob("transformers-*.dist-info"))
     for name, case in CASES.items():
         url = f"file://{checkpoints / case.checkpoint}"
         one, two = (
             tracefleet.open(f"file://{s}", url, task=case.task, dtype=case.dtype)
-            for s in (store, newest)
+            for s in (older.store, newest)
         )
-        assert one.manifest.toolchain.transformers == version
-        assert two.manifest.toolchain.transformers != version
+        assert one.manifest.toolchain.transformers == older.version
+        assert two.manifest.toolchain.transformers != older.version
         assert one.manifest.key == done[name]["key"] != two.manifest.key
         assert (one.manifest.inputs, one.manifest.outputs) == _contract(two.manifest)
         feed = _feed(two.manifest)
         _check_equal(name, one(**feed), two(**feed), two.manifest.validation.tolerance.rtol)
+
+
+def test_what_differs_is_tested_on_each_version(older):
+    told = older.tested.result()
+    assert " passed" in told
+    assert " failed" not in told
 
 
 def _contract(manifest: Manifest) -> tuple[Any, ...]:

@@ -13,7 +13,15 @@ import transformers
 from tasks import versions
 from tasks.errors import UnsupportedCheckpointError
 from tasks.load import LoadOptions, load_eager
-from tasks.versions import check_config, eager_attention, since
+from tasks.versions import (
+    check_config,
+    eager_attention,
+    named_tensors,
+    on_meta,
+    since,
+    torch_since,
+)
+from tests import tiny
 from tests.gate_support import Bench
 
 DEFAULT = {"rope_theta": 10000.0, "rope_type": "default"}
@@ -23,6 +31,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 @pytest.mark.parametrize(
     ("installed", "expected"),
     [
+        ("4.46.3", [False, False, False]),
         ("4.52.4", [True, False, False]),
         ("4.57.6", [True, True, False]),
         ("5.0.0rc1", [True, True, True]),
@@ -32,6 +41,48 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 def test_versions_are_compared_as_numbers(installed, expected, monkeypatch):
     monkeypatch.setattr(transformers, "__version__", installed)
     assert [since(4, 52), since(4, 56), since(5)] == expected
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [("1.13.1", [True, False]), ("2.0.0+cpu", [True, True]), ("2.13.0+cpu", [True, True])],
+)
+def test_torch_is_compared_by_numbers_too(installed, expected, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", installed)
+    assert [torch_since(1, 13), torch_since(2)] == expected
+
+
+def test_modules_are_built_without_memory():
+    with on_meta():
+        layer = torch.nn.Linear(2, 2)
+    assert layer.weight.device.type == "meta"
+
+
+@pytest.mark.skipif(since(5), reason="torch 1 has no transformers 5")
+def test_torch_1_builds_modules_without_drawing_weights(monkeypatch):
+    monkeypatch.setattr(versions, "torch_since", lambda *_: False)
+    before = torch.get_rng_state()
+    with on_meta():
+        model = transformers.BertModel(transformers.BertConfig(**tiny.BERT))
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Twice(torch.nn.Module):
+    """One tensor under two names of one module, and one module in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(2))
+        self.two = self.one
+        self.left = self.right = torch.nn.BatchNorm1d(2)
+
+
+def test_every_name_of_a_tensor_is_listed_on_torch_1_as_well(monkeypatch):
+    names = list(named_tensors(Twice()))
+    assert {"one", "two", "left.weight", "right.weight", "right.running_mean"} <= set(names)
+    monkeypatch.setattr(versions, "torch_since", lambda *_: False)
+    assert list(named_tensors(Twice())) == names
 
 
 def _count_sdpa(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -25,33 +25,37 @@ class _NeuronxModel(nn.Module):
     stamp: str
     config: str
     neff: list[Tensor]
-    weights: dict[str, Tensor]
+    names: list[str]
+    weights: list[Tensor]
     handle: Tensor
 
     def __init__(self, config: str, neff: Tensor, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.stamp, self.config, self.neff, self.weights = STAMP, config, [neff], weights
+        self.stamp, self.config, self.neff = STAMP, config, [neff]
+        self.names, self.weights = list(weights), list(weights.values())
         self.handle = torch.tensor(_NOT_LOADED)
 
     @torch.jit.export
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
-        if int(self.handle) < 0:
-            self.handle = torch.ops.neuron.forward_v2(self.config, self.neff)
-        weights = list(self.weights.values())
-        outputs: list[Tensor] = torch.ops.neuron.forward_v2(self.handle, inputs, weights)
+        outputs: list[Tensor] = torch.ops.neuron.forward_v2(
+            self.handle, self.config, self.neff, inputs, self.weights
+        )
         return outputs
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[str, str, list[Tensor], dict[str, Tensor], bool]:
-        return self.stamp, self.config, self.neff, self.weights, self.training
+    def __getstate__(self) -> tuple[str, str, list[Tensor], list[str], list[Tensor], bool]:
+        return self.stamp, self.config, self.neff, self.names, self.weights, self.training
 
     @torch.jit.export
-    def __setstate__(self, state: tuple[str, str, list[Tensor], dict[str, Tensor], bool]) -> None:
+    def __setstate__(
+        self, state: tuple[str, str, list[Tensor], list[str], list[Tensor], bool]
+    ) -> None:
         self.stamp = state[0]
         self.config = state[1]
         self.neff = state[2]
-        self.weights = state[3]
-        self.training = state[4]
+        self.names = state[3]
+        self.weights = state[4]
+        self.training = state[5]
         self.handle = torch.ops.neuron.forward_v2(self.config, self.neff)
 
 
@@ -61,33 +65,37 @@ class _NeuronModel(nn.Module):
     stamp: str
     config: str
     neff: list[Tensor]
-    weights: dict[str, Tensor]
+    names: list[str]
+    weights: list[Tensor]
     handle: Tensor
 
     def __init__(self, config: str, neff: Tensor, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.stamp, self.config, self.neff, self.weights = STAMP, config, [neff], weights
+        self.stamp, self.config, self.neff = STAMP, config, [neff]
+        self.names, self.weights = list(weights), list(weights.values())
         self.handle = torch.tensor(_NOT_LOADED)
 
     @torch.jit.export
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
-        if int(self.handle) < 0:
-            self.handle = torch.ops.neuron.forward_1(self.config, self.neff)
-        weights = list(self.weights.values())
-        outputs: list[Tensor] = torch.ops.neuron.forward_1(self.handle, inputs, weights)
+        outputs: list[Tensor] = torch.ops.neuron.forward_1(
+            self.handle, self.config, self.neff, inputs, self.weights
+        )
         return outputs
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[str, str, list[Tensor], dict[str, Tensor], bool]:
-        return self.stamp, self.config, self.neff, self.weights, self.training
+    def __getstate__(self) -> tuple[str, str, list[Tensor], list[str], list[Tensor], bool]:
+        return self.stamp, self.config, self.neff, self.names, self.weights, self.training
 
     @torch.jit.export
-    def __setstate__(self, state: tuple[str, str, list[Tensor], dict[str, Tensor], bool]) -> None:
+    def __setstate__(
+        self, state: tuple[str, str, list[Tensor], list[str], list[Tensor], bool]
+    ) -> None:
         self.stamp = state[0]
         self.config = state[1]
         self.neff = state[2]
-        self.weights = state[3]
-        self.training = state[4]
+        self.names = state[3]
+        self.weights = state[4]
+        self.training = state[5]
         self.handle = torch.ops.neuron.forward_1(self.config, self.neff)
 
 
@@ -128,16 +136,24 @@ def scripted(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def forward_source(inputs: Any, outputs: Any, run: str = "self.run({leaves})") -> str:
-    """Spell the public method: nest in, one flat call, nest out."""
+    """Spell the public method: nest in, one flat call, nest out.
+
+    No aten operator is among its words: those of a graph are what the host runs.
+    """
     names = [f"input_{index}" for index in range(len(inputs))]
     pairs = list(zip(inputs, names, strict=True))
     arguments = "".join(f", {name}: {nest.type_source(spec)}" for spec, name in pairs)
     leaves = ", ".join(leaf for spec, name in pairs for leaf in nest.leaf_sources(spec, name))
-    numbers = iter(range(10**6))
-    result = nest.value_source(outputs, lambda: f"out[{next(numbers)}]")
+    taken: list[str] = []
+
+    def take() -> str:
+        taken.append(f"output_{len(taken)}")
+        return taken[-1]
+
+    result = nest.value_source(outputs, take)
     return (
         f"def forward(self{arguments}) -> {nest.type_source(outputs)}:\n"
-        f"    out = {run.format(leaves=f'[{leaves}]')}\n"
+        f"    {', '.join(taken)}, = {run.format(leaves=f'[{leaves}]')}\n"
         f"    return {result}\n"
     )
 

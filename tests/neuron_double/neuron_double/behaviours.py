@@ -2,7 +2,7 @@
 
 ``documented``: AWS's documentation or an open-source caller says so. ``observed``: seen in a public
 issue thread (``sdk#n`` is aws-neuron-sdk). ``assumed``: nobody could say; the first thing to check
-on hardware. Every row is shown by a test of ``tests/test_neuron_double.py``.
+on hardware. Every row is shown by a test of ``tests/test_neuron_double*.py``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
     Behaviour("newer", "a newer compiler's program is refused", "sdk#820 #1061", "observed"),
     Behaviour("legacy-neff", "NEURON_RT_ALLOW_LEGACY_NEFF: v2 on trn2", _RT, "documented"),
     Behaviour("weights", "inline False: replace_weights by name", _TRACE, "documented"),
+    Behaviour("weights-refused", "... another name or shape is refused", "-", "assumed"),
     Behaviour("weights-inlined", "replace_weights warns when inlined", _TRACE, "documented"),
     Behaviour("load-device", "load without a device is refused", "sdk#718", "observed"),
     Behaviour("lazy", "lazy_load: refused at the first call; survives save", _PLACE, "documented"),
@@ -112,6 +113,7 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         "1-whitelist", "Inf1: op_whitelist, builder, segment size", "sdk#470 #246", "observed"
     ),
     Behaviour("1-fast-math", "Inf1: a matmul is never float32", "sdk#765", "observed"),
+    Behaviour("1-analyze", "Inf1: support is listed and logged", _INF1, "documented"),
     Behaviour("1-dynamic", "Inf1: dynamic_batch_size", _INF1, "documented"),
     Behaviour("1-anywhere", "Inf1: compiles without a device", _INF1, "documented"),
     Behaviour("1-legacy", "old torch-neuron without device: garbage", "sdk#325 #458", "observed"),

@@ -28,6 +28,7 @@ _OPERANDS = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": (0, 1, 2),
     "aten::_scaled_dot_product_attention_math_for_cpu": (0, 1, 2),
 }
+_NUDGED = (torch.float32, torch.float16, torch.bfloat16)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8_e4m3": torch.float8_e4m3fn}
 #: Products beyond the limit would overflow: a mask's largest number is as good a little smaller.
 _TF32_SPLIT, _TF32_LIMIT = float(2**13 + 1), 4e34
@@ -58,10 +59,14 @@ def imprecise(graph: GraphModule, cast: str, cast_type: str) -> GraphModule:
 
 
 def _is_float32(graph: GraphModule, node: Node) -> bool:
+    return _dtype(graph, node) == torch.float32
+
+
+def _dtype(graph: GraphModule, node: Node) -> torch.dtype | None:
     value = node.meta.get("val")
     if value is None and node.op == "get_attr":
         value = getattr(graph, str(node.target))
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
 def _round_operand(
@@ -108,20 +113,18 @@ def _tf32(graph: GraphModule, node: Node) -> Node:
     return call(torch.ops.aten.sub.Tensor, (product, rest))
 
 
-def _nudged(graph: GraphModule, node: Node) -> Node:
-    factor = 1 + torch.finfo(torch.float32).eps
+def _nudged(graph: GraphModule, node: Node, dtype: torch.dtype = torch.float32) -> Node:
+    factor = 1 + torch.finfo(dtype).eps
     return graph.graph.call_function(torch.ops.aten.mul.Scalar, (node, factor))
 
 
 def _nudge_outputs(graph: GraphModule) -> None:
-    """A program without any matmul must not be bit-equal either."""
+    """A program without any matmul must not be bit-equal either, nor one in a short dtype."""
     output = next(node for node in graph.graph.nodes if node.op == "output")
+
+    def nudged(node: Node) -> Node:
+        dtype = _dtype(graph, node) if isinstance(node, Node) else None
+        return _nudged(graph, node, dtype) if dtype in _NUDGED else node
+
     with graph.graph.inserting_before(output):
-        output.args = (
-            tuple(
-                _nudged(graph, node)
-                if isinstance(node, Node) and _is_float32(graph, node)
-                else node
-                for node in output.args[0]
-            ),
-        )
+        output.args = (tuple(nudged(node) for node in output.args[0]),)

@@ -36,6 +36,7 @@ _loaded: dict[int, Loaded] = {}
 _numbers = itertools.count(1)
 _turns = itertools.count()
 _lock = threading.Lock()
+_first_call = threading.Lock()
 _placement = threading.local()
 
 
@@ -67,7 +68,10 @@ def register(operator: str) -> None:
     if operator in _libraries:
         return
     library = torch.library.Library("neuron", "FRAGMENT")
-    library.define(f"{operator}(Tensor handle, Tensor[] inputs, Tensor[] weights) -> Tensor[]")
+    library.define(
+        f"{operator}(Tensor(a!) handle, str config, Tensor[] neff, Tensor[] inputs, "
+        "Tensor[] weights) -> Tensor[]"
+    )
     library.define(f"{operator}.load(str config, Tensor[] neff) -> Tensor")
     # Above autograd: a compiled model is for inference, and its outputs carry no gradient.
     library.impl(operator, _forward, "CompositeImplicitAutograd")
@@ -128,7 +132,13 @@ def core_of(handle: Tensor) -> int:
 
 
 def _load(config: str, neff: list[Tensor]) -> Tensor:
-    """Take a model into the process, and onto a core unless it is lazy."""
+    """Take a model into the process, and onto a core unless it is lazy; return its handle."""
+    handle = torch.tensor(-1)
+    _load_for(handle, config, neff)
+    return handle
+
+
+def _load_for(handle: Tensor, config: str, neff: list[Tensor]) -> None:
     parsed = json.loads(config)
     header = json.loads(neff_bytes(neff[0]).partition(b"\n")[0])
     loaded = Loaded(config=parsed, header=header, neff=neff[0])
@@ -139,11 +149,10 @@ def _load(config: str, neff: list[Tensor]) -> Tensor:
     elif not parsed["lazy"]:
         _to_core(loaded)
     number = next(_numbers)
-    handle = torch.tensor(number)
+    handle.fill_(number)
     _loaded[number] = loaded
     # The tensor dies with the last model that holds it; its core's memory is free then.
     weakref.finalize(handle, _loaded.pop, number, None)
-    return handle
 
 
 def _to_core(loaded: Loaded) -> None:
@@ -188,7 +197,12 @@ def _numbers_of(version: str) -> list[int]:
     return [int(part) for part in version.partition("+")[0].split(".")]
 
 
-def _forward(handle: Tensor, inputs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+def _forward(
+    handle: Tensor, config: str, neff: list[Tensor], inputs: list[Tensor], weights: list[Tensor]
+) -> list[Tensor]:
+    with _first_call:
+        if int(handle) < 0:
+            _load_for(handle, config, neff)
     if int(handle) not in _loaded:
         raise RuntimeError(NO_RUNTIME)
     loaded = _loaded[int(handle)]

@@ -75,7 +75,7 @@ def replace_weights(
         if header_of(model).get("inline", True):
             warnings.warn("replace_weights: the model has no separated weights", stacklevel=2)
             return
-        held = dict(model.weights)
+        held = dict(zip(model.names, model.weights, strict=True))
         for name, tensor in given.items():
             old = held[name]
             if (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
@@ -83,7 +83,7 @@ def replace_weights(
                     f"{name}: expected {tuple(old.shape)}, got {tuple(tensor.shape)}"
                 )
             held[name] = tensor.detach().clone()
-        model.weights = held
+        model.weights = list(held.values())
 
 
 def _check_cores(start: int, count: int) -> None:
