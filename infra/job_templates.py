@@ -146,6 +146,9 @@ def _ecs(backend: Backend, image: str) -> JsonObject:
     device = variable("neuron_device", "string", "/dev/neuron0", "The Neuron device for a run.")
     devices = [{"hostPath": device, "containerPath": device, "permissions": ["read", "write"]}]
     container["linuxParameters"] = {"devices": devices}
+    # AWS's advice for compilers that work side by side; a host's own limit may be 1024.
+    most = variable("open_files", "integer", 65535, "Files that a run may have open.", minimum=1)
+    container["ulimits"] = [{"name": "nofile", "softLimit": most, "hardLimit": most}]
     instance = variable("instance_type", "string", backend.instance, _INSTANCE)
     expression = f"attribute:ecs.instance-type == {instance}"
     task["placementConstraints"] = [{"type": "memberOf", "expression": expression}]

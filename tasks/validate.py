@@ -76,11 +76,14 @@ def judge(module: Any, reference: Reference, *, weights_matched: int = 0) -> Val
         # what it has watched. It gets one graph to show that its rewriting is right; every probe
         # then runs the graphs as they were recorded.
         gate.check_profiled()
-        torch._C._jit_set_profiling_mode(False)
-        gate.run_probes()
-        gate.check_proved()
-        gate.check_refusals()
-        controls = gate.negative_controls()
+        before = torch._C._jit_set_profiling_mode(False)
+        try:
+            gate.run_probes()
+            gate.check_proved()
+            gate.check_refusals()
+            controls = gate.negative_controls()
+        finally:
+            torch._C._jit_set_profiling_mode(before)
     report = ValidationReport(
         tolerance=reference.plan.tolerance,
         probes=tuple(gate.results),

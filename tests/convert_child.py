@@ -1,6 +1,7 @@
-"""Carry out the requests of a JSON file, one after the other, with whatever is installed here.
+"""Carry out requests of a JSON file, then tests, with whatever is installed here.
 
-The child's side of ``tests.test_transformers_versions``: prints what came of each as JSON.
+The child's side of ``tests.test_transformers_versions``: one process for both, because importing
+takes as long as either. Writes what came of each request as JSON; prints and ends as pytest does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 from flows.pipeline import convert
 from flows.request import make_request
+from tasks import child
+from tasks.child import Limits
 from tasks.errors import ConversionError
 
 
@@ -23,6 +26,21 @@ def outcome(fields: dict[str, Any]) -> dict[str, Any]:
     return {"key": result.manifest.key, "verdict": result.manifest.validation.verdict}
 
 
+def run_tests(arguments: list[str]) -> int:
+    """Run pytest where transformers is imported already: in a child as conversions have them."""
+    import pytest
+
+    return int(pytest.main(arguments))
+
+
 if __name__ == "__main__":
-    requests = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    print(json.dumps({name: outcome(fields) for name, fields in requests.items()}))
+    requests, answers, *tests = sys.argv[1:]
+    asked = json.loads(Path(requests).read_text("utf-8"))
+    done = {name: outcome(fields) for name, fields in asked.items()}
+    Path(answers).write_text(json.dumps(done))
+    log = Path(f"{answers}.log")
+    from tests.convert_child import run_tests as task  # not __main__'s: the child imports it
+
+    status = child.run(task, tests, limits=Limits(timeout=300, threads=1), log=log, step="tests")
+    print(log.read_text("utf-8"))
+    sys.exit(status.value)

@@ -408,6 +408,7 @@ def test_neuron_gets_a_device_of_the_right_instance(name: str):
         [container] = job["task_definition"]["containerDefinitions"]
         [device] = container["linuxParameters"]["devices"]
         assert device["hostPath"] == device["containerPath"] == "/dev/neuron0"
+        assert container["ulimits"] == [{"name": "nofile", "softLimit": 65535, "hardLimit": 65535}]
         assert f"== {family}." in job["task_definition"]["placementConstraints"][0]["expression"]
         [provider] = job["task_run_request"]["capacityProviderStrategy"]
         assert provider["capacityProvider"] in ("tracefleet-neuronx", "tracefleet-neuron")

@@ -39,7 +39,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
     ],
 )
 def test_versions_are_compared_as_numbers(installed, expected, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", installed)
+    monkeypatch.setattr("transformers.__version__", installed)
     assert [since(4, 52), since(4, 56), since(5)] == expected
 
 
@@ -48,7 +48,7 @@ def test_versions_are_compared_as_numbers(installed, expected, monkeypatch):
     [("1.13.1", [True, False]), ("2.0.0+cpu", [True, True]), ("2.13.0+cpu", [True, True])],
 )
 def test_torch_is_compared_by_numbers_too(installed, expected, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", installed)
+    monkeypatch.setattr("torch.__version__", installed)
     assert [torch_since(1, 13), torch_since(2)] == expected
 
 

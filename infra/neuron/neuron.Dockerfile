@@ -10,27 +10,38 @@ ARG BASE_IMAGE=python:3.10-slim-bookworm
 
 
 FROM ${BASE_IMAGE} AS build
-# Both are seen in this stage alone. Empty PIP_INDEX_URL: pip's own configuration.
+# All are seen in this stage alone. Empty PIP_INDEX_URL: pip's own configuration.
 ARG PIP_INDEX_URL=
+ARG TORCH_INDEX=
 ARG NEURON_PIP_INDEX=
 # The public index has placeholders under the names of AWS's packages: no address, no build.
 RUN if [ -z "${NEURON_PIP_INDEX}" ]; then \
-      echo 'NEURON_PIP_INDEX: expected the address of AWS Neuron'"'"'s Python index, got none; pass' \
-        '--build-arg NEURON_PIP_INDEX=...' >&2; exit 1; \
+      echo 'NEURON_PIP_INDEX: expected the address of the Python index of AWS Neuron, got none;' \
+        'pass --build-arg NEURON_PIP_INDEX=...' >&2; exit 1; \
     fi
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv --without-pip /opt/venv
+COPY infra/neuron/check_pins.py /tmp/check_pins.py
 COPY infra/neuron/constraints-neuron.txt /tmp/constraints.txt
-# Every pin is also a request: the file is the whole list of what a worker needs itself.
+# Alone and first, where an index of CPU builds is named: the usual build brings CUDA's gigabytes.
+RUN if [ -n "${TORCH_INDEX}" ]; then \
+      python3 -m pip --python /opt/venv/bin/python install --no-deps \
+        --extra-index-url "${TORCH_INDEX}" "$(grep '^torch==' /tmp/constraints.txt)"; \
+    fi
+# Every pin is also a request: the file is the whole list of what a worker needs itself. What those
+# ask for is not pinned: AWS's packages limit some of it, in ways that can't be seen here.
 RUN python3 -m pip --python /opt/venv/bin/python install \
-      --extra-index-url "${NEURON_PIP_INDEX}" --requirement /tmp/constraints.txt 'neuron-cc[tensorflow]'
-# Proves that the compiler is AWS's: the placeholders have no such command.
-RUN PATH=/opt/venv/bin:$PATH neuron-cc --version
+      --extra-index-url "${NEURON_PIP_INDEX}" --requirement /tmp/constraints.txt \
+      'neuron-cc[tensorflow]'
+# Proves that the packages are AWS's: the placeholders are version 1.0, and have no such command.
+RUN /opt/venv/bin/python /tmp/check_pins.py /tmp/constraints.txt \
+ && PATH=/opt/venv/bin:$PATH neuron-cc --version
 
 
 FROM ${BASE_IMAGE} AS worker
-# tini is the first process: it hands SIGTERM on and collects what children leave behind. The runtime
-# is part of torch-neuron; the driver is the host's, and has to be of the line 2.24.
+# tini is the first process: it hands SIGTERM on and collects what children leave behind. The
+# runtime is part of torch-neuron. The driver is the host's: aws-neuronx-dkms=2.24.*, since newer
+# ones know no Inf1.
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends tini \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
@@ -52,6 +63,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PREFECT_HOME=/var/lib/tracefleet/prefect \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     DO_NOT_TRACK=1 \
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=180 \
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 \
     PREFECT_CLIENT_MAX_RETRIES=10 \
     PREFECT_LOGGING_EXTRA_LOGGERS=flows,tasks,tracefleet \

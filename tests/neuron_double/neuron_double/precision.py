@@ -1,9 +1,9 @@
 """The device's arithmetic: casts as the flags say, and never bit for bit what the CPU gives.
 
 Operands are rounded to the cast's type and computed in float32, as a systolic array with a float32
-accumulator does. Without any cast each matmul's result is one unit in the last place higher: a
-comparison that expects equal bits must fail. The rewriting happens at compile time, so that a run
-is a plain TorchScript run.
+accumulator does. Without any cast each float32 matmul's result is one unit in the last place
+higher, and in any case each output, in float16 and bfloat16 too: a comparison that expects equal
+bits must fail. The rewriting happens at compile time, so that a run is a plain TorchScript run.
 """
 
 from __future__ import annotations
