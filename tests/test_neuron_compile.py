@@ -163,14 +163,16 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
     reference = compute_reference(job.folder, OPTIONS, plan, tmp_path / "reference")
     with on(device="inf1"):
         made = _compile(job, prepared, "neuron").value
-        compiled_by = neuron.toolchain()
-        neuron.validate({8: made.path}, reference, compiled_by, "inf1")  # sound on its device
+        compiled_by = neuron.NEURON.toolchain()
+        neuron.NEURON.validate(
+            {8: made.path}, reference, compiled_by, "inf1"
+        )  # sound on its device
     with (
         on(device="none", legacy="garbage"),
         pytest.warns(UserWarning, match="not sent"),
         pytest.raises(NumericsMismatchError) as caught,
     ):
-        neuron.validate({8: made.path}, reference, compiled_by, "inf1")
+        neuron.NEURON.validate({8: made.path}, reference, compiled_by, "inf1")
     report = caught.value.report
     assert report is not None
     assert len({probe.name for probe in report.probes if not probe.difference.passed}) > 10

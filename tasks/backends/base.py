@@ -38,7 +38,7 @@ class Backend:
 class Compiler:
     """One way to make an artifact of a program for each length, for a device of its own.
 
-    Every function is module-level and runs in a child; all take and return plain data.
+    Every function can be pickled and runs in a child; all take and return plain data.
 
     Attributes:
         name: ``neuronx`` or ``neuron``.

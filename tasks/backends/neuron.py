@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,6 @@ from tasks.backends.programs import Prepared, ProgramJob
 from tasks.bundle import TracedFile
 from tasks.child import say
 from tasks.errors import CompilationError
-from tasks.reference import Reference
-from tasks.verdict import ValidationReport
-from tracefleet.manifest import Toolchain
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +36,6 @@ _COSTLY = re.compile(
     r"(linear|matmul|addmm|mm|bmm|baddbmm|einsum|conv\w*|scaled_dot_product\w*|layer_norm|group_norm"
     r"|batch_norm|softmax|log_softmax|gelu|silu|relu|tanh|sigmoid|erf|exp|topk|lstm|gru)"
 )
-
-
-def toolchain() -> Toolchain:
-    """Return the versions that shape a program."""
-    return host.toolchain(_NAME)
-
-
-def has_device() -> bool:
-    """Tell whether this host has NeuronCores."""
-    return host.has_device(_NAME)
 
 
 def prepare(job: ProgramJob, log: Path) -> Prepared:
@@ -78,13 +66,6 @@ def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) 
         return compiled
 
     return programs.compile_program(job, prepared, length, log, compile_module)
-
-
-def validate(
-    found: dict[int, Path], reference: Reference, compiled_by: Toolchain, target: str
-) -> ValidationReport:
-    """See ``programs.validate_programs``."""
-    return programs.validate_programs(found, reference, compiled_by, target, backend=_NAME)
 
 
 def coverage(eager: torch.jit.ScriptModule, compiled: torch.jit.ScriptModule) -> tuple[float, str]:
@@ -144,9 +125,9 @@ def _separated(options: NeuronOptions, module: nn.Module) -> bool:
 
 NEURON = Compiler(
     name=_NAME,
-    toolchain=toolchain,
-    has_device=has_device,
+    toolchain=partial(host.toolchain, _NAME),
+    has_device=partial(host.has_device, _NAME),
     prepare=prepare,
     compile=compile_length,
-    validate=validate,
+    validate=partial(programs.validate_programs, backend=_NAME),
 )

@@ -7,6 +7,7 @@ one that compiles TorchScript; what it was run against is told in the README.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,6 @@ from tasks.backends.options import NeuronxOptions
 from tasks.backends.programs import Prepared, ProgramJob
 from tasks.bundle import TracedFile
 from tasks.errors import CompilationError
-from tasks.reference import Reference
-from tasks.verdict import ValidationReport
-from tracefleet.manifest import Toolchain
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +25,6 @@ if TYPE_CHECKING:
     from tasks.inputs import Feed
 
 _NAME = "neuronx"
-
-
-def toolchain() -> Toolchain:
-    """Return the versions that shape a program."""
-    return host.toolchain(_NAME)
-
-
-def has_device() -> bool:
-    """Tell whether this host has NeuronCores."""
-    return host.has_device(_NAME)
 
 
 def prepare(job: ProgramJob, log: Path) -> Prepared:
@@ -71,13 +59,6 @@ def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) 
     return programs.compile_program(job, prepared, length, log, compile_module)
 
 
-def validate(
-    found: dict[int, Path], reference: Reference, compiled_by: Toolchain, target: str
-) -> ValidationReport:
-    """See ``programs.validate_programs``."""
-    return programs.validate_programs(found, reference, compiled_by, target, backend=_NAME)
-
-
 def _options(job: ProgramJob) -> NeuronxOptions:
     assert isinstance(job.compiling, NeuronxOptions)
     return job.compiling
@@ -104,9 +85,9 @@ def _analyze(module: nn.Module, feed: Feed) -> None:
 
 NEURONX = Compiler(
     name=_NAME,
-    toolchain=toolchain,
-    has_device=has_device,
+    toolchain=partial(host.toolchain, _NAME),
+    has_device=partial(host.has_device, _NAME),
     prepare=prepare,
     compile=compile_length,
-    validate=validate,
+    validate=partial(programs.validate_programs, backend=_NAME),
 )

@@ -31,15 +31,10 @@ Target = Literal["inf2", "trn1", "trn1n", "trn2"]
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def _identity(self, backend: str, without: set[str]) -> dict[str, str]:
+    def _identity(self, backend: str, args: list[str], without: set[str]) -> dict[str, str]:
         chosen = self.model_dump(mode="json", exclude=without)
         named = {f"{backend}.{name}": _text(value) for name, value in chosen.items()}
-        return {**named, f"{backend}.compiler_args": shlex.join(self.compiler_args)}
-
-    @property
-    def compiler_args(self) -> list[str]:
-        """Flags of the compiler."""
-        raise NotImplementedError
+        return {**named, f"{backend}.compiler_args": shlex.join(args)}
 
 
 class NeuronxOptions(_Options):
@@ -95,7 +90,7 @@ class NeuronxOptions(_Options):
     @property
     def identity(self) -> dict[str, str]:
         """What of it is part of a conversion's key."""
-        return self._identity("neuronx", {"analyze"})
+        return self._identity("neuronx", self.compiler_args, {"analyze"})
 
     @property
     def tolerance(self) -> Tolerance:
@@ -141,7 +136,7 @@ class NeuronOptions(_Options):
     @property
     def identity(self) -> dict[str, str]:
         """What of it is part of a conversion's key."""
-        return self._identity("neuron", set())
+        return self._identity("neuron", self.compiler_args, set())
 
     @property
     def tolerance(self) -> Tolerance:
