@@ -27,10 +27,10 @@ import psutil
 import yaml
 from safetensors.torch import load_file, save_file
 
-from flows.fleet_spec import read_fleet
-from tests import tiny
-from tests.postgres import postgres
-from tests.prefect_platform import Platform
+from tasks.fleet.spec import read_fleet
+from tests.support import tiny
+from tests.support.postgres import postgres
+from tests.support.prefect_platform import Platform
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
 

@@ -21,23 +21,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.fleet_spec import read_fleet
-from flows.planning import wanted_of
+from flows.commands.plan import wanted_of
 from tasks.backends.jit import toolchain
-from tasks.fetch import resolve
-from tasks.key import RECIPE
-from tasks.plan import plan
-from tasks.publish import key_of
-from tests import s3_servers
-from tests.fetch_support import safetensors
-from tests.reader_support import example_manifest
+from tasks.fetch.checkpoint import resolve
+from tasks.fleet.spec import read_fleet
+from tasks.plan.fleet import plan
+from tasks.publish.find import key_of
+from tasks.publish.identity import RECIPE
+from tests.support import s3_servers
+from tests.support.fetch_support import safetensors
+from tests.support.reader_support import example_manifest
 from tracefleet.channel import ChannelEntry, channel_folder, conversion_folder, entry_path
 from tracefleet.manifest import Variant
 from tracefleet.store import Store, open_store
 
 WORK = Path(".bench/fleet-plan")
 TASK, LENGTHS = "feature-extraction", (32, 128)
-#: Digests of files that were written a moment ago are not remembered (tasks.digests).
+#: Digests of files that were written a moment ago are not remembered (tasks.fetch.digests).
 _SETTLE_SECONDS = 2.5
 
 

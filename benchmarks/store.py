@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.store_listing import listing
-from tracefleet.s3_store import S3Store
+from tracefleet.store.s3 import S3Store
 
 WORK = Path(".bench/store")
 BUCKET = "tracefleet"

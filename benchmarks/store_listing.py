@@ -24,7 +24,7 @@ from tracefleet.manifest import (
     Validation,
     Variant,
 )
-from tracefleet.s3_store import S3Store
+from tracefleet.store.s3 import S3Store
 
 
 def listing(url: str, number: int) -> dict[str, float]:

@@ -13,11 +13,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows import engine, fleet, planning, sweep, upkeep, validating
+from flows.commands import fleet, sweep
+from flows.commands import plan as planning
+from flows.commands import store as upkeep
+from flows.commands import validate as validating
+from flows.engine import settings as engine
 
 if TYPE_CHECKING:
     from flows.pipeline import ConversionResult
-    from flows.request import ConversionRequest
+    from tasks.request.conversion import ConversionRequest
 
 EXIT_FAILED = 1  # argparse exits with 2 on wrong usage
 _EPILOG = """\
@@ -137,7 +141,7 @@ def _tell(options: argparse.Namespace, result: ConversionResult) -> int:
     if options.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
-        from flows.summary import summary
+        from flows.commands.summary import summary
 
         print(summary(result))
     return 0
@@ -159,9 +163,9 @@ def _run_flow(request: ConversionRequest) -> ConversionResult:
 
 
 def _request(options: argparse.Namespace) -> ConversionRequest:
-    from flows.fleet_spec import read_fleet
-    from flows.request import ConversionRequest, make_request
     from tasks.errors import RequestError
+    from tasks.fleet.spec import read_fleet
+    from tasks.request.conversion import ConversionRequest, make_request
 
     fields: dict[str, Any] = {}
     if options.entry is not None and options.fleet is None:
@@ -193,8 +197,8 @@ def _split_lengths(text: str) -> list[int]:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from flows.fleet_schema import fleet_schema
-    from flows.request import ConversionRequest
+    from tasks.fleet.schema import fleet_schema
+    from tasks.request.conversion import ConversionRequest
 
     made = fleet_schema if options.kind == "fleet" else ConversionRequest.model_json_schema
     print(json.dumps(made(), indent=2))

@@ -12,16 +12,17 @@ from typing import Any
 from flows.children import log_of
 from flows.conversion import Conversion, ConversionResult
 from flows.proving import Proved
-from flows.request import ConversionRequest, make_request
 from tasks import child
 from tasks.backends import programs
 from tasks.backends.base import Compiler
-from tasks.bundle import TracedFile
 from tasks.errors import BackendUnavailableError, NumericsMismatchError, RequestError
-from tasks.fetch import Resolved
-from tasks.inputs import input_specs
-from tasks.publish import CANDIDATE_CHANNEL, find_candidate, find_published, validation_of
-from tasks.trace import TraceResult
+from tasks.fetch.checkpoint import Resolved
+from tasks.model.feeds import input_specs
+from tasks.publish.conversion import validation_of
+from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.request.conversion import ConversionRequest, make_request
+from tasks.trace.bundle import TracedFile
+from tasks.trace.record import TraceResult
 from tracefleet.channel import conversion_folder
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest import CANDIDATE, JIT, Manifest, parse

@@ -1,4 +1,4 @@
-"""The Prefect flow over ``tasks.gc``: what the deployment ``gc/weekly`` runs."""
+"""The Prefect flow over ``tasks.publish.gc``: what the deployment ``gc/weekly`` runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.naming import artifact_key
-from flows.network import network_task
-from tasks.gc import Collection, collect
+from flows.engine.names import artifact_key
+from flows.engine.retries import network_task
+from tasks.publish.gc import Collection, collect
 from tracefleet.errors import StoreError
 from tracefleet.store import open_store
 

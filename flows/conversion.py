@@ -11,22 +11,19 @@ from typing import Any
 from flows.children import Children
 from flows.proving import Proved, Proving
 from flows.records import Records, Show, report_facts
-from flows.request import ConversionRequest
 from tasks import child
-from tasks.backends.base import Backend, Compiler, find_backend
+from tasks.backends.base import Backend, Compiler
+from tasks.backends.registry import find_backend
 from tasks.child import Limits, Outcome
-from tasks.fetch import Checkpoint, Resolved, fetch, fetch_description, resolve
-from tasks.load import ModelFacts, inspect
-from tasks.publish import (
-    CANDIDATE_CHANNEL,
-    Publication,
-    find_published,
-    point_channel,
-    publish,
-)
-from tasks.report.facts import ReportFacts
-from tasks.trace import TraceResult
-from tasks.verdict import ValidationReport
+from tasks.fetch.checkpoint import Checkpoint, Resolved, fetch, fetch_description, resolve
+from tasks.model.facts import ModelFacts
+from tasks.model.preflight import inspect
+from tasks.publish.conversion import Publication, point_channel, publish
+from tasks.publish.find import CANDIDATE_CHANNEL, find_published
+from tasks.report.conversion.facts import ReportFacts
+from tasks.request.conversion import ConversionRequest
+from tasks.trace.record import TraceResult
+from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import VALIDATED, Manifest, Toolchain
 from tracefleet.store import Store, open_store
 

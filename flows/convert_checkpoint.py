@@ -15,18 +15,18 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
-from flows import engine
-from flows.naming import TAG, artifact_key, run_name
-from flows.network import network_task
+from flows.engine import settings as engine
+from flows.engine.names import TAG, artifact_key, run_name
+from flows.engine.retries import network_task
 from flows.pipeline import ConversionResult, Steps, convert
-from flows.request import ConversionRequest, make_request
 from tasks import child
 from tasks.errors import RequestError
-from tasks.fetch import Resolved, fetch, fetch_description, resolve
-from tasks.publish import Publication, publish
-from tasks.report.facts import ReportFacts
-from tasks.report.markdown import markdown_report
-from tasks.verdict import ValidationReport
+from tasks.fetch.checkpoint import Resolved, fetch, fetch_description, resolve
+from tasks.publish.conversion import Publication, publish
+from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.markdown import markdown_report
+from tasks.request.conversion import ConversionRequest, make_request
+from tasks.validate.verdict import ValidationReport
 from tracefleet.channel import conversion_folder, source_slug
 from tracefleet.manifest import VALIDATED, Manifest
 from tracefleet.store import Store

@@ -16,18 +16,19 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows import engine, fleet_show
-from flows.carry_out import carried_out
-from flows.fleet_rows import invalid_row, planned_row
-from flows.fleet_spec import FleetSpec, read_fleet
-from flows.handout import Handout
-from flows.network import HiddenError, network_task
-from flows.planning import wanted_of
-from flows.request import ConversionRequest
-from flows.runs import RunLostError
-from tasks.errors import FleetError, RequestError
-from tasks.plan import PlanRow, Wanted, plan
-from tasks.report.fleet_facts import FleetFacts, FleetRow
+from flows.commands.plan import wanted_of
+from flows.engine import settings as engine
+from flows.engine.retries import HiddenError, network_task
+from flows.fan_out import progress as fleet_show
+from flows.fan_out.assignment import Handout
+from flows.fan_out.convert_entries import carried_out
+from flows.fan_out.pool_runs import RunLostError
+from flows.fan_out.rows import invalid_row, planned_row
+from tasks.errors import RequestError
+from tasks.fleet.spec import FleetSpec, read_fleet
+from tasks.plan.fleet import PlanRow, Wanted, plan
+from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
+from tasks.request.conversion import ConversionRequest
 
 _LIVES = 5
 IN_FLIGHT = 32  # facts: 32-64; each waiting run costs the server a request in 5 s

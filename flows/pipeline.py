@@ -16,23 +16,17 @@ from typing import Any
 
 from flows.candidates import CandidateConversion, candidate_at
 from flows.conversion import ConversionResult, Steps
-from flows.request import ConversionRequest
 from tasks import child
 from tasks.backends.base import Compiler
-from tasks.fetch import Resolved
-from tasks.heads import default_task
-from tasks.inputs import input_specs
-from tasks.key import RECIPE, conversion_key
-from tasks.publish import (
-    collect_files,
-    describe_files,
-    find_candidate,
-    find_published,
-    triton_config,
-    unvalidated,
-    validation_of,
-)
-from tasks.trace import TraceResult
+from tasks.fetch.checkpoint import Resolved
+from tasks.model.feeds import input_specs
+from tasks.model.heads import default_task
+from tasks.publish.conversion import unvalidated, validation_of
+from tasks.publish.files import collect_files, describe_files, triton_config
+from tasks.publish.find import find_candidate, find_published
+from tasks.publish.identity import RECIPE, conversion_key
+from tasks.request.conversion import ConversionRequest
+from tasks.trace.record import TraceResult
 from tracefleet.manifest import Manifest, Toolchain
 
 __all__ = ["ConversionResult", "Steps", "convert", "validate"]

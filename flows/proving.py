@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from flows.children import Children, log_of
-from flows.request import ConversionRequest
 from tasks.backends.base import Backend, Compiler
 from tasks.backends.programs import Prepared, ProgramJob
-from tasks.bundle import TracedFile
-from tasks.eager import compute_reference
 from tasks.errors import NumericsMismatchError, PaddingChangesError
-from tasks.load import ModelFacts
-from tasks.reference import ProbePlan, Reference
-from tasks.trace import TraceResult
-from tasks.validate import validate_bundle
-from tasks.verdict import ValidationReport
-from tracefleet.cache import cache_root
+from tasks.model.facts import ModelFacts
+from tasks.request.conversion import ConversionRequest
+from tasks.trace.bundle import TracedFile
+from tasks.trace.record import TraceResult
+from tasks.validate.compute import compute_reference
+from tasks.validate.gate import validate_bundle
+from tasks.validate.probes import ProbePlan
+from tasks.validate.reference import Reference
+from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import Toolchain
+from tracefleet.store.cache import cache_root
 
 logger = logging.getLogger(__name__)
 

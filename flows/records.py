@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from flows.children import Children
-from flows.request import ConversionRequest
-from tasks.inputs import input_specs
-from tasks.load import ModelFacts
-from tasks.publish import attest
-from tasks.report.facts import ReportFacts
-from tasks.report.page import html_report
-from tasks.trace import TraceResult
-from tasks.verdict import ValidationReport
+from tasks.model.facts import ModelFacts
+from tasks.model.feeds import input_specs
+from tasks.publish.conversion import attest
+from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.page import html_report
+from tasks.request.conversion import ConversionRequest
+from tasks.trace.record import TraceResult
+from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import Manifest, Toolchain
 from tracefleet.store import Store
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import engine
 from flows.convert_checkpoint import STEPS
+from flows.engine import settings as engine
 from flows.pipeline import ConversionResult, validate
 
 

@@ -22,8 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.report.fleet_facts import FleetFacts
-    from tasks.verdict import ValidationReport
+    from tasks.validate.verdict import ValidationReport
 
 
 def first_line(error: BaseException) -> str:
@@ -118,19 +117,3 @@ class CompilationError(ConversionError):
 
 class PublishConflictError(ConversionError):
     """Another writer published different bytes under the same conversion key."""
-
-
-class FleetError(ConversionError):
-    """Some entries of a fleet are not current; every other one is.
-
-    Attributes:
-        facts: what came of every entry.
-    """
-
-    def __init__(self, message: str, facts: FleetFacts) -> None:
-        self.facts = facts
-        super().__init__(message)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Carry the facts across the process boundary."""
-        return FleetError, (str(self), self.facts)

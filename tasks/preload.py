@@ -21,9 +21,9 @@ import transformers  # noqa: E402, TID253
 import transformers.modeling_utils  # noqa: E402, TID253
 import transformers.models.auto.modeling_auto  # noqa: E402, TID253
 
-import tasks.eager  # noqa: E402
-import tasks.trace  # noqa: E402
-import tasks.validate  # noqa: E402, F401
+import tasks.trace.record  # noqa: E402
+import tasks.validate.compute  # noqa: E402
+import tasks.validate.gate  # noqa: E402, F401
 
 transformers.utils.logging.disable_progress_bar()
 gc.freeze()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import s3_servers, tiny
-from tests.hub_server import Hub, start
-from tests.s3_servers import S3Server
-from tracefleet import s3_client
+from tests.support import s3_servers, tiny
+from tests.support.hub_server import Hub, start
+from tests.support.s3_servers import S3Server
+from tracefleet.store import s3_client
 
 
 @pytest.fixture(scope="session")

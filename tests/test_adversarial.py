@@ -9,7 +9,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tasks.bundle import _Layout
 from tasks.errors import (
     NumericsMismatchError,
     PaddingChangesError,
@@ -17,18 +16,19 @@ from tasks.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from tasks.inputs import random_feed
-from tasks.load import load_eager
-from tasks.outputs import call_tuple, describe_outputs
-from tasks.probes import example_feed, plan_probes
-from tasks.reference import differences
+from tasks.model.feeds import example_feed, random_feed
+from tasks.model.load import load_eager
+from tasks.model.outputs import call_tuple, describe_outputs
+from tasks.model.weights import named_tensors
 from tasks.sweep.tiny import Case, build
-from tasks.trace import trace_checkpoint, trace_lengths
-from tasks.weights import named_tensors
-from tests import adversarial_models as faulty
-from tests import tiny
-from tests.adversarial_models import ARCHITECTURES, CONVERSIONS, Fault
-from tests.gate_support import Bench
+from tasks.trace.bundle import _Layout
+from tasks.trace.record import trace_checkpoint, trace_lengths
+from tasks.validate.probes import plan_probes
+from tasks.validate.reference import differences
+from tests.support import adversarial_models as faulty
+from tests.support import tiny
+from tests.support.adversarial_models import ARCHITECTURES, CONVERSIONS, Fault
+from tests.support.gate_support import Bench
 
 
 def _bench(folder, tmp_path, task, lengths=(8,), **options):
@@ -58,7 +58,7 @@ def real(checkpoint, monkeypatch):
 @pytest.fixture
 def as_written(monkeypatch):
     """Trace model code as it is, without what makes it recordable."""
-    monkeypatch.setattr("tasks.trace.recordable", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr("tasks.trace.record.recordable", lambda model: contextlib.nullcontext())
 
 
 def _refused(bench, bundle, *, bits=True):
@@ -379,7 +379,7 @@ def test_untying_through_the_config_rescales_the_logits(model_type, tmp_path, mo
     failed, _ = _refused(bench, bundle)
     assert "traced-input" in failed
 
-    monkeypatch.setattr("tasks.trace.untie", lambda model: flip(model) or (("a", "b"),))
+    monkeypatch.setattr("tasks.trace.record.untie", lambda model: flip(model) or (("a", "b"),))
     with pytest.raises(TiedWeightsError, match="bit-identical"):
         _traced(bench)
 
@@ -411,8 +411,8 @@ def test_weights_that_are_loaded_wrongly_are_no_reference(checkpoint, tmp_path, 
         embeddings.copy_(embeddings.roll(1, 0))
         return model
 
-    monkeypatch.setattr("tasks.eager.load_eager", mistied)
-    monkeypatch.setattr("tests.gate_support.load_eager", mistied)
+    monkeypatch.setattr("tasks.validate.compute.load_eager", mistied)
+    monkeypatch.setattr("tests.support.gate_support.load_eager", mistied)
     monkeypatch.setitem(globals(), "load_eager", mistied)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
     bundle = bench.trace()

@@ -12,14 +12,16 @@ import transformers
 
 import tracefleet
 from flows.pipeline import convert
-from flows.request import make_request
-from tasks.arguments import Argument
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.inputs import mirrored, random_feed
-from tasks.load import LoadOptions, inspect, load_eager
+from tasks.model.arguments import Argument
+from tasks.model.facts import LoadOptions
+from tasks.model.feeds import mirrored, random_feed
+from tasks.model.load import load_eager
+from tasks.model.preflight import inspect
+from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
-from tests import tiny
-from tests.gate_support import Bench
+from tests.support import tiny
+from tests.support.gate_support import Bench
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 

@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 
 import tracefleet
-from tests.reader_support import SOURCE, publish, race
-from tests.s3_servers import S3Server
-from tracefleet import cache as module
-from tracefleet.cache import Cache, is_offline
+from tests.support.reader_support import SOURCE, publish, race
+from tests.support.s3_servers import S3Server
 from tracefleet.cli import main
 from tracefleet.errors import DigestMismatchError, NoSuchVariantError, StoreError
-from tracefleet.s3_bucket import Bucket
-from tracefleet.s3_store import S3Store
+from tracefleet.store import cache as module
 from tracefleet.store import open_store
-from tracefleet.streams import ArrivingFile, Sink, copy
+from tracefleet.store.cache import Cache, is_offline
+from tracefleet.store.s3 import S3Store
+from tracefleet.store.s3_bucket import Bucket
+from tracefleet.store.streams import ArrivingFile, Sink, copy
 
 DATA = b"weights" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reader_support import commit_rounds, race
+from tests.support.reader_support import commit_rounds, race
 from tracefleet.channel import (
     Published,
     advance,
@@ -19,8 +19,8 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Variant
+from tracefleet.store.folder import FileStore
 
 FOLDER = "channels/a"
 ONE, TWO, KEY = "1" * 64, "2" * 64, "a" * 64

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from tasks import channels
-from tasks import publish as publishing
-from tasks.channels import promote, rollback
 from tasks.errors import NumericsMismatchError, PublishConflictError, RequestError
-from tasks.publish import key_of, point_channel
-from tests.reader_support import SOURCE, example_manifest, publish
+from tasks.publish import channels
+from tasks.publish import conversion as publishing
+from tasks.publish.channels import promote, rollback
+from tasks.publish.conversion import point_channel
+from tasks.publish.find import key_of
+from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.channel import append, channel_folder, conversion_folder, read_entry
 from tracefleet.errors import DigestMismatchError
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
 from tracefleet.published import Selection, load_manifest, select
+from tracefleet.store.folder import FileStore
 
 BUNDLE = b"no model, but bytes"
 

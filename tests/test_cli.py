@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tracefleet
-from tests.reader_support import (
+from tests.support.reader_support import (
     SEQ2SEQ,
     SOURCE,
     flip_byte,
@@ -24,8 +24,8 @@ from tests.reader_support import (
 from tracefleet import commands
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.store.folder import FileStore
 
 Capture = pytest.CaptureFixture[str]
 
@@ -154,7 +154,7 @@ def test_show_tells_what_a_conversion_is(store: FileStore, published: Manifest, 
     ):
         assert fact in out
     raw = run_json(capsys, "show", store.url, source_slug(SOURCE))
-    assert parse(tracefleet.manifest.canonical_json(raw)) == published
+    assert parse(tracefleet.canonical.canonical_json(raw)) == published
 
 
 # verify

@@ -18,9 +18,9 @@ from prefect.testing.utilities import prefect_test_harness
 import tracefleet
 from flows import convert_checkpoint as module
 from flows.convert_checkpoint import convert_checkpoint
-from flows.network import is_transient, network_task
-from flows.request import make_request
+from flows.engine.retries import is_transient, network_task
 from tasks.errors import RequestError, UnsupportedCheckpointError
+from tasks.request.conversion import make_request
 
 pytestmark = [
     pytest.mark.prefect,
@@ -99,7 +99,7 @@ def test_network_errors_are_tried_again_and_refusals_are_not(checkpoint, tmp_pat
             calls.append(source)
             if len(calls) < 3:
                 raise error
-            from tasks.fetch import resolve as real
+            from tasks.fetch.checkpoint import resolve as real
 
             return real(source, **options)
 

@@ -20,18 +20,18 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import convert_checkpoint as single
 from flows import convert_fleet as module
-from flows import fleet_show
-from flows.carry_out import EntryFailedError
 from flows.collect_garbage import collect_garbage
+from flows.commands.fleet import summary
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
-from flows.fleet import summary
-from flows.fleet_spec import FleetSpec
-from flows.network import network_task
-from flows.request import make_request
-from tasks.errors import FleetError, RequestError
-from tasks.plan import PlanRow, Wanted
-from tasks.report.fleet_facts import FleetFacts
+from flows.engine.retries import network_task
+from flows.fan_out import progress as fleet_show
+from flows.fan_out.convert_entries import EntryFailedError
+from tasks.errors import RequestError
+from tasks.fleet.spec import FleetSpec
+from tasks.plan.fleet import PlanRow, Wanted
+from tasks.report.fleet.facts import FleetError, FleetFacts
+from tasks.request.conversion import make_request
 from tracefleet.errors import StoreError
 from tracefleet.store import open_store
 
@@ -207,7 +207,7 @@ def test_a_failed_entry_crosses_processes_with_its_row():
     import pickle
     from datetime import UTC, datetime
 
-    from tasks.report.fleet_facts import FleetRow
+    from tasks.report.fleet.facts import FleetRow
 
     row = FleetRow(name="a", source="s", commit=None, variant="v", lengths=(1,), ending="failed")
     assert pickle.loads(pickle.dumps(EntryFailedError(row))).row == row

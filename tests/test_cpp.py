@@ -10,7 +10,7 @@ import pytest
 import tracefleet
 from examples.cpp.build import build
 from flows.pipeline import convert
-from flows.request import make_request
+from tasks.request.conversion import make_request
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which the project does not")

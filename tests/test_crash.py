@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.gc import collect
-from tasks.publish import publish
-from tests import crash_child
-from tests.crash_child import BUNDLE_BYTES, Death
-from tests.store_support import Watcher, check_never_half, conversion, look, normalised
-from tracefleet.file_store import FileStore
+from tasks.publish.conversion import publish
+from tasks.publish.gc import collect
+from tests.support import crash_child
+from tests.support.crash_child import BUNDLE_BYTES, Death
+from tests.support.store_support import Watcher, check_never_half, conversion, look, normalised
 from tracefleet.store import Store
+from tracefleet.store.folder import FileStore
 
 SOAK = int(os.environ.get("TRACEFLEET_SOAK", "0"))
 MOMENTS = SOAK or 12

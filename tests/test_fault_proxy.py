@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.exceptions import ClientError
 
-from tests import faults, s3_servers
-from tests.fault_proxy import FaultProxy
-from tests.faults import Fault, Rule, Seen
-from tests.s3_servers import BUCKET, S3Server
+from tests.support import faults, s3_servers
+from tests.support.fault_proxy import FaultProxy
+from tests.support.faults import Fault, Rule, Seen
+from tests.support.s3_servers import BUCKET, S3Server
 
 BODY = bytes(range(256)) * 64
 UPLOAD = b"u" * 1000

@@ -11,13 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tasks import digests
-from tasks.digests import file_sha256
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.fetch import fetch, fetch_description, normalise_source, resolve
-from tasks.sources.verify import check_safetensors
-from tests.fetch_support import CARD, NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole, write
-from tracefleet.cache import cache_root
+from tasks.fetch import digests
+from tasks.fetch.checkpoint import fetch, fetch_description, normalise_source, resolve
+from tasks.fetch.digests import file_sha256
+from tasks.fetch.verify import check_safetensors
+from tests.support.fetch_support import (
+    CARD,
+    NEEDED_OF_WHOLE,
+    POINTER,
+    safetensors,
+    sharded,
+    whole,
+    write,
+)
+from tracefleet.store.cache import cache_root
 
 LATER_NS = 3_000_000_000
 
@@ -361,7 +369,7 @@ def test_a_missing_folder_a_file_and_a_revision(tmp_path):
 
 def test_fetch_imports_no_heavy_library():
     code = (
-        "import sys, tasks.fetch\n"
+        "import sys, tasks.fetch.checkpoint\n"
         "heavy = ('torch', 'transformers', 'huggingface_hub', 's3fs', 'boto3', 'botocore')\n"
         "assert not [name for name in heavy if name in sys.modules]\n"
     )

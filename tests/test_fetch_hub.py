@@ -8,8 +8,8 @@ import json
 import pytest
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.fetch import fetch, fetch_description, resolve
-from tests.fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
+from tasks.fetch.checkpoint import fetch, fetch_description, resolve
+from tests.support.fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
 
 SOURCE = "hf://acme/tiny"
 WEIGHTS = "model.safetensors"

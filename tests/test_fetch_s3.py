@@ -14,10 +14,10 @@ import boto3
 import pytest
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.fetch import fetch, fetch_description, resolve
-from tasks.sources import s3
-from tests.fetch_support import NEEDED_OF_WHOLE, sharded, whole
-from tracefleet.cache import cache_root
+from tasks.fetch import s3
+from tasks.fetch.checkpoint import fetch, fetch_description, resolve
+from tests.support.fetch_support import NEEDED_OF_WHOLE, sharded, whole
+from tracefleet.store.cache import cache_root
 
 SOURCE = "s3://models/org/tiny"
 WEIGHTS = "model.safetensors"

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from tasks.report import fleet_markdown, fleet_table, fleet_words
-from tasks.report.fleet_facts import Ending, FleetFacts, FleetRow
-from tasks.report.fleet_links import href, link
-from tasks.report.fleet_page import fleet_report
+from tasks.report.fleet import markdown as fleet_markdown
+from tasks.report.fleet import table as fleet_table
+from tasks.report.fleet import words as fleet_words
+from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
+from tasks.report.fleet.links import href, link
+from tasks.report.fleet.page import fleet_report
 from tasks.report.markup import page
 
 STORE = "s3://bucket/models"

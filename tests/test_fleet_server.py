@@ -19,11 +19,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
 from infra.provision import put_automation
-from tests import tiny
-from tests.neuron_support import FOLDER as DOUBLE
-from tests.neuron_support import store_for_doubles
-from tests.postgres import postgres
-from tests.prefect_platform import Platform
+from tests.support import tiny
+from tests.support.neuron_support import FOLDER as DOUBLE
+from tests.support.neuron_support import store_for_doubles
+from tests.support.postgres import postgres
+from tests.support.prefect_platform import Platform
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
 

@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 import yaml
 
-from flows.fleet_schema import fleet_schema
-from flows.fleet_spec import FleetSpec, read_fleet
-from flows.request import ConversionRequest, make_request
 from tasks.errors import RequestError
+from tasks.fleet.schema import fleet_schema
+from tasks.fleet.spec import FleetSpec, read_fleet
+from tasks.request.conversion import ConversionRequest, make_request
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "fleet.yaml"
@@ -547,7 +547,7 @@ def test_the_schema_refuses_other_outlines(file):
 
 def test_a_plain_fleet_imports_nothing_heavy():
     probe = (
-        "import sys; from flows.fleet_spec import FleetSpec; "
+        "import sys; from tasks.fleet.spec import FleetSpec; "
         "entry = {'source': 'hf://o/a', 'lengths': [8], 'dtype': ['float32', 'int8']}; "
         "assert len(FleetSpec(entries={'a': entry}).requests()) == 2; "
         "sys.exit(str({'torch', 'transformers', 'huggingface_hub', 'prefect', 's3fs', 'botocore'}"

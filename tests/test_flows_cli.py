@@ -14,7 +14,7 @@ import pytest
 
 import tracefleet
 from flows.__main__ import main
-from tests.s3_servers import S3Server
+from tests.support.s3_servers import S3Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -175,7 +175,7 @@ def test_schemas_are_printed_for_editors(kind, capsys):
 
 
 def test_help_names_every_field_of_a_request(capsys):
-    from flows.request import ConversionRequest
+    from tasks.request.conversion import ConversionRequest
 
     with pytest.raises(SystemExit):
         main(["convert", "--help"])

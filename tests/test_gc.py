@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from tasks import claim as claiming
-from tasks import gc
-from tasks.claim import claimed, prefix_of
-from tasks.gc import Collection, collect
-from tasks.publish import key_of, point_channel
-from tests.reader_support import SOURCE, example_manifest, publish
-from tests.s3_servers import S3Server
+from tasks.publish import claim as claiming
+from tasks.publish import gc
+from tasks.publish.claim import claimed, prefix_of
+from tasks.publish.conversion import point_channel
+from tasks.publish.find import key_of
+from tasks.publish.gc import Collection, collect
+from tests.support.reader_support import SOURCE, example_manifest, publish
+from tests.support.s3_servers import S3Server
 from tests.test_store_contract import begin_upload
 from tracefleet.channel import (
     advance,
@@ -31,10 +32,10 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import StoreError, StoreUnavailableError
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest
-from tracefleet.s3_store import S3Store
 from tracefleet.store import Store, open_store
+from tracefleet.store.folder import FileStore
+from tracefleet.store.s3 import S3Store
 
 SLUG = source_slug(SOURCE)
 HOUR = 3600.0

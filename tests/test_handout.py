@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from flows.fleet_rows import failed_row, invalid_row, planned_row, split_message
-from flows.handout import Handout
-from flows.naming import artifact_key, run_name
-from flows.planning import wanted_of
-from flows.request import make_request
-from flows.runs import StoppedError, hand_out
-from tasks.plan import PlanRow
+from flows.commands.plan import wanted_of
+from flows.engine.names import artifact_key, run_name
+from flows.fan_out.assignment import Handout
+from flows.fan_out.pool_runs import StoppedError, hand_out
+from flows.fan_out.rows import failed_row, invalid_row, planned_row, split_message
+from tasks.plan.fleet import PlanRow
+from tasks.request.conversion import make_request
 
 COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
 

@@ -8,8 +8,8 @@ import pytest
 import transformers
 
 from tasks.errors import RequestError, UnsupportedCheckpointError
-from tasks.heads import AUTO_CLASSES, choices_of, default_task, model_class
-from tests import tiny
+from tasks.model.heads import AUTO_CLASSES, choices_of, default_task, model_class
+from tests.support import tiny
 
 
 def _folder(tmp_path, **config):

@@ -135,8 +135,13 @@ def ignored() -> list[str]:
 
 
 def test_a_build_sees_code_alone(tmp_path: Path):
-    wanted = ["pyproject.toml", "flows/sweep.py", "infra/templates/a.json", "examples/fleet.yaml"]
-    unwanted = ["tests/tiny.py", ".git/config", ".venv/bin/python", "store/a", "s3-data/a",
+    wanted = [
+        "pyproject.toml",
+        "flows/commands/sweep.py",
+        "infra/templates/a.json",
+        "examples/fleet.yaml",
+    ]
+    unwanted = ["tests/support/tiny.py", ".git/config", ".venv/bin/python", "store/a", "s3-data/a",
                 "infra/.env", ".env", "flows/__pycache__/a.pyc", "examples/demo.py"]  # fmt: skip
     for name in (*wanted, *unwanted):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,13 @@ STEPS = (
     "tasks.backends.base",
     "tasks.backends.neuron",
     "tasks.child",
-    "tasks.eager",
-    "tasks.fetch",
+    "tasks.validate.compute",
+    "tasks.fetch.checkpoint",
     "tasks.preload",
-    "tasks.publish",
-    "tasks.trace",
-    "tasks.untie",
-    "tasks.validate",
+    "tasks.publish.conversion",
+    "tasks.trace.record",
+    "tasks.trace.untie",
+    "tasks.validate.gate",
 )
 #: Modules, and names of modules and classes, that came with 3.11, 3.12, 3.13 or 3.14.
 NEWER: dict[str, set[str]] = {
@@ -201,7 +201,7 @@ NEWER_TORCH_ARGUMENTS = {
     "trace": {"example_kwarg_inputs"},
 }
 #: Bundles are the backend jit's alone, which is no Inf1 worker's.
-JIT_ALONE = {"tasks.bundle"}
+JIT_ALONE = {"tasks.trace.bundle"}
 
 
 def module_path(name: str) -> Path | None:
@@ -359,11 +359,22 @@ def worker_modules() -> dict[str, Path]:
 def test_what_a_worker_imports_is_found():
     """By a function's import too, and by that of a package."""
     found = worker_modules()
-    assert {"tasks", "tasks.load", "tasks.bundle", "tasks.quantise", "tracefleet"} <= set(found)
-    assert {"tasks.backends.jit", "tasks.sources.s3", "tracefleet.durable"} <= set(found)
-    assert {"flows", "flows.request", "tasks.backends.programs"} <= set(found)
-    steps = closure("tasks.backends.neuron", "tasks.publish")
-    assert {"flows.request", "tasks.plan", "tasks.report.page", "tasks.gc"}.isdisjoint(steps)
+    assert {
+        "tasks",
+        "tasks.model.load",
+        "tasks.trace.bundle",
+        "tasks.model.quantise",
+        "tracefleet",
+    } <= set(found)
+    assert {"tasks.backends.jit", "tasks.fetch.s3", "tracefleet.store.durable"} <= set(found)
+    assert {"flows", "tasks.request.conversion", "tasks.backends.programs"} <= set(found)
+    steps = closure("tasks.backends.neuron", "tasks.publish.conversion")
+    assert {
+        "tasks.request.conversion",
+        "tasks.plan.fleet",
+        "tasks.report.conversion.page",
+        "tasks.publish.gc",
+    }.isdisjoint(steps)
 
 
 def test_every_module_of_a_worker_runs_on_python_3_10():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.s3_servers import S3Server
+from tests.support.s3_servers import S3Server
 from tracefleet.store import open_store
 
 INFRA = Path(__file__).parent.parent / "infra"

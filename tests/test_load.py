@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.load import LoadOptions, inspect, load_eager
-from tasks.weights import compare_with_files
-from tests import tiny
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.model.preflight import inspect
+from tasks.model.weights import compare_with_files
+from tests.support import tiny
 
 
 def _inspect(folder, task, lengths=(16,), **options):

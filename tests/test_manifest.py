@@ -17,10 +17,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.reader_support import entry, example_manifest
+from tests.support.reader_support import entry, example_manifest
 from tracefleet import manifest as manifest_module
+from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, Variant, canonical_json, check_relative, parse
+from tracefleet.manifest import Manifest, Variant, parse
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
 SCHEMA = json.loads(

@@ -15,16 +15,17 @@ from tasks.backends.options import NeuronOptions, NeuronxOptions
 from tasks.backends.programs import Prepared, ProgramJob
 from tasks.backends.triage import cause_of, triaged
 from tasks.child import Limits
-from tasks.eager import compute_reference
 from tasks.errors import (
     BackendUnavailableError,
     CompilationError,
     ConversionCrashedError,
     NumericsMismatchError,
 )
-from tasks.load import LoadOptions, inspect
-from tasks.reference import ProbePlan
-from tests.neuron_support import on
+from tasks.model.facts import LoadOptions
+from tasks.model.preflight import inspect
+from tasks.validate.compute import compute_reference
+from tasks.validate.probes import ProbePlan
+from tests.support.neuron_support import on
 
 OPTIONS = LoadOptions(task="text-classification")
 COMPILERS = {"neuronx": neuronx.NEURONX, "neuron": neuron.NEURON}

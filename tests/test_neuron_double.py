@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests import neuron_double_support
-from tests.neuron_double_support import (
+from tests.support import neuron_double_support
+from tests.support.neuron_double_support import (
     IDS,
     MASK,
     REFUSALS,

@@ -20,7 +20,7 @@ from torch import nn
 from tasks import child
 from tasks.child import Limits
 from tasks.errors import ConversionCrashedError
-from tests.neuron_double_support import (
+from tests.support.neuron_double_support import (
     IDS,
     MASK,
     Tiny,

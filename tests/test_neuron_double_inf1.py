@@ -8,8 +8,8 @@ import subprocess
 import pytest
 import torch
 
-from tests import neuron_double_support
-from tests.neuron_double_support import (
+from tests.support import neuron_double_support
+from tests.support.neuron_double_support import (
     IDS,
     MASK,
     Sorter,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests import tiny, tiny_samples
-from tests.neuron_double_support import harness, kinds, off, saved
+from tests.support import tiny, tiny_samples
+from tests.support.neuron_double_support import harness, kinds, off, saved
 
 MASKS = {
     "full": [[1] * 8] * 2,

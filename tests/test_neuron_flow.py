@@ -16,7 +16,6 @@ import tracefleet
 from flows.__main__ import main
 from flows.pipeline import Steps, convert, validate
 from tasks import child
-from tasks.channels import promote
 from tasks.errors import (
     BackendUnavailableError,
     CompilationError,
@@ -25,9 +24,11 @@ from tasks.errors import (
     RequestError,
     UnsafeCheckpointError,
 )
-from tasks.load import LoadOptions, load_eager
-from tasks.publish import publish
-from tests.neuron_support import NO_DEVICE, names, on, request, store_for_doubles
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.publish.channels import promote
+from tasks.publish.conversion import publish
+from tests.support.neuron_support import NO_DEVICE, names, on, request, store_for_doubles
 from tracefleet.errors import (
     InputTooLongError,
     ManifestError,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra import job_templates
-from tests.neuron_support import versions
+from tests.support.neuron_support import versions
 from tests.test_image import POOLS, WORKER, Stage, ignored, read_dockerfile
 from tests.test_inf1_importable import complaints
 

@@ -6,10 +6,10 @@ import pytest
 
 from flows.__main__ import _COMPILING
 from flows.candidates import _fields
-from flows.request import make_request
 from tasks.backends.options import CAST_TOLERANCES, NeuronOptions, NeuronxOptions
 from tasks.errors import RequestError
-from tests.reader_support import example_manifest
+from tasks.request.conversion import make_request
+from tests.support.reader_support import example_manifest
 from tracefleet.manifest import Variant
 
 BASE = {"source": "file:///models/a", "task": "fill-mask", "lengths": [8], "backend": "neuronx"}

@@ -14,11 +14,12 @@ import torch
 
 import tracefleet
 from flows.pipeline import convert
-from tests import tiny
-from tests.neuron_support import on, request, store_for_doubles
-from tracefleet import BackendUnavailableError, ManifestError, neuron
+from tests.support import tiny
+from tests.support.neuron_support import on, request, store_for_doubles
+from tracefleet import BackendUnavailableError, ManifestError
 from tracefleet.manifest import InputSpec, Manifest, OutputSpec, Toolchain
-from tracefleet.programs import compose
+from tracefleet.reader import neuron
+from tracefleet.reader.programs import compose
 
 IDS = np.arange(5, 12)
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save
 
 import tracefleet
 from flows.pipeline import Steps, convert
-from flows.request import make_request
 from tasks import child
 from tasks.errors import (
     BackendUnavailableError,
@@ -24,11 +23,13 @@ from tasks.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from tasks.load import LoadOptions, load_eager
-from tasks.publish import publish
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.publish.conversion import publish
+from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
-from tests import tiny
-from tests.gate_support import Bench, blind_to_weights
+from tests.support import tiny
+from tests.support.gate_support import Bench, blind_to_weights
 from tracefleet.errors import ManifestError, StoreError
 
 
@@ -192,9 +193,9 @@ def test_what_does_not_shape_it_leaves_the_key(change, checkpoint, tmp_path):
 
 
 def _keys(*requests: Any) -> list[str]:
-    from tasks.backends.base import find_backend
-    from tasks.fetch import resolve
-    from tasks.key import conversion_key
+    from tasks.backends.registry import find_backend
+    from tasks.fetch.checkpoint import resolve
+    from tasks.publish.identity import conversion_key
 
     return [
         conversion_key(
@@ -262,10 +263,10 @@ def test_a_hang_ends_at_the_requests_timeout(checkpoint, tmp_path):
 
 def _mistrace(folder, options, facts, lengths, batch, target, share):
     """Trace a model with one wrong weight, everything else right."""
-    import tasks.load
-    from tasks import trace
+    import tasks.model.load
+    from tasks.trace import record as trace
 
-    original = tasks.load.load_eager
+    original = tasks.model.load.load_eager
 
     def wrong(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -284,7 +285,7 @@ def test_a_wrong_bundle_stops_the_line(checkpoint, tmp_path):
 
 
 def _gate_without_bits(bundle: Path, reference: Any) -> Any:
-    from tasks.validate import validate_bundle
+    from tasks.validate.gate import validate_bundle
 
     return validate_bundle(bundle, blind_to_weights(bundle, reference))
 
@@ -343,7 +344,7 @@ def test_from_a_hub_to_the_reader(hub, checkpoint, tmp_path):
 
 def _share_anyway(*arguments: Any) -> Any:
     """Trace as if the graph of the shortest length served every length."""
-    from tasks import trace
+    from tasks.trace import record as trace
 
     setattr(trace, "same_graph", lambda *_: True)  # noqa: B010  a child, thrown away
     return trace.trace_checkpoint(*arguments)
@@ -362,7 +363,7 @@ def test_a_shared_graph_that_fails_the_gate_is_traced_for_each_length(checkpoint
 def _share_anyway_first(*arguments: Any) -> Any:
     if arguments[-1]:
         return _share_anyway(*arguments)
-    from tasks.trace import trace_checkpoint
+    from tasks.trace.record import trace_checkpoint
 
     return trace_checkpoint(*arguments)
 
@@ -433,7 +434,7 @@ def test_a_backend_that_is_not_here_is_refused(checkpoint, tmp_path):
 def test_a_full_disk_publishes_nothing_and_a_rerun_completes(checkpoint, tmp_path, monkeypatch):
     import errno
 
-    from tracefleet.file_store import FileStore
+    from tracefleet.store.folder import FileStore
 
     store = tmp_path / "store"
     request = _request(checkpoint("bert"), store)

@@ -14,28 +14,32 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
-from flows.planning import summary_line, table, wanted_of
-from flows.request import make_request
-from tasks import child, digests, own_task, stale
-from tasks import plan as planning
+from flows.commands.plan import summary_line, table, wanted_of
+from tasks import child
 from tasks.backends.jit import toolchain
-from tasks.channels import rollback
-from tasks.each import each
 from tasks.errors import BackendUnavailableError, ConversionCrashedError
-from tasks.fetch import resolve
-from tasks.key import RECIPE
-from tasks.plan import PlanRow, Wanted, plan
-from tasks.publish import attest, key_of
-from tests import reader_support
-from tests.fetch_support import safetensors, whole
-from tests.reader_support import example_manifest
-from tests.s3_servers import free_port
+from tasks.fetch import digests
+from tasks.fetch.checkpoint import resolve
+from tasks.plan import default_tasks as own_task
+from tasks.plan import fleet as planning
+from tasks.plan import freshness as stale
+from tasks.plan.concurrently import each
+from tasks.plan.fleet import PlanRow, Wanted, plan
+from tasks.publish.channels import rollback
+from tasks.publish.conversion import attest
+from tasks.publish.find import key_of
+from tasks.publish.identity import RECIPE
+from tasks.request.conversion import make_request
+from tests.support import reader_support
+from tests.support.fetch_support import safetensors, whole
+from tests.support.reader_support import example_manifest
+from tests.support.s3_servers import free_port
 from tracefleet.channel import channel_folder, conversion_folder, entry_path
 from tracefleet.errors import StoreUnavailableError
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest, Toolchain, Variant
 from tracefleet.published import select
 from tracefleet.store import Store, open_store
+from tracefleet.store.folder import FileStore
 
 ROOT = Path(__file__).parent.parent
 OLD = dataclasses.replace(toolchain(), torch="2.12.0")
@@ -368,7 +372,7 @@ def test_a_plan_with_named_tasks_imports_no_framework(wanted, store):
     publish(store, wanted)
     text = f"""
 import sys
-from tasks.plan import Wanted, plan
+from tasks.plan.fleet import Wanted, plan
 assert plan([{wanted!r}])[0].state == "fresh"
 print([name for name in ("torch", "transformers", "prefect", "boto3") if name in sys.modules])
 """
@@ -459,8 +463,8 @@ def test_a_piece_of_work_that_fails_ends_the_others():
 
 
 def test_long_work_says_how_far_it_is(caplog, monkeypatch):
-    monkeypatch.setattr("tasks.each._SAY_EVERY_SECONDS", -1)
-    caplog.set_level("INFO", logger="tasks.each")
+    monkeypatch.setattr("tasks.plan.concurrently._SAY_EVERY_SECONDS", -1)
+    caplog.set_level("INFO", logger="tasks.plan.concurrently")
     assert dict(each("ab", str.upper, url=lambda _: "file://", what="read")) == {"a": "A", "b": "B"}
     assert caplog.messages == ["1 of 2 read", "2 of 2 read"]
 

@@ -14,18 +14,20 @@ from safetensors.torch import save_file
 
 import tracefleet
 from flows.pipeline import convert
-from flows.request import make_request
-from tasks import embedder
-from tasks.embedder import pooled
 from tasks.errors import (
     NumericsMismatchError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from tasks.load import LoadOptions, inspect, load_eager
-from tasks.pooling import MODES, Dense, Pooling, read_pooling
-from tests import tiny
-from tests.gate_support import Bench
+from tasks.model import embedder
+from tasks.model.embedder import pooled
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.model.pooling import MODES, Dense, Pooling, read_pooling
+from tasks.model.preflight import inspect
+from tasks.request.conversion import make_request
+from tests.support import tiny
+from tests.support.gate_support import Bench
 
 TASK = "sentence-similarity"
 OLD = {
@@ -411,7 +413,7 @@ def test_sentence_t5_from_folder_to_reader(tmp_path):
 
 def test_other_dense_weights_are_another_commit(dense_checkpoint, tmp_path):
     """A projection is part of the checkpoint's identity as much as its transformer."""
-    from tasks.fetch import resolve
+    from tasks.fetch.checkpoint import resolve
 
     folder, _ = dense_checkpoint
     before = resolve(f"file://{folder}")
@@ -424,7 +426,7 @@ def test_other_dense_weights_are_another_commit(dense_checkpoint, tmp_path):
 
 
 def test_a_list_of_modules_that_is_damaged_does_not_stop_other_tasks(own_checkpoint):
-    from tasks.fetch import resolve
+    from tasks.fetch.checkpoint import resolve
 
     folder = write(own_checkpoint("bert"))
     for text in ("{", "7", "[7]", '[{"type": "x"}]'):
@@ -433,7 +435,7 @@ def test_a_list_of_modules_that_is_damaged_does_not_stop_other_tasks(own_checkpo
 
 
 def test_a_list_of_modules_reaches_no_file_outside(own_checkpoint):
-    from tasks.fetch import resolve
+    from tasks.fetch.checkpoint import resolve
 
     folder = write(own_checkpoint("bert"))
     (folder / "modules.json").write_text('[{"path": "../../secret", "type": "x.Dense"}]')

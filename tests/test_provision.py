@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import engine
+from flows.engine import settings as engine
 from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES
 from infra.provision import POOLS, ProvisionError, main, read_pools
 

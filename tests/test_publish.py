@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.bundle import TracedFile
 from tasks.errors import NumericsMismatchError, PublishConflictError
-from tasks.key import RECIPE, conversion_key
-from tasks.publish import (
-    attest,
-    collect_files,
-    describe_files,
-    find_published,
-    key_of,
-    publish,
-    triton_config,
-)
+from tasks.publish.conversion import attest, publish
+from tasks.publish.files import collect_files, describe_files, triton_config
+from tasks.publish.find import find_published, key_of
+from tasks.publish.identity import RECIPE, conversion_key
+from tasks.trace.bundle import TracedFile
 from tracefleet.channel import channel_folder, conversion_folder, current
 from tracefleet.errors import DigestMismatchError, StoreError
 from tracefleet.manifest import (

@@ -13,26 +13,29 @@ import torch
 from torch import nn
 
 import tracefleet
+from flows.commands.summary import summary
 from flows.pipeline import Steps, convert
-from flows.request import make_request
-from flows.summary import summary
-from tasks import child, quantise
+from tasks import child
 from tasks.backends.jit import JIT
 from tasks.child import Limits
-from tasks.eager import compute_reference
 from tasks.errors import (
     BackendUnavailableError,
     NumericsMismatchError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from tasks.load import LoadOptions, inspect, load_eager
-from tasks.publish import check_publishable
-from tasks.validate import validate_bundle
-from tasks.verdict import TOLERANCES
-from tasks.weights import named_tensors
-from tests import tiny
-from tests.gate_support import Bench
+from tasks.model import quantise
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.model.preflight import inspect
+from tasks.model.weights import named_tensors
+from tasks.publish.find import check_publishable
+from tasks.request.conversion import make_request
+from tasks.validate.compute import compute_reference
+from tasks.validate.gate import validate_bundle
+from tasks.validate.verdict import TOLERANCES
+from tests.support import tiny
+from tests.support.gate_support import Bench
 from tracefleet.manifest import Accuracy, Manifest
 
 #: Large enough for its weights to outweigh its code.
@@ -249,7 +252,7 @@ def test_a_fault_that_is_planted_into_packed_weights_is_taken_back(checkpoint, t
 def test_a_gate_that_is_blind_to_packed_weights_is_refused(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
     bundle, reference = bench.trace(), bench.reference()
-    monkeypatch.setattr("tasks.validate.spoiled", lambda layer, factor: quantise._engine())
+    monkeypatch.setattr("tasks.validate.gate.spoiled", lambda layer, factor: quantise._engine())
     with pytest.raises(NumericsMismatchError, match="negative control"):
         validate_bundle(bundle.path, reference)
 

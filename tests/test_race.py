@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.publish import publish
-from tests import crash_child
-from tests.reader_support import SOURCE, example_manifest
-from tests.store_support import Watcher, conversion, look, normalised
+from tasks.publish.conversion import publish
+from tests.support import crash_child
+from tests.support.reader_support import SOURCE, example_manifest
+from tests.support.store_support import Watcher, conversion, look, normalised
 from tracefleet.channel import channel_folder, read_entry
-from tracefleet.file_store import FileStore
 from tracefleet.store import Store
+from tracefleet.store.folder import FileStore
 
 RACERS = 16
 ROUNDS = int(os.environ.get("TRACEFLEET_SOAK", "0")) // 20 or 1

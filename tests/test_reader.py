@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tracefleet
-from tests.reader_support import (
+from tests.support.reader_support import (
     LENGTHS,
     SEQ2SEQ,
     SOURCE,
@@ -39,9 +39,9 @@ from tracefleet import (
     StoreError,
     Variant,
 )
+from tracefleet.canonical import canonical_json
 from tracefleet.channel import advance, channel_folder, conversion_folder, source_slug
-from tracefleet.file_store import FileStore
-from tracefleet.manifest import canonical_json
+from tracefleet.store.folder import FileStore
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from flows.pipeline import convert
-from flows.request import make_request
-from tasks.recording import recordable
+from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
+from tasks.trace.patches import recordable
 
 
 class Doubled(torch.autograd.Function):

@@ -13,15 +13,21 @@ import pytest
 
 from flows import convert_checkpoint
 from flows.pipeline import Steps, convert
-from flows.request import make_request
 from tasks import child
 from tasks.errors import NumericsMismatchError
-from tasks.report import wording
-from tasks.report.facts import ReportFacts
-from tasks.report.markdown import markdown_report
-from tasks.report.page import html_report
-from tasks.report.plots import error_plot, shown_outputs
-from tasks.verdict import TOLERANCES, Difference, ProbeResult, ValidationReport, incomparable
+from tasks.report.conversion import words as wording
+from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.markdown import markdown_report
+from tasks.report.conversion.page import html_report
+from tasks.report.conversion.plots import error_plot, shown_outputs
+from tasks.request.conversion import make_request
+from tasks.validate.verdict import (
+    TOLERANCES,
+    Difference,
+    ProbeResult,
+    ValidationReport,
+    incomparable,
+)
 from tests.test_pipeline import _gate_without_bits, _mistrace
 from tracefleet.manifest import (
     DIFFERS,

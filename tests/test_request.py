@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.request import make_request
 from tasks.errors import RequestError
+from tasks.request.conversion import make_request
 
 GOOD = {"source": "hf://org/name", "task": "fill-mask", "lengths": [32, 8]}
 

@@ -12,10 +12,11 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.s3_servers import S3Server
-from tracefleet import cli, durable, s3_upload
+from tests.support.s3_servers import S3Server
+from tracefleet import cli
 from tracefleet.errors import StoreError, StoreUnavailableError
-from tracefleet.s3_store import S3Store
+from tracefleet.store import durable, s3_upload
+from tracefleet.store.s3 import S3Store
 
 MIB = 1 << 20
 ON_S3 = pytest.mark.parametrize("store_url", ["swift", "moto"], indirect=True)

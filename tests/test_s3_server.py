@@ -18,8 +18,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.s3_server import main
-from tests import s3_servers
-from tests.s3_servers import BUCKET, S3Server
+from tests.support import s3_servers
+from tests.support.s3_servers import BUCKET, S3Server
 
 PART = b"p" * (5 << 20)
 WRITERS, ROUNDS = 16, 10

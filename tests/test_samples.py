@@ -15,9 +15,8 @@ import torch
 import transformers
 
 import tracefleet
-import tracefleet.dispatcher
+import tracefleet.reader.dispatcher
 from flows.pipeline import ConversionResult, convert
-from flows.request import make_request
 from tasks.errors import (
     NumericsMismatchError,
     PaddingChangesError,
@@ -25,13 +24,15 @@ from tasks.errors import (
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
 )
-from tasks.inputs import input_specs
-from tasks.load import LoadOptions, inspect
-from tasks.publish import triton_config
-from tasks.samples import sample_arguments
-from tests import tiny_samples
-from tests.gate_support import Bench
-from tests.tiny import edit_config
+from tasks.model.facts import LoadOptions
+from tasks.model.feeds import input_specs
+from tasks.model.preflight import inspect
+from tasks.model.samples import sample_arguments
+from tasks.publish.files import triton_config
+from tasks.request.conversion import make_request
+from tests.support import tiny_samples
+from tests.support.gate_support import Bench
+from tests.support.tiny import edit_config
 from tracefleet.manifest import OutputSpec
 
 IMAGES = [name for name in tiny_samples.MODELS if "Image" in tiny_samples.MODELS[name][0]]
@@ -311,7 +312,7 @@ def test_a_mask_that_is_not_heeded_is_caught(folder, tmp_path):
 
 
 def test_a_bundle_that_takes_images_of_another_size_is_caught(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracefleet.dispatcher, "_shape_checks", lambda _: [])
+    monkeypatch.setattr(tracefleet.reader.dispatcher, "_shape_checks", lambda _: [])
     bench = _bench(folder, "resnet", tmp_path)
     with pytest.raises(NumericsMismatchError, match=r"\(1, 3, 32, 31\) to be refused"):
         bench.validate(bench.trace())

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.reader_support import put_rounds, put_same_file, race
-from tracefleet.durable import sha256_of
+from tests.support.reader_support import put_rounds, put_same_file, race
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
-from tracefleet.file_store import FileStore
 from tracefleet.store import Store, open_store
+from tracefleet.store.durable import sha256_of
+from tracefleet.store.folder import FileStore
 
 
 @pytest.fixture

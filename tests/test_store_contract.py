@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_servers import S3Server, uploads
-from tracefleet import s3_store as module
+from tests.support.s3_servers import S3Server, uploads
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
-from tracefleet.file_store import FileStore
-from tracefleet.s3_client import PART_BYTES
-from tracefleet.s3_store import S3Store
 from tracefleet.store import Store, Upload, open_store
-from tracefleet.streams import CheckedSink
+from tracefleet.store import s3 as module
+from tracefleet.store.folder import FileStore
+from tracefleet.store.s3 import S3Store
+from tracefleet.store.s3_client import PART_BYTES
+from tracefleet.store.streams import CheckedSink
 
 SMALL = b"some bytes"
 SMALL_SHA256 = hashlib.sha256(SMALL).hexdigest()

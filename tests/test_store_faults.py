@@ -13,22 +13,29 @@ from pathlib import Path
 import pytest
 from botocore.config import Config
 
-from tasks.publish import publish
-from tests import faults
-from tests.fault_proxy import FaultProxy
-from tests.faults import Fault, Rule, status
-from tests.s3_servers import S3Server
-from tests.store_support import check_never_half, contents, conversion, look, normalised, whole
-from tracefleet import s3_client
+from tasks.publish.conversion import publish
+from tests.support import faults
+from tests.support.fault_proxy import FaultProxy
+from tests.support.faults import Fault, Rule, status
+from tests.support.s3_servers import S3Server
+from tests.support.store_support import (
+    check_never_half,
+    contents,
+    conversion,
+    look,
+    normalised,
+    whole,
+)
 from tracefleet.errors import (
     ArtifactError,
     DigestMismatchError,
     StoreError,
     StoreUnavailableError,
 )
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest
-from tracefleet.s3_store import S3Store
+from tracefleet.store import s3_client
+from tracefleet.store.folder import FileStore
+from tracefleet.store.s3 import S3Store
 
 BUNDLE_BYTES = 12_000_000  # three parts
 #: Shortened from the minute that is right for real networks.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.sweep import SweepOptions, run_sweep, summary, try_case
+from flows.commands.sweep import SweepOptions, run_sweep, summary, try_case
 from tasks.errors import RequestError
 from tasks.sweep import check, rows, tiny
 from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     def never(*_: object) -> Row:
         raise AssertionError("it has a row already")
 
-    monkeypatch.setattr("flows.sweep.try_case", never)
+    monkeypatch.setattr("flows.commands.sweep.try_case", never)
     again = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1)
     assert again.rows == first.rows
     with pytest.raises(AssertionError, match="has a row already"):
@@ -128,7 +128,7 @@ def test_what_no_conversion_may_raise_is_a_crash(monkeypatch: pytest.MonkeyPatch
 def test_the_independent_comparison_sees_another_model(tmp_path: Path):
     """The negative control: what was published is right for another checkpoint."""
     from flows.pipeline import convert
-    from flows.request import make_request
+    from tasks.request.conversion import make_request
 
     case = Case(model_type="bert", task="fill-mask")
     folder = tiny.build(case, tmp_path / "bert")
@@ -193,7 +193,7 @@ def test_the_command_prints_totals_writes_the_table_and_fails_on_a_crash(
 ):
     statuses = {"bert": PUBLISHED, "t5": CRASHED}
     monkeypatch.setattr(
-        "flows.sweep.try_case",
+        "flows.commands.sweep.try_case",
         lambda case, _: Row(type=case.model_type, task=case.task, status=statuses[case.model_type]),
     )
     arguments = ["sweep", "--tiny", "--out", str(tmp_path / "a.json"), "--tasks", "fill-mask"]

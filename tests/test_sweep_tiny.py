@@ -4,7 +4,7 @@ import pytest
 from safetensors import safe_open
 
 from tasks.errors import RequestError
-from tasks.heads import AUTO_CLASSES
+from tasks.model.heads import AUTO_CLASSES
 from tasks.sweep.tiny import SWEPT_TASKS, Case, Untestable, build, cases
 
 BUILT = [

@@ -12,13 +12,15 @@ from tasks import child
 from tasks.backends.jit import JIT
 from tasks.child import Limits
 from tasks.errors import TraceError
-from tasks.inputs import pad_right, random_feed
-from tasks.load import LoadOptions, inspect, load_eager
-from tasks.outputs import call_tuple
-from tasks.trace import same_program, trace_checkpoint
-from tests.gate_support import Bench
-from tracefleet.dispatcher import dispatcher_source
+from tasks.model.facts import LoadOptions
+from tasks.model.feeds import pad_right, random_feed
+from tasks.model.load import load_eager
+from tasks.model.outputs import call_tuple
+from tasks.model.preflight import inspect
+from tasks.trace.record import same_program, trace_checkpoint
+from tests.support.gate_support import Bench
 from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.reader.dispatcher import dispatcher_source
 
 
 def _bench(checkpoint, tmp_path, name="bert", task="feature-extraction", **options):
@@ -82,7 +84,7 @@ def test_the_digest_is_of_the_bytes_on_disk(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """A loaded bundle with its eager model: lengths 8 and 16, two rows traced."""
-    from tests import tiny
+    from tests.support import tiny
 
     work = tmp_path_factory.mktemp("bundle")
     bench = Bench(folder=tiny.save("bert", work), work=work, task="feature-extraction")
@@ -185,7 +187,7 @@ def test_one_graph_serves_all_lengths_where_it_can(name, task, shared, same, che
 
 
 def test_one_length_is_traced_once(checkpoint, tmp_path, monkeypatch):
-    from tasks import trace
+    from tasks.trace import record as trace
 
     calls = []
     original = trace.trace_lengths

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 import tracefleet
-from tests import tiny, tiny_samples
-from tests.convert_child import outcome
+from tests.support import tiny, tiny_samples
+from tests.support.convert_child import outcome
 from tests.test_pooling import write
 from tracefleet.manifest import Manifest
 
@@ -128,7 +128,13 @@ def _start(pool: ThreadPoolExecutor, pins: Path, checkpoints: Path, work: Path) 
         "OMP_NUM_THREADS": "1",
     }
     tests = ["-q", "-p", "no:cacheprovider", f"--basetemp={work / 'tests'}"]
-    words = ["tests.convert_child", str(asked), str(answers), *tests, "tests/test_versions.py"]
+    words = [
+        "tests.support.convert_child",
+        str(asked),
+        str(answers),
+        *tests,
+        "tests/test_versions.py",
+    ]
     child = pool.submit(_run, environment, *words)
     return Older(version=_pinned(pins), store=store, answers=answers, child=child)
 

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from tasks.errors import TiedWeightsError
-from tasks.inputs import random_feed
-from tasks.load import LoadOptions, inspect, load_eager
-from tasks.outputs import call_tuple, describe_outputs
-from tasks.untie import tied_groups, untie
-from tests import tiny
+from tasks.model.facts import LoadOptions
+from tasks.model.feeds import random_feed
+from tasks.model.load import load_eager
+from tasks.model.outputs import call_tuple, describe_outputs
+from tasks.model.preflight import inspect
+from tasks.trace.untie import tied_groups, untie
+from tests.support import tiny
 
 TIED = {
     "bert-mlm": (
@@ -139,14 +141,14 @@ def test_a_shared_module_is_not_weight_tying():
 
 def test_a_group_that_survives_is_refused(monkeypatch):
     model = tiny.build("gpt2")
-    monkeypatch.setattr("tasks.untie._replace_by_copy", lambda *_: None)
+    monkeypatch.setattr("tasks.trace.untie._replace_by_copy", lambda *_: None)
     with pytest.raises(TiedWeightsError, match=r"lm_head\.weight"):
         untie(model)
 
 
 def test_untying_through_the_config_would_be_wrong_and_is_caught(checkpoint, monkeypatch):
     """T5's output scale hangs on the flag: flipping it changes logits by sqrt(d)."""
-    from tasks import trace
+    from tasks.trace import untie as untie_module
 
     folder, options = checkpoint("t5"), LoadOptions(task="text2text-generation")
     facts = inspect(folder, options, (16,))
@@ -157,6 +159,6 @@ def test_untying_through_the_config_would_be_wrong_and_is_caught(checkpoint, mon
         flipped.config.scale_decoder_outputs = not flipped.config.scale_decoder_outputs
         return (("a", "b"),)
 
-    monkeypatch.setattr(trace, "untie", flip)
+    monkeypatch.setattr(untie_module, "untie", flip)
     with pytest.raises(TiedWeightsError, match="bit-identical"):
-        trace.untie_proved(model, facts, outputs, 16, 1)
+        untie_module.untie_proved(model, facts, outputs, 16, 1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.probes import plan_probes
-from tasks.validate import _Gate
-from tasks.verdict import TOLERANCES, compare
-from tests.gate_support import Bench
+from tasks.validate.gate import _Gate
+from tasks.validate.probes import plan_probes
+from tasks.validate.verdict import TOLERANCES, compare
+from tests.support.gate_support import Bench
 from tracefleet.manifest import Tolerance
 
 SOUND = {
@@ -158,7 +158,7 @@ def test_control_flow_on_token_ids_is_caught(checkpoint, tmp_path):
         model.forward = branching
 
     bench = _bench(checkpoint, tmp_path)
-    from tasks.probes import example_feed
+    from tasks.model.feeds import example_feed
 
     example = example_feed(bench.facts, batch=2, length=8)["input_ids"]
     traced = [int(example[0, 0]) % 2]
@@ -225,7 +225,7 @@ def test_an_ignored_decoder_mask_is_caught(name, checkpoint, tmp_path):
 
 
 def test_outputs_sliced_to_the_wrong_side_are_caught(checkpoint, tmp_path, monkeypatch):
-    from tracefleet import dispatcher
+    from tracefleet.reader import dispatcher
 
     sliced = dispatcher._sliced
     monkeypatch.setattr(
@@ -256,7 +256,7 @@ def test_not_a_number_is_no_agreement(own_checkpoint, tmp_path):
 def test_a_length_without_a_counting_probe_is_not_proved(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint, tmp_path)
     bundle, reference = bench.trace(), bench.reference()
-    from tasks.validate import validate_bundle
+    from tasks.validate.gate import validate_bundle
 
     names = {f"16/{p.name}" for p in plan_probes(bench.plan()) if p.length == 16}
     with pytest.raises(NumericsMismatchError, match="length 16: expected a probe that counts"):
@@ -292,7 +292,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
     """If a planted fault passes, the gate proves nothing and must not let anything through."""
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr("tasks.faults._spoilt", lambda weight: weight)
+    monkeypatch.setattr("tasks.validate.faults._spoilt", lambda weight: weight)
     with pytest.raises(NumericsMismatchError, match="negative control"):
         bench.validate(bundle)
 
@@ -300,7 +300,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
 def test_a_guard_that_lets_other_shapes_through_is_caught(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint, tmp_path)
     monkeypatch.setattr(
-        "tracefleet.dispatcher._exact_source",
+        "tracefleet.reader.dispatcher._exact_source",
         lambda inputs, outputs, length, batch, graph: (
             f"def forward_{length}(self, input_ids: Tensor, attention_mask: Tensor, "
             f"token_type_ids: Tensor) -> Tuple[Tensor, Tensor]:\n"
@@ -325,8 +325,8 @@ def test_an_output_that_never_moves_is_no_reference(own_checkpoint, tmp_path):
 
 
 def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypatch):
-    from tasks import outputs as outputs_module
-    from tasks import session
+    from tasks.model import outputs as outputs_module
+    from tasks.validate import session
 
     calls = []
     original = outputs_module.call_tuple
@@ -343,8 +343,8 @@ def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypat
 
 
 def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatch):
-    from tasks import outputs as outputs_module
-    from tasks import session
+    from tasks.model import outputs as outputs_module
+    from tasks.validate import session
 
     original = outputs_module.call_tuple
 

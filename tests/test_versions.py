@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 
-from tasks import versions
 from tasks.errors import UnsupportedCheckpointError
-from tasks.load import LoadOptions, load_eager
-from tasks.versions import (
+from tasks.model import versions
+from tasks.model.facts import LoadOptions
+from tasks.model.load import load_eager
+from tasks.model.versions import (
     check_config,
     eager_attention,
     named_tensors,
@@ -21,8 +22,8 @@ from tasks.versions import (
     since,
     torch_since,
 )
-from tests import tiny
-from tests.gate_support import Bench
+from tests.support import tiny
+from tests.support.gate_support import Bench
 
 DEFAULT = {"rope_theta": 10000.0, "rope_type": "default"}
 LINEAR = {"rope_type": "linear", "factor": 2.0}

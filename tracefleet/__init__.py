@@ -21,8 +21,6 @@ this package imports nothing but the standard library; torch comes with the firs
 from importlib.metadata import PackageNotFoundError, version
 
 from tracefleet.channel import find_variants
-from tracefleet.checks import FileCheck, verify
-from tracefleet.copying import pull
 from tracefleet.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -33,13 +31,15 @@ from tracefleet.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from tracefleet.file_store import FileStore
 from tracefleet.manifest import Manifest, Variant, parse
-from tracefleet.model import Model, Outputs
 from tracefleet.published import find, select
-from tracefleet.reader import load_manifest, open  # noqa: A004 - read as tracefleet.open
-from tracefleet.s3_store import S3Store
+from tracefleet.pull import pull
+from tracefleet.reader.model import Model, Outputs
+from tracefleet.reader.open import load_manifest, open  # noqa: A004 - read as tracefleet.open
 from tracefleet.store import Store, open_store
+from tracefleet.store.folder import FileStore
+from tracefleet.store.s3 import S3Store
+from tracefleet.verify import FileCheck, verify
 
 try:
     __version__ = version("tracefleet")

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Variant, canonical_json
+from tracefleet.manifest import Variant
 from tracefleet.store import Store
 
 _ENTRY_NAME = re.compile(r"([0-9]{10})\.json")

@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tracefleet.channel import Published
-from tracefleet.checks import verify
-from tracefleet.copying import pull
 from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import FileEntry, Manifest
-from tracefleet.model import Outputs
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
-from tracefleet.reader import open_selected
+from tracefleet.pull import pull
+from tracefleet.reader.model import Outputs
+from tracefleet.reader.open import open_selected
 from tracefleet.store import Store, open_store
+from tracefleet.verify import verify
 
 _TOKENIZER = "model/tokenizer.json"
 #: Rows of ``list`` that are looked up together and printed at once (few: the first ones come soon),

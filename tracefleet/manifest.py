@@ -16,9 +16,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
+from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.lengths import check_lengths
@@ -420,27 +420,3 @@ def program_path(length: int) -> str:
 def _length_axis(axes: tuple[str, ...]) -> int | None:
     found = [position for position, axis in enumerate(axes) if axis in LENGTH_AXES]
     return found[0] if found else None
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return the one byte form of plain data: sorted keys, no spaces, UTF-8, final newline."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode() + b"\n"
-
-
-def check_relative(path: str) -> str:
-    """Return ``path`` if it is relative, normalised and stays inside its folder.
-
-    Raises:
-        ManifestError: it is absolute, has ``..``, a backslash, an empty or a hidden-dot segment.
-    """
-    parts = path.split("/")
-    bad = any(part in ("", ".", "..") for part in parts)
-    if bad or "\\" in path or "\0" in path or PurePosixPath(path).is_absolute():
-        raise ManifestError(
-            f"path expected relative and normalised, got {path!r}. The manifest was edited or "
-            "forged; do not use this conversion."
-        )
-    return path

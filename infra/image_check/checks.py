@@ -199,7 +199,7 @@ def _checkpoint(folder: Path) -> Path:
     """Save a tiny checkpoint: a real architecture's config with random weights."""
     from transformers.utils.logging import disable_progress_bar
 
-    from tests import tiny
+    from tests.support import tiny
 
     disable_progress_bar()
     checkpoint = tiny.save("bert-mlm", folder / "checkpoints")

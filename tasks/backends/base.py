@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import RequestError
 from tracefleet.manifest import Toolchain
 
 if TYPE_CHECKING:
-    from tasks.reference import Reference
-    from tasks.trace import TraceResult
-    from tasks.verdict import ValidationReport
+    from tasks.trace.record import TraceResult
+    from tasks.validate.reference import Reference
+    from tasks.validate.verdict import ValidationReport
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")
@@ -55,30 +54,3 @@ class Compiler:
     prepare: Callable[..., Any]
     compile: Callable[..., Any]
     validate: Callable[[dict[int, Path], Reference, Toolchain, str], ValidationReport]
-
-
-def find_backend(name: str) -> Backend | Compiler:
-    """Return a backend that can run here.
-
-    Raises:
-        RequestError: there is no backend of that name.
-        BackendUnavailableError: its packages are not on this machine.
-    """
-    if name == "jit":
-        from tasks.backends.jit import JIT
-
-        return JIT
-    if name == "neuronx":
-        from tasks.backends.neuronx import NEURONX
-
-        return _available(NEURONX)
-    if name == "neuron":
-        from tasks.backends.neuron import NEURON
-
-        return _available(NEURON)
-    raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}.")
-
-
-def _available(compiler: Compiler) -> Compiler:
-    compiler.toolchain()  # raises where a package is missing
-    return compiler

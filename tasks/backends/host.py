@@ -8,8 +8,9 @@ from typing import Any
 
 from tasks.child import say
 from tasks.errors import BackendUnavailableError
-from tracefleet import errors, neuron
+from tracefleet import errors
 from tracefleet.manifest import Toolchain
+from tracefleet.reader import neuron
 
 #: What the public package index has under the compilers' names are placeholders of version 1.0.
 _FIRST_REAL = 1.1

@@ -10,12 +10,12 @@ from tasks.backends.base import Backend
 from tracefleet.manifest import Toolchain
 
 if TYPE_CHECKING:
-    from tasks.trace import TraceResult
+    from tasks.trace.record import TraceResult
 
 
 def trace(*arguments: Any) -> TraceResult:
-    """Run ``tasks.trace.trace_checkpoint``; torch is imported in the child alone."""
-    from tasks.trace import trace_checkpoint
+    """Run ``tasks.trace.record.trace_checkpoint``; torch is imported in the child alone."""
+    from tasks.trace.record import trace_checkpoint
 
     return trace_checkpoint(*arguments)
 

@@ -17,15 +17,15 @@ from tasks.backends import host, programs
 from tasks.backends.base import Compiler
 from tasks.backends.options import NeuronOptions
 from tasks.backends.programs import Prepared, ProgramJob
-from tasks.bundle import TracedFile
 from tasks.child import say
 from tasks.errors import CompilationError
+from tasks.trace.bundle import TracedFile
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.inputs import Feed
+    from tasks.model.feeds import Feed
 
 _NAME = "neuron"
 #: More constants than this don't fit neuron-cc's input (aws-neuron-sdk #420, #424).

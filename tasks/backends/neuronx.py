@@ -15,14 +15,14 @@ from tasks.backends import host, programs
 from tasks.backends.base import Compiler
 from tasks.backends.options import NeuronxOptions
 from tasks.backends.programs import Prepared, ProgramJob
-from tasks.bundle import TracedFile
 from tasks.errors import CompilationError
+from tasks.trace.bundle import TracedFile
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.inputs import Feed
+    from tasks.model.feeds import Feed
 
 _NAME = "neuronx"
 

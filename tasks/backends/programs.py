@@ -16,28 +16,30 @@ from typing import TYPE_CHECKING
 
 from tasks.backends.options import Options
 from tasks.backends.triage import triaged
-from tasks.bundle import TracedFile
 from tasks.child import say
 from tasks.errors import BackendUnavailableError, ConversionError, TraceError
-from tasks.load import LoadOptions, ModelFacts, load_eager
-from tasks.outputs import as_loaded, call_tuple, describe_outputs
-from tasks.probes import example_feed
-from tasks.recording import recordable
-from tasks.reference import Reference
-from tasks.trace import selects, trace_lengths, untie_proved
-from tasks.untie import untie
-from tasks.validate import judge
-from tasks.verdict import ValidationReport
-from tracefleet import errors, neuron
-from tracefleet.durable import sha256_of
+from tasks.model.facts import LoadOptions, ModelFacts
+from tasks.model.feeds import example_feed
+from tasks.model.load import load_eager
+from tasks.model.outputs import as_loaded, call_tuple, describe_outputs
+from tasks.trace.bundle import TracedFile
+from tasks.trace.patches import recordable
+from tasks.trace.record import selects, trace_lengths
+from tasks.trace.untie import untie, untie_proved
+from tasks.validate.gate import judge
+from tasks.validate.reference import Reference
+from tasks.validate.verdict import ValidationReport
+from tracefleet import errors
 from tracefleet.manifest import OutputSpec, Toolchain, program_path
-from tracefleet.programs import compose
+from tracefleet.reader import neuron
+from tracefleet.reader.programs import compose
+from tracefleet.store.durable import sha256_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.inputs import Feed
+    from tasks.model.feeds import Feed
 
 #: How many failed compilations' folders are kept for people to look at.
 _KEPT_FAILURES = 10
@@ -50,7 +52,7 @@ class ProgramJob:
     Attributes:
         folder: the checkpoint.
         options: task, dtype and what is trusted.
-        facts: from ``tasks.load.inspect``.
+        facts: from ``tasks.model.preflight.inspect``.
         lengths: standard lengths, ascending.
         batch: rows in one call.
         compiling: the backend's options.
@@ -197,7 +199,7 @@ def validate_programs(
         TraceError: a program does not load.
         NumericsMismatchError: a probe failed, or the gate missed a planted fault.
     """
-    from tasks.inputs import input_specs
+    from tasks.model.feeds import input_specs
 
     say("loading the programs onto the device")
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tracefleet.manifest import InputSpec, Manifest
-    from tracefleet.model import Model
+    from tracefleet.reader.model import Model
 
     Row = dict[str, "np.ndarray[Any, Any]"]
 
@@ -90,7 +90,7 @@ def _eager(folder: Path, task: str, manifest: Manifest) -> Any:
     # The class of the checkpoint's own config, loaded with nothing but its dtype.
     from transformers import AutoConfig
 
-    from tasks.heads import model_class
+    from tasks.model.heads import model_class
 
     kind = model_class(AutoConfig.from_pretrained(folder), task)
     dtype = getattr(torch, manifest.variant.dtype)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RequestError, first_line
-from tasks.heads import AUTO_CLASSES, SAMPLE_TASKS, choices_of, model_class
-from tasks.versions import on_meta
+from tasks.model.heads import AUTO_CLASSES, SAMPLE_TASKS, choices_of, model_class
+from tasks.model.versions import on_meta
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class Case:
 
     Attributes:
         model_type: the config's model type, such as ``bert``.
-        task: key of ``tasks.heads.AUTO_CLASSES``.
+        task: key of ``tasks.model.heads.AUTO_CLASSES``.
     """
 
     model_type: str

@@ -1,0 +1,1 @@
+"""``python -m flows …``: one module for each command, no logic of their own."""

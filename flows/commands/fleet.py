@@ -1,0 +1,121 @@
+"""The command line's fleet: ``python -m flows fleet FLEET``, in this process or over the pools."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from flows.engine import settings as engine
+
+if TYPE_CHECKING:
+    from tasks.report.fleet.facts import FleetFacts, FleetRow
+
+_EPILOG = """\
+With a Prefect server configured (PREFECT_API_URL or the active profile) each conversion is handed
+to the deployment of its backend, and workers of the pools convert. Without one, or with --jobs, all
+of it happens in this process.
+
+exit codes: 0 every entry is current; 1 some failed (the others are published), or the fleet file is
+wrong; 2 wrong usage; 130 interrupted.
+
+examples:
+  python -m flows plan examples/fleet.yaml --store ./store
+  python -m flows fleet examples/fleet.yaml --store ./store --jobs 2
+  python -m flows fleet s3://bucket/fleet.yaml --only minilm --only sentiment
+"""
+_WHY = 100
+
+
+def add_command(commands: Any) -> None:
+    """Add ``fleet`` to the parser's subcommands."""
+    fleet = commands.add_parser(
+        "fleet",
+        help="convert what is stale or missing of a fleet",
+        description="Plan a fleet, convert what is stale or missing, and report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fleet.set_defaults(command=_fleet)
+    add = fleet.add_argument
+    add("fleet", help="fleet file: a path, or a file:// or s3:// URL")
+    add("--store", help="root of the store for all entries, instead of what the file says")
+    add(
+        "--only",
+        action="append",
+        metavar="ENTRY",
+        help="only this entry, and what it is multiplied into",
+    )
+    add("--jobs", type=_positive, metavar="N", help="convert in this process, N at a time")
+    add(
+        "--in-flight",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="conversions handed out to the pools at a time (default: 32)",
+    )
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _fleet(options: argparse.Namespace) -> int:
+    engine.prepare()
+    from flows.convert_fleet import convert_fleet
+    from tasks.report.fleet.facts import FleetError
+
+    engine.quieten(quiet=options.quiet)
+    if not engine.has_server():
+        logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
+    state: Any = convert_fleet(
+        fleet=options.fleet,
+        store=options.store,
+        only=options.only,
+        in_flight=options.in_flight,
+        jobs=options.jobs,
+        return_state=True,
+    )
+    found = state.result(raise_on_failure=False)
+    failure = found if isinstance(found, BaseException) else None
+    if failure is not None and not isinstance(failure, FleetError):
+        raise failure
+    facts: FleetFacts = failure.facts if failure else found
+    if options.json:
+        print(json.dumps(dataclasses.asdict(facts), indent=2, default=str))
+    else:
+        print(summary(facts))
+    if failure is not None:
+        print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
+    return 1 if failure else 0
+
+
+def summary(facts: FleetFacts) -> str:
+    """Return what came of a fleet for a terminal: what changed or failed, then the counts."""
+    told = [row for row in facts.rows if row.ending != "fresh"]
+    lines = [_line(row) for row in told]
+    counts = (f"{len(facts.ended(kind))} {kind}" for kind in ("fresh", "published", "failed"))
+    stopped = facts.ended("cancelled")
+    lines.append(
+        f"{len(facts.rows)} entries: {', '.join(counts)}"
+        + (f", {len(stopped)} cancelled" if stopped else "")
+        + f" in {(facts.finished - facts.started).total_seconds():.0f} s"
+    )
+    if facts.report_url:
+        lines.append(f"report   {facts.report_url}")
+    return "\n".join(lines)
+
+
+def _line(row: FleetRow) -> str:
+    if row.ending == "published":
+        error = f"error {row.worst_error:.1e}" if row.worst_error is not None else ""
+        return f"published  {row.name}  {error}  {row.seconds or 0:.1f} s  ({row.why})"
+    why = row.why if len(row.why) <= _WHY else row.why[:_WHY] + "…"
+    return f"{row.ending:<9}  {row.name}  {row.error or ''}: {why}"
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
+    return int(text)

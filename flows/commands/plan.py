@@ -1,0 +1,152 @@
+"""``python -m flows plan``: the table of what a fleet's next run would do, and why.
+
+``flows.__main__`` parses the arguments. ``wanted_of`` is also how the fleet flow asks for a plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.plan.fleet import PlanRow, State, Wanted
+    from tasks.request.conversion import ConversionRequest
+
+EXIT_INVALID = 1
+#: So many rows are shown whole; of more, the fresh ones are only counted.
+_SHORT = 30
+_STATES: tuple[State, ...] = ("fresh", "stale", "missing", "invalid")
+_COLUMNS = ("name", "state", "why", "number", "commit")
+_DESCRIPTION = """\
+Say of every entry of a fleet file whether its published conversion is fresh, stale (and why),
+missing, or the entry invalid. Nothing is converted or written, and no weights are downloaded or
+loaded; those of local folders are hashed once and remembered. A branch that moved, a new
+toolchain, new lengths, new options or a new recipe make an entry stale; nothing else does.
+"""
+_EPILOG = """\
+exit codes: 0 all entries are fresh, or there is work to do; 1 an entry is invalid, or the fleet
+file or a store can't be read; 2 wrong usage; 130 interrupted.
+
+examples:
+  python -m flows plan examples/fleet.yaml
+  python -m flows plan fleet.yaml --store s3://bucket/models --all
+  python -m flows plan fleet.yaml --json
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add ``plan`` to the command line."""
+    parser = commands.add_parser(
+        "plan",
+        help="say what of a fleet is fresh, stale, missing or invalid",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=_plan)
+    add = parser.add_argument
+    add("fleet", metavar="FLEET", help="fleet file (YAML or JSON): a path, file:// or s3:// URL")
+    add("--store", help="look into this store instead of the entries' own")
+    add("--all", action="store_true", help=f"show fresh rows too where there are {_SHORT} or more")
+    add("--json", action="store_true", help="print every row and the counts as JSON")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def wanted_of(name: str, request: ConversionRequest) -> Wanted:
+    """Return what a plan has to know of a fleet's entry."""
+    from tasks.plan.fleet import Wanted
+
+    return Wanted(
+        name=name,
+        source=request.source,
+        revision=request.revision,
+        task=request.task,
+        backend=request.backend,
+        dtype=request.dtype,
+        batch=request.batch,
+        lengths=request.lengths,
+        options=request.identity_options,
+        store=request.store,
+        channel=request.channel,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
+    """Return the rows as a table for a terminal, what refused some, and a line that sums up.
+
+    Args:
+        rows: in the order of the fleet file.
+        whole: show the fresh rows too, however many there are.
+    """
+    shown = [row for row in rows if whole or len(rows) < _SHORT or row.state != "fresh"]
+    lines = _aligned([_COLUMNS, *(_cells(row) for row in shown)]) if shown else []
+    errors = [f"{row.wanted.name}: {row.error}: {row.message}" for row in rows if row.error]
+    return "\n".join([*lines, *errors, summary_line(rows)])
+
+
+def summary_line(rows: Sequence[PlanRow]) -> str:
+    """Return how many entries there are of each state."""
+    counts = Counter(row.state for row in rows)
+    of_each = ", ".join(f"{counts[state]} {state}" for state in _STATES)
+    return f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}: {of_each}"
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from tasks.fleet.spec import read_fleet
+    from tasks.plan.fleet import plan
+
+    requests = read_fleet(options.fleet).with_store(options.store).requests()
+    with _few_lines():
+        rows = plan([wanted_of(name, request) for name, request in requests.items()])
+    print(_as_json(rows) if options.json else table(rows, whole=options.all))
+    return EXIT_INVALID if any(row.state == "invalid" for row in rows) else 0
+
+
+@contextmanager
+def _few_lines() -> Iterator[None]:
+    """Silence what each source says of itself: of a thousand that hides the rest."""
+    sources = logging.getLogger("tasks.sources")
+    before = sources.level
+    sources.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        sources.setLevel(before)
+
+
+def _as_json(rows: Sequence[PlanRow]) -> str:
+    counts = Counter(row.state for row in rows)
+    found = {
+        "counts": {state: counts[state] for state in _STATES},
+        "rows": [_row_as_json(row) for row in rows],
+    }
+    return json.dumps(found, indent=2)
+
+
+def _row_as_json(row: PlanRow) -> dict[str, Any]:
+    plain = asdict(row)
+    wanted = plain.pop("wanted")
+    return {"name": wanted["name"], **plain, "wanted": wanted}
+
+
+def _cells(row: PlanRow) -> tuple[str, ...]:
+    why = row.error or "; ".join(row.why) or "-"
+    number = "-" if row.number is None else str(row.number)
+    commit = "-" if row.commit is None else row.commit[:7]
+    return row.wanted.name, row.state, why, number, commit
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

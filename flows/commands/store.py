@@ -1,0 +1,146 @@
+"""The command line's upkeep of a store: ``gc``, ``promote`` and ``rollback``.
+
+``flows.__main__`` parses the arguments and calls one of these; each prints for a person, or one
+JSON document with ``--json``, and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import time
+from typing import Any
+
+_UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+#: The shortest grace time: a publish may take that long between its first file and its channel.
+_SHORTEST_HOURS = 1
+
+
+def add_commands(commands: Any) -> None:
+    """Add the three commands to the parser's subcommands."""
+    text = "Remove what no channel references: conversions, orphaned files, unfinished uploads."
+    gc = commands.add_parser("gc", help=text, description=text)
+    gc.set_defaults(command=_gc)
+    gc.add_argument("--store", required=True, help="root of the store")
+    gc.add_argument(
+        "--older-than",
+        type=_seconds,
+        default="7d",
+        metavar="AGE",
+        help="leave alone what is younger, such as 12h, 7d (default) or 4w; at least 1h",
+    )
+    gc.add_argument(
+        "--keep",
+        type=_positive,
+        metavar="N",
+        help="let only the newest N numbers of each channel hold their conversions (default: all)",
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    text = "Make what one channel points to current in another one too."
+    promote = commands.add_parser("promote", help=text, description=text)
+    promote.set_defaults(command=_promote)
+    _add_selection(promote)
+    promote.add_argument("--channel", default="candidate", help="from this one (candidate)")
+    promote.add_argument("--to", default="latest", help="into this one (latest)")
+    text = "Make an earlier number of a channel current again, as its next number."
+    rollback = commands.add_parser("rollback", help=text, description=text)
+    rollback.set_defaults(command=_rollback)
+    _add_selection(rollback)
+    rollback.add_argument("--channel", default="latest", help="which channel (latest)")
+    rollback.add_argument("--number", type=int, help="bring this one back (default: the previous)")
+    for parser in (gc, promote, rollback):
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, help="root of the store")
+    parser.add_argument("--source", required=True, help="as it was converted, or its slug")
+    parser.add_argument("--task", help="needed if several are published")
+    parser.add_argument("--backend", help="likewise")
+    parser.add_argument("--dtype", help="likewise")
+    parser.add_argument("--batch", type=int, help="likewise")
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from tasks.publish.gc import collect
+    from tracefleet.errors import StoreError
+    from tracefleet.store import open_store
+    from tracefleet.store.folder import FileStore
+
+    store, now = open_store(options.store), time.time()
+    if isinstance(store, FileStore) and not store.root.is_dir():
+        raise StoreError(f"{store.url}: expected a store, got no folder. Check --store.")
+    found = collect(
+        store,
+        before=now - options.older_than,
+        now=now,
+        keep=options.keep,
+        dry_run=options.dry_run,
+    )
+    if options.json:
+        print(json.dumps({"dry_run": options.dry_run, **dataclasses.asdict(found)}, indent=2))
+        return 1 if found.damaged else 0
+    for one in found.removed:
+        size = f"{one.files} files, {one.size} bytes" if one.size else ""
+        print(f"{one.kind:<11} {one.path}  {size}".rstrip())
+    for kept in found.kept:
+        print(f"kept        {kept}")
+    freed = sum(one.size for one in found.removed)
+    verb = "would be removed" if options.dry_run else "removed"
+    print(f"{len(found.removed)} {verb}, {freed / 1e6:.1f} MB, {len(found.kept)} kept")
+    for damaged in found.damaged:
+        print(f"error: {damaged}", file=sys.stderr)
+    return 1 if found.damaged else 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from tasks.publish.channels import promote
+    from tracefleet.published import select
+    from tracefleet.store import open_store
+
+    store = open_store(options.store)
+    manifest, number = promote(store, select(store, **_selection(options)), to=options.to)
+    return _say(options, options.to, number, manifest.key)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from tasks.publish.channels import rollback
+    from tracefleet.published import select
+    from tracefleet.store import open_store
+
+    store = open_store(options.store)
+    selection = select(store, **_selection(options))
+    manifest, number = rollback(store, selection, number=options.number)
+    return _say(options, options.channel, number, manifest.key)
+
+
+def _selection(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("source", "task", "backend", "dtype", "batch", "channel")
+    return {name: getattr(options, name) for name in names}
+
+
+def _say(options: argparse.Namespace, channel: str, number: int, key: str) -> int:
+    if options.json:
+        print(json.dumps({"channel": channel, "number": number, "key": key}, indent=2))
+    else:
+        print(f"channel  {channel} #{number} -> {key[:12]}")
+    return 0
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([0-9]+)([hdw])", text)
+    if found is None or (seconds := int(found[1]) * _UNITS[found[2]]) < _SHORTEST_HOURS * 3600:
+        raise argparse.ArgumentTypeError(
+            f"expected an age from 1h, such as 12h or 7d, got {text!r}"
+        )
+    return seconds
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,93 @@
+"""The table that a person sees after a conversion."""
+
+from __future__ import annotations
+
+from flows.pipeline import ConversionResult
+from tasks.publish.conversion import Publication
+from tracefleet.manifest import JIT, Manifest, Validation
+
+_HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
+
+
+def summary(result: ConversionResult) -> str:
+    """Return what was published, where, and how good it is, for a terminal."""
+    manifest = result.manifest
+    size = sum(file.size for file in manifest.files)
+    lines = [
+        f"{_status(result)}: {manifest.source}  {manifest.variant.label}",
+        *_verdict(result),
+        f"bytes    {size:,} in {len(manifest.files)} files ({_archives(manifest)})",
+        *_accuracy(manifest.validation),
+        f"key      {manifest.key}",
+        f"at       {result.publication.url}",
+        f"channel  {_channel(result.publication)}",
+    ]
+    if result.report_url:
+        lines.append(f"report   {result.report_url}")
+    return "\n".join(lines)
+
+
+def _status(result: ConversionResult) -> str:
+    if not result.validated:
+        return "compiled before" if result.fresh else "compiled, and not validated"
+    return "already published" if result.fresh else "published and validated"
+
+
+def _verdict(result: ConversionResult) -> list[str]:
+    validation = result.manifest.validation
+    if not result.validated:
+        return [
+            f"verdict  {validation.verdict}: no device here could run it. On a host that has one:",
+            f"         python -m flows validate --conversion {result.publication.url}",
+        ]
+    caught = ", ".join(validation.negative_controls)
+    return [*_table([_HEADER, *_rows(result)]), f"caught   planted faults: {caught}"]
+
+
+def _archives(manifest: Manifest) -> str:
+    size = sum(archive.size for archive in manifest.archives)
+    if manifest.variant.backend == JIT:
+        return f"bundle {size:,}"
+    return f"{len(manifest.archives)} programs {size:,}"
+
+
+def _accuracy(validation: Validation) -> list[str]:
+    found = validation.accuracy
+    if found is None:
+        return []
+    return [
+        f"accuracy quantised against float32: relative error up to {found.max_rel_error:.2e}, "
+        f"cosine at least {found.min_cosine:.4f}, top-1 agreement {found.top1_agreement:.3f}"
+    ]
+
+
+def _channel(publication: Publication) -> str:
+    current = f"{publication.channel} #{publication.number}"
+    if publication.withdrawn is None:
+        return current
+    return (
+        f"{current}, rolled back from this conversion: `python -m flows rollback --number "
+        f"{publication.withdrawn}` brings it back"
+    )
+
+
+def _rows(result: ConversionResult) -> list[tuple[str, ...]]:
+    report = result.report
+    eager = report.latency_eager if report else {}
+    traced = report.latency_traced if report else {}
+    return [
+        (
+            str(v.length),
+            f"{v.max_abs_error:.2e}",
+            f"{v.max_rel_error:.2e}",
+            "passed" if v.passed else "FAILED",
+            f"{eager[v.length]:.1f}" if v.length in eager else "-",
+            f"{traced[v.length]:.1f}" if v.length in traced else "-",
+        )
+        for v in result.manifest.validation.lengths
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

@@ -1,0 +1,1 @@
+"""How a flow runs under Prefect: settings, retries, names, and steps as tasks."""

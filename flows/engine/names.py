@@ -1,0 +1,33 @@
+"""How runs, their pages and their artifacts are called in Prefect's UI."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from uuid import UUID
+
+from tasks.request.conversion import ConversionRequest
+
+#: What the tag of every run of one conversion begins with.
+TAG = "conversion:"
+_COMMIT = 7
+
+
+def run_name(request: ConversionRequest, commit: str | None = None) -> str:
+    """Return a name that a person knows a run by: ``bert-base@86b5e09 jit fill-mask``."""
+    source, _, revision = request.source.partition("@")
+    known = commit or request.revision or revision
+    model = PurePosixPath(source).name + (f"@{known[:_COMMIT]}" if known else "")
+    return " ".join(word for word in (model, request.backend, request.task) if word)
+
+
+def run_url(run: UUID | str) -> str | None:
+    """Return the page of a flow run in Prefect's UI, None without a server."""
+    from prefect.utilities.urls import url_for
+
+    return url_for("flow-run", obj_id=UUID(str(run)))
+
+
+def artifact_key(*words: str) -> str:
+    """Return the words as a key of artifacts: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")

@@ -1,0 +1,1 @@
+"""How a fleet's entries reach the pools and come back as rows."""

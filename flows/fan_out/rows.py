@@ -1,0 +1,181 @@
+"""What came of each entry of a fleet, gathered from the store and from flow runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import replace
+
+from flows.fan_out.assignment import Handout
+from tasks.plan.fleet import PlanRow
+from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.report.fleet.facts import Ending, FleetRow
+from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
+from tracefleet.errors import ManifestError
+from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
+from tracefleet.store import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+#: How Prefect words the state of a flow that raised: "… exception: Type: message".
+_RAISED = re.compile(r"(?:^|exception: )(?:\w+\.)*(\w+(?:Error|Exception|Exit)): (.*)", re.DOTALL)
+_NEXT = {
+    "RequestError": "Correct the entry in the fleet file.",
+    "UnsupportedCheckpointError": "Take the entry out, or ask for another task.",
+    "UnsafeCheckpointError": "Ask the publisher for safetensors, or allow what you have read.",
+    "TiedWeightsError": "Report it with the checkpoint's config.",
+    "CompilationError": "Do what its message says; the compiler's folder is on the worker.",
+    "TraceError": "Report it with the checkpoint's config.",
+    "NumericsMismatchError": "Open the conversion's report: it names the probe and the output.",
+    "BackendUnavailableError": "Start a worker of this backend's pool on its own kind of host.",
+    "ConversionCrashedError": "Look at the run's log; raise its timeout or its memory limit.",
+    "PublishConflictError": "Compare the two with `tracefleet show` before anything else.",
+    "RunLostError": "Look at the worker's host: memory, disk, spot reclaim; then run again.",
+    "StoreUnavailableError": "Run the fleet again when the store answers.",
+}
+_ANY_NEXT = "Look at the run's log, then run the fleet again."
+_MEANWHILE = "published since the plan"
+#: Of what no device has run yet.
+WAITS = "compiled into channel candidate; a device has to validate it"
+_LONGEST_WHY = 600
+
+
+def planned_row(row: PlanRow, ending: Ending) -> FleetRow:
+    """Return what is known of an entry from its plan."""
+    wanted = row.wanted
+    variant = f"{row.task or '?'}.{wanted.backend}.{wanted.dtype}.b{wanted.batch}"
+    url = None
+    if row.key is not None:
+        url = f"{open_store(wanted.store).url}/{conversion_folder(_source(row), row.key)}"
+    return FleetRow(
+        name=wanted.name,
+        source=wanted.source,
+        commit=row.commit,
+        variant=variant,
+        lengths=wanted.lengths,
+        ending=ending,
+        why="; ".join(row.why),
+        conversion_url=url if ending in ("fresh", "published") else None,
+    )
+
+
+def invalid_row(row: PlanRow) -> FleetRow:
+    """Return the row of an entry that the plan refused."""
+    return _failed(planned_row(row, "failed"), row.error or "ConversionError", row.message)
+
+
+def failed_row(
+    handout: Handout, error: str, message: str, *, run: str | None = None, url: str | None = None
+) -> FleetRow:
+    """Return the row of a conversion that failed.
+
+    Args:
+        handout: what was handed out.
+        error: type of the error.
+        message: what it says.
+        run: identifier of the conversion's flow run, if it had one.
+        url: of its page.
+    """
+    row = _failed(planned_row(handout.planned, "failed"), error, message)
+    report = None if run is None else _report(handout.request.store, run)
+    return replace(row, run_url=url, report_url=report)
+
+
+def cancelled_row(handout: Handout, *, url: str | None) -> FleetRow:
+    """Return the row of a conversion that was stopped before its end."""
+    return replace(planned_row(handout.planned, "cancelled"), run_url=url)
+
+
+def joined_row(handout: Handout) -> FleetRow:
+    """Return the row of a conversion that another fleet published since this one planned."""
+    return replace(planned_row(handout.planned, "fresh"), why=_MEANWHILE)
+
+
+def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
+    """Return the row of a conversion that a run ended well, from what the run left in the store.
+
+    A run that found the conversion published already left no attestation: the row is fresh.
+
+    Raises:
+        ManifestError: the store does not have the conversion that the run says it published.
+    """
+    store = open_store(handout.request.store)
+    manifest = _manifest(store, handout)
+    attested = _attestation(store, manifest, run)
+    row = planned_row(replace(handout.planned, key=manifest.key), "published")
+    row = replace(row, run_url=url)
+    candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
+    if attested is None:
+        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+    if candidate:
+        row = replace(row, why=f"{row.why}; {WAITS}")
+    return replace(
+        row,
+        worst_error=max((one.max_rel_error for one in manifest.validation.lengths), default=None),
+        tolerance=manifest.validation.tolerance.rtol,
+        seconds=sum(attested["seconds"].values()),
+        peak_bytes=max(map(int, attested["peak_bytes"].values()), default=None),
+        bundle_bytes=sum(archive.size for archive in manifest.archives),
+        report_url=None if candidate else _report(store.url, run),
+    )
+
+
+def split_message(told: str) -> tuple[str, str]:
+    """Return the type of the error and its message from the message of a failed state."""
+    match = _RAISED.search(told)
+    return (match[1], match[2]) if match else ("RunLostError", told)
+
+
+def _failed(row: FleetRow, error: str, message: str) -> FleetRow:
+    why = " ".join(message.split())[:_LONGEST_WHY]
+    return replace(row, error=error, why=why, next_step=_NEXT.get(error, _ANY_NEXT))
+
+
+def _source(row: PlanRow) -> str:
+    source = row.wanted.source
+    return source.partition("@")[0] if source.startswith("hf://") else source
+
+
+def _manifest(store: Store, handout: Handout) -> Manifest:
+    """Return what a run published.
+
+    It is under the planned key; where the worker's toolchain was another one, the channel knows.
+    """
+    source, key = _source(handout.planned), handout.planned.key
+    manifest = _either(store, source, key) if key else None
+    for channel in (handout.request.channel, CANDIDATE_CHANNEL):
+        if manifest is None:
+            newest = current(store, channel_folder(source, handout.pinned.variant, channel))
+            manifest = _either(store, source, newest[1].key) if newest else None
+    if manifest is None:
+        raise ManifestError(
+            f"{store.url}: expected the conversion of {source} that a run says it published, got "
+            "none. Look whether the worker and this run mean the same store."
+        )
+    return manifest
+
+
+def _either(store: Store, source: str, key: str) -> Manifest | None:
+    """Return what is published under a key: validated, or still a candidate."""
+    return find_published(store, source, key) or find_candidate(store, source, key)
+
+
+def _attestation(store: Store, manifest: Manifest, run: str) -> dict[str, dict[str, float]] | None:
+    path = f"attestations/{source_slug(manifest.source)}/{manifest.key}/{run}.json"
+    try:
+        found: dict[str, dict[str, float]] = json.loads(store.read(path))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _report(store: str, run: str) -> str | None:
+    """Return the URL of a run's report, if it wrote one; a link never costs a row."""
+    try:
+        opened = open_store(store)
+        written = opened.names(f"reports/{run}")
+    except Exception:
+        logger.warning("whether run %s left a report is not known", run, exc_info=True)
+        return None
+    return f"{opened.url}/reports/{run}/index.html" if written else None

@@ -1,0 +1,1 @@
+"""A source becomes a verified folder; its front door is ``checkpoint``."""

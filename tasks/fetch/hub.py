@@ -1,0 +1,244 @@
+"""Checkpoints on a Hugging Face hub: ``hf://org/name[@revision]``, through huggingface_hub.
+
+A revision is resolved to a commit once; everything after that names the commit, so that a branch
+that moves meanwhile can't mix two checkpoints. Resume, retries within a download and the cache
+are the library's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.fetch import hub_cache
+from tasks.fetch.digests import file_sha256, rate
+from tasks.fetch.needed import needed_files
+from tasks.fetch.source import CheckpointFile, Resolved, Wish, safe_path
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+logger = logging.getLogger(__name__)
+
+_SCHEME = "hf://"
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_REPO = re.compile(rf"{_NAME}/{_NAME}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# model_info has no time limit of its own; a server that never answers must not hold a worker.
+_TIMEOUT_SECONDS = 30.0
+_LOGIN = (
+    "If it is private or gated, ask for access on its page and set HF_TOKEN to a token that may "
+    "read it."
+)
+
+
+def normalise(source: str) -> str:
+    """Return the source; only its form is checked."""
+    repo, at, revision = source.removeprefix(_SCHEME).rstrip("/").partition("@")
+    if not _REPO.fullmatch(repo):
+        raise RequestError(
+            f"{source}: expected hf://org/name or hf://org/name@revision, got {repo!r} as the "
+            "name. Copy organisation and name from the model's page."
+        )
+    return _SCHEME + repo + (at + _check_revision(source, revision) if at else "")
+
+
+def resolve(wish: Wish) -> Resolved:
+    """Ask the hub, or its cache when offline, for commit and file names."""
+    revision = wish.revision
+    if revision is not None:
+        _check_revision(wish.source, revision)
+    if wish.trust_remote_code and not _COMMIT.fullmatch(revision or ""):
+        raise RequestError(
+            f"{wish.source}: expected a full commit of 40 hex digits with trust_remote_code, got "
+            f"{revision!r}. A branch can be given other code at any time: read the code, then "
+            "name the commit that you read."
+        )
+    with _explained(wish.source, revision):
+        listing = _Snapshot.cached(wish) if hub_cache.offline() else _Snapshot.online(wish)
+        paths = _needed(listing, wish)
+    files = tuple(listing.files[path] for path in paths)
+    logger.info("%s: commit %s, %d files", wish.source, listing.commit[:12], len(files))
+    return Resolved(source=wish.source, revision=revision, commit=listing.commit, files=files)
+
+
+def describe(resolved: Resolved) -> Path:
+    """Download every file but the weights."""
+    return _download(resolved, [file for file in resolved.files if not file.is_weights])
+
+
+def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
+    """Download every file and compare digests.
+
+    Raises:
+        UnsafeCheckpointError: a file is not what the hub says it is; it leaves the cache.
+    """
+    folder = _download(resolved, resolved.files)
+    files = tuple(_verified(folder, file) for file in resolved.files)
+    hub_cache.remember_revision(resolved)
+    return folder, files
+
+
+def _needed(listing: _Snapshot, wish: Wish) -> tuple[str, ...]:
+    try:
+        return needed_files(listing, wish)
+    except (UnsupportedCheckpointError, UnsafeCheckpointError) as error:
+        if not hub_cache.offline():
+            raise
+        # What is not there is most likely not cached; it says nothing about the checkpoint.
+        raise hub_cache.not_cached(wish.source, wish.revision, why=str(error)) from error
+
+
+class _Snapshot:
+    """One commit of a repository, as a listing."""
+
+    def __init__(self, source: str, commit: str, files: dict[str, CheckpointFile]) -> None:
+        self.source, self.commit, self.files = source, commit, files
+
+    @classmethod
+    def online(cls, wish: Wish) -> _Snapshot:
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi(endpoint=hub_cache.endpoint()).model_info(
+                hub_cache.repo(wish.source),
+                revision=wish.revision,
+                files_metadata=True,
+                timeout=_TIMEOUT_SECONDS,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise _no_hub(wish.source, str(error)) from error
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise _no_hub(wish.source, f"the commit {info.sha!r}")
+        files = (_described(wish.source, sibling) for sibling in info.siblings or ())
+        return cls(wish.source, str(info.sha), {file.path: file for file in files})
+
+    @classmethod
+    def cached(cls, wish: Wish) -> _Snapshot:
+        commit = hub_cache.cached_commit(wish)
+        logger.warning("%s: offline; taking what is cached of %s", wish.source, commit[:12])
+        files = hub_cache.cached_files(wish.source, commit)
+        return cls(wish.source, commit, {file.path: file for file in files})
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def has(self, path: str) -> bool:
+        return path in self.files
+
+    def read(self, path: str, limit: int) -> bytes:
+        with _local_path(self.source, self.commit, path).open("rb") as file:
+            return file.read(limit)
+
+
+def _no_hub(source: str, got: str) -> RequestError:
+    return RequestError(
+        f"{source}: expected the answer of a Hugging Face hub, got {got}. If HF_ENDPOINT is set, "
+        "check that it names one; a proxy's login page is another common cause."
+    )
+
+
+def _described(source: str, sibling: RepoSibling) -> CheckpointFile:
+    path = safe_path(sibling.rfilename, told_by=source)
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    return CheckpointFile(path=path, size=sibling.size or 0, sha256=sha256)
+
+
+def _download(resolved: Resolved, files: Sequence[CheckpointFile]) -> Path:
+    folder = hub_cache.snapshot(resolved.source, resolved.commit)
+    with _explained(resolved.source, resolved.revision):
+        for number, file in enumerate(files, start=1):
+            start = time.perf_counter()
+            known = (folder / file.path).exists()
+            _local_path(resolved.source, resolved.commit, file.path)
+            took = "cached" if known else rate(file.size, time.perf_counter() - start)
+            logger.info("%d/%d %s: %s", number, len(files), file.path, took)
+    return folder
+
+
+def _local_path(source: str, commit: str, path: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(
+        hf_hub_download(
+            hub_cache.repo(source),
+            path,
+            revision=commit,
+            cache_dir=hub_cache.root(),
+            endpoint=hub_cache.endpoint(),
+            local_files_only=hub_cache.offline(),
+        )
+    )
+
+
+def _verified(folder: Path, file: CheckpointFile) -> CheckpointFile:
+    path = folder / file.path
+    got = file_sha256(path)
+    if file.sha256 is not None and got != file.sha256:
+        # The bytes, or the library would take them again; then the name that leads nowhere.
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise UnsafeCheckpointError(
+            f"{file.path}: sha256 expected {file.sha256}, got {got}. It was damaged on the way or "
+            "in the cache, and was removed from the cache; run again to download it afresh."
+        )
+    return CheckpointFile(path=file.path, size=file.size, sha256=got)
+
+
+@contextmanager
+def _explained(source: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's refusals into ours; what may pass by itself keeps its type."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        if (explained := _explanation(source, revision, error)) is error:
+            raise
+        raise explained from error
+
+
+def _explanation(source: str, revision: str | None, error: BaseException) -> BaseException:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if hub_cache.offline() or error.__cause__ is None:
+            return hub_cache.not_cached(source, revision)
+        # The library hides a refusal or a lost connection behind "not in the cache".
+        return _explanation(source, revision, error.__cause__)
+    if isinstance(error, errors.FileMetadataError):
+        return _no_hub(source, str(error))
+    if isinstance(error, errors.RevisionNotFoundError):
+        return RequestError(
+            f"{source}: expected a branch, tag or commit of it, got {revision!r}, which it does "
+            "not have. See its list of files and versions."
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return RequestError(
+            f"{source}: expected a file that its listing named, got not found: {error}. "
+            "The commit was removed; resolve the revision again."
+        )
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+        return RequestError(
+            f"{source}: expected a repository that can be read, got HTTP "
+            f"{error.response.status_code}: no such repository, or no permission. Check the name. "
+            f"{_LOGIN}"
+        )
+    return error
+
+
+def _check_revision(source: str, revision: str) -> str:
+    # It becomes part of a path in the cache: no `..`, nothing absolute.
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise RequestError(
+            f"{source}: expected a branch, tag or commit as the revision, got {revision!r}. "
+            "Leave it out for the default branch."
+        )
+    return revision

@@ -1,0 +1,164 @@
+"""Which files of a checkpoint one conversion needs: no more are fetched, none is guessed.
+
+A checkpoint often carries its weights four times over, for four frameworks; one form is enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.fetch.source import Wish, safe_path, shown
+
+CONFIG = "config.json"
+CARD = "README.md"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"
+MAX_INDEX_BYTES = 64 << 20
+
+#: What a consumer needs to turn text into ids; published beside the bundle.
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+)
+#: What a consumer needs to turn images and sounds into inputs; published beside the bundle too.
+#: Its own file, and the one in which a tokenizer or another processor may be combined with it.
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_DESCRIPTION = (
+    CARD,
+    "generation_config.json",
+    *TOKENIZER,
+    *PROCESSOR,
+    # How sentence-transformers pools token vectors into one; see also _modules.
+    MODULES,
+    "1_Pooling/config.json",
+)
+# Whole file, index of shards, ending of a shard; the first form that is there is taken.
+_SAFETENSORS = ("model.safetensors", SAFETENSORS_INDEX, ".safetensors")
+_PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin")
+
+
+class Listing(Protocol):
+    """A source, opened at one commit."""
+
+    def names(self) -> Sequence[str]:
+        """Return the files beside ``config.json``; deeper ones may be left out."""
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a small file's bytes, at most ``limit`` of them."""
+
+
+def needed_files(listing: Listing, wish: Wish) -> tuple[str, ...]:
+    """Return the paths that a conversion needs, sorted.
+
+    Raises:
+        UnsupportedCheckpointError: there is no ``config.json``, or there are no weights.
+        UnsafeCheckpointError: only pickle weights, or an index that names what is not there.
+    """
+    if not listing.has(CONFIG):
+        raise UnsupportedCheckpointError(
+            f"{wish.source}: no {CONFIG}; expected a Hugging Face checkpoint, got a place with "
+            f"{shown(listing.names())}. Name the folder in which {CONFIG} lies."
+        )
+    paths = {CONFIG, *_weights(listing, wish)}
+    paths.update(path for path in _DESCRIPTION if listing.has(path))
+    paths.update(_modules(listing, wish))
+    if wish.trust_remote_code:
+        own = (name for name in listing.names() if name.endswith(".py") and "/" not in name)
+        paths.update(safe_path(name, told_by=wish.source) for name in own)
+    return tuple(sorted(paths))
+
+
+def parse_index(data: bytes, *, told_by: str, ending: str = ".safetensors") -> dict[str, str]:
+    """Return an index's map from tensor to shard.
+
+    Raises:
+        UnsafeCheckpointError: not an index, or it names files that a shard can't be.
+    """
+    try:
+        weight_map = json.loads(data)["weight_map"]
+        pairs = list(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsafeCheckpointError(
+            f"{told_by}: expected JSON with a weight_map of tensors to shards, got "
+            f"{data[:40]!r}…. The index is damaged; restore the checkpoint."
+        ) from error
+    if not pairs:
+        raise UnsafeCheckpointError(
+            f"{told_by}: expected a weight_map with at least one tensor, got an empty one. "
+            "The index is damaged; restore the checkpoint."
+        )
+    for _, shard in pairs:
+        # An index of safetensors must not be a way to have a pickle loaded.
+        if not safe_path(shard, told_by=told_by).endswith(ending):
+            raise UnsafeCheckpointError(
+                f"{told_by}: expected shards that end in {ending}, got {shard!r}. "
+                "Do not use this checkpoint."
+            )
+    return dict(pairs)
+
+
+def _modules(listing: Listing, wish: Wish) -> set[str]:
+    """Configs of what sentence-transformers puts behind the checkpoint, and weights of Dense."""
+    if not listing.has(MODULES):
+        return set()
+    told_by = f"{wish.source}/{MODULES}"
+    try:
+        listed = json.loads(listing.read(MODULES, MAX_INDEX_BYTES))
+        modules = [(safe_path(m["path"], told_by=told_by), m["type"]) for m in listed if m["path"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()  # tasks.model.pooling refuses it by name, if the request asks for it
+    paths = {f"{folder}/{CONFIG}" for folder, _ in modules}
+    forms = (_SAFETENSORS[0], _PICKLE[0]) if wish.allow_pickle else _SAFETENSORS[:1]
+    for folder, kind in modules:
+        held = [f"{folder}/{form}" for form in forms if listing.has(f"{folder}/{form}")]
+        paths.update(held[:1] if str(kind).endswith(".Dense") else [])
+    return {path for path in paths if listing.has(path)}
+
+
+def _weights(listing: Listing, wish: Wish) -> set[str]:
+    if safetensors := _weights_in(listing, wish, *_SAFETENSORS):
+        return safetensors
+    if not any(listing.has(name) for name in _PICKLE[:2]):
+        raise UnsupportedCheckpointError(
+            f"{wish.source}: no weights; expected {_SAFETENSORS[0]} or {SAFETENSORS_INDEX}, got "
+            f"{shown(listing.names())}. Save the model with save_pretrained() and name that folder."
+        )
+    if not wish.allow_pickle:
+        raise UnsafeCheckpointError(
+            f"{wish.source}: expected safetensors, got pickle weights only, which can run code "
+            "when they are opened. Convert them once in a place that you trust with "
+            "save_pretrained(), or set allow_pickle to have them read with weights_only=True."
+        )
+    return _weights_in(listing, wish, *_PICKLE)
+
+
+def _weights_in(listing: Listing, wish: Wish, whole: str, index: str, ending: str) -> set[str]:
+    if listing.has(whole):
+        return {whole}
+    if not listing.has(index):
+        return set()
+    told_by = f"{wish.source}/{index}"
+    data = listing.read(index, MAX_INDEX_BYTES)
+    shards = set(parse_index(data, told_by=told_by, ending=ending).values())
+    if missing := [shard for shard in shards if not listing.has(shard)]:
+        raise UnsafeCheckpointError(
+            f"{told_by}: expected all {len(shards)} shards that it names, got none of "
+            f"{shown(missing)}. The checkpoint is incomplete; upload or copy it again."
+        )
+    return {index, *shards}

@@ -1,0 +1,163 @@
+"""Patterns over sources in a fleet file: ``file:///models/bert-*`` and the like on S3 and the hub.
+
+``*``, ``?`` and ``[…]`` in the last part of a source stand for every folder, prefix or repository
+there that fits. Each pattern costs one listing, never a walk. ``tasks.fleet.spec`` calls this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import RequestError, first_line
+from tasks.fetch import hub_cache, local, s3
+from tasks.fleet.text import s3_files, s3_refusals
+
+_MAGIC = re.compile(r"[*?]|\[[^]]+\]")
+_CONFIG = "config.json"
+_AT_ONCE = 16
+_REFUSED = (401, 403, 404)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether the source has one of the characters that stand for others."""
+    return _MAGIC.search(source) is not None
+
+
+def matches(source: str) -> list[str] | None:
+    """Return the sources that a pattern stands for, sorted; None: it is a source by itself.
+
+    A folder or prefix whose own name looks like a pattern is a source by itself.
+
+    Raises:
+        RequestError: nothing fits, or where to look can't be listed. What the network does wrong
+            keeps its library's type.
+    """
+    scheme = source.partition("://")[0]
+    if not is_pattern(source) or scheme not in _FINDERS:
+        return None
+    found = _FINDERS[scheme](source)
+    if found is not None and not found:
+        raise RequestError(
+            f"expected {_WANTED[scheme]} that fit the pattern, got none for {source!r}; check it"
+        )
+    return found
+
+
+def _folders(source: str) -> list[str] | None:
+    folder = Path(local.normalise(source).removeprefix("file://"))
+    _check_head(source, str(folder.parent))
+    try:
+        if folder.exists():
+            return None
+        home = folder.parent.resolve(strict=True)
+        children = [child for child in folder.parent.iterdir() if _fits(child.name, folder.name)]
+        # A link that leads elsewhere would bring in what nobody put into this folder.
+        inside = [child for child in children if child.resolve().is_relative_to(home)]
+        return sorted(f"file://{child}" for child in inside if (child / _CONFIG).is_file())
+    except (OSError, RuntimeError) as error:  # of this machine; RuntimeError: links in a circle
+        raise RequestError(
+            f"expected a folder that can be listed, got {first_line(error)}; check the path"
+        ) from error
+
+
+def _prefixes(source: str) -> list[str] | None:
+    plain = s3.normalise(source).removeprefix("s3://")
+    parent, _, pattern = plain.rpartition("/")
+    _check_head(source, parent)
+    with s3_refusals(f"prefixes like {source!r}"):
+        files = s3_files()
+        if _is_checkpoint(files, plain):
+            return None
+        listed = files.ls(parent, detail=True)
+        folders = [entry["name"] for entry in listed if entry["type"] == "directory"]
+        fitting = [name for name in folders if _is_child(name, parent, pattern)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            hold = pool.map(lambda name: _is_checkpoint(files, name), fitting)
+            return sorted(f"s3://{name}" for name, held in zip(fitting, hold, strict=True) if held)
+
+
+def _is_checkpoint(files: Any, prefix: str) -> bool:
+    try:
+        return bool(files.info(f"{prefix}/{_CONFIG}")["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def _repositories(source: str) -> list[str]:
+    owner, _, pattern = source.removeprefix("hf://").rstrip("/").partition("/")
+    _check_head(source, owner)
+    if not pattern or "/" in pattern or "@" in pattern:
+        raise RequestError(
+            f"expected a pattern such as hf://org/name-*, got {source!r}; a revision has a field "
+            "of its own"
+        )
+    if hub_cache.offline():
+        raise RequestError(
+            f"expected a hub that can list {owner!r}, got offline mode; unset HF_HUB_OFFLINE, or "
+            "name the repositories"
+        )
+    from huggingface_hub import HfApi
+
+    with _hub_refusals(owner):
+        listed = HfApi(endpoint=hub_cache.endpoint()).list_models(author=owner)
+        names = {str(info.id) for info in listed}
+    return sorted(f"hf://{name}" for name in names if _is_child(name, owner, pattern))
+
+
+@contextmanager
+def _hub_refusals(owner: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:  # first: some of them are ValueErrors too
+        if error.response.status_code not in _REFUSED:
+            raise
+        raise RequestError(
+            f"expected a hub that lists {owner!r}, got HTTP {error.response.status_code}; check "
+            "the organisation, and HF_TOKEN if its repositories are private"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(
+            f"expected the answer of a Hugging Face hub, got {first_line(error)}; if HF_ENDPOINT "
+            "is set, check that it names one"
+        ) from error
+
+
+def _check_head(source: str, head: str) -> None:
+    if is_pattern(head):
+        raise RequestError(
+            f"expected *, ? and [] in the last part alone, got {source!r}; write one pattern for "
+            "each folder, as a list"
+        )
+
+
+def _is_child(name: str, parent: str, pattern: str) -> bool:
+    """Whether a name that a server told lies right under ``parent``, and fits."""
+    head, _, last = name.rpartition("/")
+    return head == parent and _fits(last, pattern)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name fits; hidden ones must be asked for, and none leads elsewhere."""
+    if name in ("", ".", "..") or (name.startswith(".") and not pattern.startswith(".")):
+        return False
+    return fnmatchcase(name, pattern)
+
+
+_FINDERS: dict[str, Callable[[str], list[str] | None]] = {
+    "file": _folders,
+    "s3": _prefixes,
+    "hf": _repositories,
+}
+_WANTED = {
+    "file": f"folders with a {_CONFIG}",
+    "s3": f"prefixes with a {_CONFIG}",
+    "hf": "repositories",
+}

@@ -1,0 +1,139 @@
+"""The text of a fleet file: where it lies, and YAML that says each thing once.
+
+``tasks.fleet.spec.read_fleet`` calls this; what the fields mean is decided there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.errors import RequestError, first_line
+from tasks.request.mistakes import Mistake
+
+_TEXT = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_text(where: str | Path) -> str:
+    """Return the text at a path, a ``file://`` or an ``s3://`` URL.
+
+    Raises:
+        RequestError: there is no such file, it may not be read, or it is no UTF-8.
+    """
+    scheme, separator, rest = str(where).partition("://")
+    if separator and scheme not in ("file", "s3"):
+        raise RequestError(
+            f"fleet file {where}: expected a path, file:// or s3:// URL, got scheme {scheme!r}"
+        )
+    data = _from_s3(str(where)) if scheme == "s3" and separator else _local(rest or str(where))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"fleet file {where}: expected UTF-8 text, got: {error}") from error
+
+
+def parse(text: str) -> tuple[Any, list[Mistake]]:
+    """Return a YAML document as plain data, and the names in it that can't be meant.
+
+    YAML lets a later key replace an earlier one without a word, and reads ``1:`` or ``no:`` as
+    names that are no text: both are mistakes here, with their lines.
+
+    Raises:
+        ValueError: it is no YAML document.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        found = [] if node is None else list(_mistakes(node, (), set()))
+        return None if node is None else loader.construct_document(node), found
+    except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+@contextmanager
+def s3_refusals(wanted: str, *, where: str = "") -> Iterator[None]:
+    """Turn S3's refusals into ours; what may pass by itself keeps its type.
+
+    Args:
+        wanted: what was expected.
+        where: what the message begins with.
+    """
+    from botocore.exceptions import NoCredentialsError, ParamValidationError, ProfileNotFound
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"{where}expected {wanted}, got none ({first_line(error)}). Check bucket and name, "
+            "and AWS_ENDPOINT_URL if the bucket is not on AWS."
+        ) from error
+    except (PermissionError, NoCredentialsError, ProfileNotFound, ParamValidationError) as error:
+        raise RequestError(
+            f"{where}expected {wanted} that these credentials may read, got: "
+            f"{first_line(error)}. Allow s3:ListBucket and s3:GetObject, or set AWS_PROFILE."
+        ) from error
+
+
+def s3_files() -> Any:
+    """Return s3fs' view of S3, as it is now."""
+    import s3fs
+
+    # Cached listings hide what others write; cached instances keep an old endpoint.
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+
+def _local(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or first_line(error)
+        raise RequestError(
+            f"fleet file {path}: expected a readable file, got {got}. Check the path."
+        ) from error
+
+
+def _from_s3(url: str) -> bytes:
+    with s3_refusals("an object", where=f"fleet file {url}: "):
+        data: bytes = s3_files().cat_file(url)
+        return data
+
+
+def _mistakes(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[Mistake]:
+    """Walk a document, each node once: aliases may lead back to where they are."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _mistakes(value, (*path, str(number)), seen)
+    if isinstance(node, yaml.MappingNode):
+        yield from _wrong_names(node, path)
+        for key, value in node.value:
+            yield from _mistakes(value, (*path, str(key.value)), seen)
+
+
+def _wrong_names(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[Mistake]:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
+            got = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            says = f"expected text as a name, got {got or 'nothing'} in line {line}; quote it"
+            yield Mistake(_dotted((*path, got)), says)
+        elif key.value in lines:
+            says = f"expected once, got in line {lines[key.value]} and again in line {line}; "
+            yield Mistake(_dotted((*path, key.value)), says + "remove one")
+        else:
+            lines[key.value] = line
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    """Name an entry's field as every other mistake does: without ``entries``."""
+    return ".".join(path[1:] if len(path) > 1 and path[0] == "entries" else path)

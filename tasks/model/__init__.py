@@ -1,0 +1,1 @@
+"""A folder becomes an eager model and its inputs; ``preflight.inspect`` and ``load.load_eager``."""

@@ -1,0 +1,195 @@
+"""Which arguments of ``forward`` an artifact takes, and what each of them means.
+
+Decided from the signature and the config. An argument that a model's tokenizer or processor always
+gives has to be built: traced without it, the model would compute with a default that is baked in.
+What can't be built is refused with its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.errors import UnsupportedCheckpointError
+from tasks.model.vocabulary import Vocabulary, read_json
+
+Kind = Literal["ids", "mask", "segments", "other-ids", "boxes", "values"]
+
+_DECODER = ("decoder_input_ids", "decoder_attention_mask")
+#: Heads that make the decoder's ids from the encoder's; BART, T5 and their kin.
+_OWN_DECODER_IDS = ("ForSequenceClassification", "ForQuestionAnswering")
+#: Other ids beside the tokens'. Each with the config's field that says how many there are, and the
+#: switch without which the model ignores them.
+_OTHER_IDS = {
+    # RoCBert: the characters' shapes and sounds
+    "input_shape_ids": ("shape_vocab_size", "enable_shape"),
+    "input_pronunciation_ids": ("pronunciation_vocab_size", "enable_pronunciation"),
+    "langs": ("n_langs", "use_lang_emb"),  # XLM: the language of each token
+    "task_type_ids": ("task_type_vocab_size", "use_task_id"),  # ERNIE 2
+}
+#: Models that compare token types and have no table of them: how many their tokenizers give.
+_COMPARED_TYPES = {"funnel": 3, "xlnet": 3}
+#: Other ids that no tokenizer makes, and that a model takes for 0 where they are left out.
+_ZERO_IDS = ("task_type_ids",)
+#: What only a processor can make: a model that takes it is another model without it.
+_UNBUILT = {
+    "xpath_tags_seq": "paths of HTML tags (MarkupLM)",
+    "entity_ids": "ids of entities with their places (LUKE)",
+}
+#: Heads that do without them (transformers documents entity_ids as optional for these).
+_OPTIONAL = {"entity_ids": ("LukeModel", "LukeForMaskedLM", "LukeForSequenceClassification")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argument:
+    """One argument of ``forward``, in the order of its signature.
+
+    Attributes:
+        name: as the signature has it.
+        kind: what it holds: token ``ids``, a ``mask`` of 0 and 1, ``segments`` or ``other-ids``
+            (ids of a vocabulary of their own), ``boxes`` (x0, y0, x1, y1), real ``values``.
+        axes: ``batch``, ``length``, ``decoder_length`` or fixed sizes.
+        dtype: ``int64``, or the variant's for values.
+        bounds: how many ids there are; one number for each column where the last axis is fixed.
+        pad: fills up to a standard length; None: padding would change the result.
+        fill: stands in for the whole argument when a caller leaves it out; None: required.
+    """
+
+    name: str
+    kind: Kind
+    axes: tuple[str, ...]
+    dtype: str = "int64"
+    bounds: tuple[int, ...] = ()
+    pad: int | None = 0
+    fill: int | None = None
+
+
+def text_arguments(
+    kind: Any, config: Any, vocabulary: Vocabulary, choices: int | None
+) -> tuple[Argument, ...]:
+    """Return the arguments of a model that reads token ids.
+
+    Args:
+        kind: the model's class.
+        config: its configuration.
+        vocabulary: its token ids.
+        choices: how many rows of ids belong to one question; None for other tasks.
+
+    Raises:
+        UnsupportedCheckpointError: it takes no ids, or something that only its processor can make.
+    """
+    names = list(inspect.signature(kind.forward).parameters)
+    if "input_ids" not in names:
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected forward() to take input_ids, got {names}. "
+            "Only models that read token ids can be converted for this task."
+        )
+    _check_buildable(kind, names)
+    inner = () if choices is None else (str(choices),)
+    known = _known(config, vocabulary, inner)
+    pair = bool(getattr(config, "is_encoder_decoder", False))
+    if not pair or kind.__name__.endswith(_OWN_DECODER_IDS):
+        known = {name: one for name, one in known.items() if name not in _DECODER}
+    return tuple(known[name] for name in names if name in known)
+
+
+def check_tokenizer(folder: Path, kind: Any, config: Any, inputs: Sequence[str]) -> None:
+    """Refuse a checkpoint whose tokenizer feeds the model something that the artifact lacks.
+
+    The other way round is no fault: a tokenizer that leaves ``token_type_ids`` out, though the
+    model has two types, means the first type everywhere. The artifact keeps them as an input that
+    is filled with 0, so that both kinds of consumer get what eager gives them.
+
+    Args:
+        folder: the checkpoint; without a tokenizer's config nothing is refused.
+        kind: the model's class.
+        config: its configuration.
+        inputs: names of the artifact's inputs.
+
+    Raises:
+        UnsupportedCheckpointError: ``model_input_names`` has an argument of ``forward`` that is
+            no input of the artifact.
+        UnsafeCheckpointError: the tokenizer's config is damaged.
+    """
+    named = read_json(folder / "tokenizer_config.json").get("model_input_names") or []
+    taken = inspect.signature(kind.forward).parameters
+    lacking = [name for name in named if name in taken and name not in inputs]
+    if hasattr(config, "type_vocab_size"):
+        lacking = [name for name in lacking if name != "token_type_ids"]  # of one type: no effect
+    if lacking:
+        raise UnsupportedCheckpointError(
+            f"tokenizer_config.json: expected model_input_names among {', '.join(inputs)}, got "
+            f"{', '.join(lacking)}, which {kind.__name__} takes and which can't be made here. "
+            "Traced without it, the model would be another one; if texts are really embedded "
+            "without it, take it out of model_input_names."
+        )
+
+
+def _check_buildable(kind: Any, names: list[str]) -> None:
+    for name, meaning in _UNBUILT.items():
+        if name in names and kind.__name__ not in _OPTIONAL.get(name, ()):
+            raise UnsupportedCheckpointError(
+                f"{kind.__name__}: expected inputs that can be made from text alone, got {name}: "
+                f"{meaning}. Traced without it, the model would be another one."
+            )
+
+
+def _known(config: Any, vocabulary: Vocabulary, inner: tuple[str, ...]) -> dict[str, Argument]:
+    axes, decoder = ("batch", *inner, "length"), ("batch", "decoder_length")
+    pad = vocabulary.pad
+    known = [
+        Argument(name="input_ids", kind="ids", axes=axes, bounds=(vocabulary.size,), pad=pad),
+        Argument(name="attention_mask", kind="mask", axes=axes, fill=1),
+        Argument(
+            name="decoder_input_ids",
+            kind="ids",
+            axes=decoder,
+            bounds=(vocabulary.size,),
+            pad=pad,
+        ),
+        Argument(name="decoder_attention_mask", kind="mask", axes=decoder, fill=1),
+        *_segments(config, axes),
+        *_boxes(config, axes),
+    ]
+    return {one.name: one for one in [*known, *_other_ids(config, axes)]}
+
+
+def _other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+    found = []
+    for name, (field, switch) in _OTHER_IDS.items():
+        count = getattr(config, field, 0) or 0
+        if isinstance(count, int) and count > 1 and getattr(config, switch, False):
+            fill = 0 if name in _ZERO_IDS else None
+            found.append(
+                Argument(name=name, kind="other-ids", axes=axes, bounds=(count,), fill=fill)
+            )
+    return found
+
+
+def _segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+    """Token types; TAPAS has seven columns of them. Gemma 3 takes the argument and has none.
+
+    Left out, they are of the first type, as every model here assumes itself.
+    """
+    columns = getattr(config, "type_vocab_sizes", None)
+    if columns:
+        bounds = tuple(int(size) for size in columns)
+        axes = (*axes, str(len(bounds)))
+    else:
+        default = _COMPARED_TYPES.get(config.model_type, 0)
+        bounds = (getattr(config, "type_vocab_size", default) or 0,)
+    if min(bounds) < 2:
+        return []
+    return [Argument(name="token_type_ids", kind="segments", axes=axes, bounds=bounds, fill=0)]
+
+
+def _boxes(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+    """Places of tokens on a page: whole numbers in LayoutLM, parts of the page in BROS."""
+    count = getattr(config, "max_2d_position_embeddings", 0) or 0
+    axes = (*axes, "4")
+    if getattr(config, "bbox_scale", None):
+        return [Argument(name="bbox", kind="boxes", axes=axes, dtype="float32", bounds=(1,))]
+    return [Argument(name="bbox", kind="boxes", axes=axes, bounds=(count,))] if count > 1 else []

@@ -1,0 +1,66 @@
+"""What is known of a checkpoint before its weights are read: options and facts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tasks.model.arguments import Argument
+from tasks.model.quantise import INT8
+from tasks.model.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a checkpoint may be read.
+
+    Attributes:
+        task: Hugging Face task name.
+        dtype: of the weights in the artifact; ``int8``: of its linear layers' weights.
+        allow_pickle: whether pickled weights may be read (with ``weights_only=True``).
+        trust_remote_code: whether Python files of the checkpoint may run.
+    """
+
+    task: str
+    dtype: str = "float32"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def loaded_dtype(self) -> str:
+        """What the checkpoint is loaded in; ``tasks.model.quantise`` makes int8 of it."""
+        return "float32" if self.dtype == INT8 else self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the config says of a model, without its weights.
+
+    Attributes:
+        architecture: name of the class that the task needs.
+        model_type: the config's model type.
+        arguments: tensors of ``forward``, in the order of its signature.
+        max_length: most tokens the positions allow; None where positions are relative.
+        vocabulary: token ids for example inputs.
+    """
+
+    architecture: str
+    model_type: str
+    arguments: tuple[Argument, ...]
+    max_length: int | None
+    vocabulary: Vocabulary
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments."""
+        return tuple(one.name for one in self.arguments)
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether inputs may be filled up to a standard length."""
+        return all(one.pad is not None for one in self.arguments)
+
+    def exact(self) -> ModelFacts:
+        """Return the facts of a bundle that takes the standard lengths alone and pads nothing."""
+        arguments = tuple(dataclasses.replace(one, pad=None) for one in self.arguments)
+        return dataclasses.replace(self, arguments=arguments)

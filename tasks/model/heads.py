@@ -1,0 +1,192 @@
+"""Which class of transformers builds a checkpoint for a task, and which task it was made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import (
+    RequestError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+    first_line,
+)
+from tasks.model.facts import LoadOptions
+from tasks.model.pooling import pools_sentences
+
+#: Hugging Face task name -> the auto class that builds the model with the task's head.
+AUTO_CLASSES = {
+    "feature-extraction": "AutoModel",
+    "sentence-similarity": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+}
+#: Tasks whose models read an image or a sound instead of token ids.
+SAMPLE_TASKS = ("image-classification", "audio-classification")
+#: Rows of ids that belong to one question: SWAG's and RACE's four endings.
+CHOICES = 4
+
+#: Where an architecture is in the mappings of several tasks, the first of these: BART's
+#: conditional generation and XLM's language model are in that of masked language models as well.
+_TASK_ORDER = (
+    "text2text-generation",
+    "fill-mask",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "text-generation",
+    "image-classification",
+    "audio-classification",
+    "feature-extraction",
+)
+
+
+def choices_of(task: str) -> int | None:
+    """Return how many rows of ids make one row of the task's answer; None: one."""
+    return CHOICES if task == "multiple-choice" else None
+
+
+def default_task(folder: Path) -> str:
+    """Return the task that a checkpoint's own files name.
+
+    A pooling in ``modules.json`` (sentence-transformers) comes before ``architectures`` of
+    ``config.json``. Other lists of modules (a CrossEncoder's, SPLADE's) leave it to those.
+
+    Raises:
+        RequestError: they name no task, or none of ours.
+        UnsupportedCheckpointError: one of the files is missing or damaged.
+    """
+    if pools_sentences(folder):
+        return "sentence-similarity"
+    named = _architectures(folder)
+    for task in _TASK_ORDER:
+        if set(named) & _classes(task):
+            return task
+    raise RequestError(
+        f"task: expected one in the request, since config.json names {named or 'no architecture'}, "
+        f"which belongs to none of {', '.join(AUTO_CLASSES)}. Name the task."
+    )
+
+
+def _architectures(folder: Path) -> list[str]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedCheckpointError(
+            f"{path}: expected the checkpoint's config as JSON, got {error}. It is missing or "
+            "damaged, or a git-lfs pointer; fetch the checkpoint again."
+        ) from error
+    named = (config.get("architectures") or []) if isinstance(config, dict) else None
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UnsupportedCheckpointError(
+            f"{path}: expected an object with a list of names as architectures, got "
+            f"{named or config!r}. Correct the config, or name the task in the request."
+        )
+    return named
+
+
+def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the class that builds the model with the task's head.
+
+    Raises:
+        RequestError: there is no such task.
+        UnsupportedCheckpointError: the architecture has no head for it.
+    """
+    import transformers
+
+    if task not in AUTO_CLASSES:
+        raise RequestError(f"task: expected one of {', '.join(AUTO_CLASSES)}; got {task!r}.")
+    name = _auto_name(config, task)
+    remote = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and name in remote:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(remote[name], config._name_or_path)
+    try:
+        kind = getattr(transformers, name)._model_mapping[type(config)]
+    except KeyError:
+        raise UnsupportedCheckpointError(
+            f"model type {config.model_type!r}: expected an architecture with a head for "
+            f"{task}, got none in transformers ({name}). "
+            f"Ask for a task that it has; the checkpoint names {config.architectures}."
+        ) from None
+    return _one_of(kind, config)
+
+
+def _auto_name(config: Any, task: str) -> str:
+    """The encoder alone where a pair's checkpoint holds or needs no more (sentence-t5)."""
+    import transformers
+
+    encoders = transformers.AutoModelForTextEncoding._model_mapping
+    if AUTO_CLASSES[task] == "AutoModel" and type(config) in encoders:
+        alone = encoders[type(config)].__name__
+        pair = bool(getattr(config, "is_encoder_decoder", False))
+        if alone in (config.architectures or []) or (pair and task == "sentence-similarity"):
+            return "AutoModelForTextEncoding"
+    return AUTO_CLASSES[task]
+
+
+def _one_of(kind: Any, config: Any) -> Any:
+    """Some types map to several classes (Funnel's base and full model): the checkpoint's own."""
+    if not isinstance(kind, tuple):
+        return kind
+    named = [one for one in kind if one.__name__ in (config.architectures or [])]
+    return (named or kind)[0]
+
+
+def _classes(task: str) -> set[str]:
+    """Names of all classes that have a task's head; no model is imported for it."""
+    import transformers
+
+    autos = [AUTO_CLASSES[task]]
+    if task == "feature-extraction":
+        autos.append("AutoModelForTextEncoding")  # T5EncoderModel is no AutoModel
+    names: set[str] = set()
+    for auto in autos:
+        for value in getattr(transformers, auto)._model_mapping._model_mapping.values():
+            names.update(value if isinstance(value, tuple) else (value,))
+    return names
+
+
+def read_config(folder: Path, options: LoadOptions) -> Any:
+    """Return the checkpoint's config.
+
+    Raises:
+        UnsafeCheckpointError: the architecture is remote code that the request did not trust.
+        UnsupportedCheckpointError: no model type that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+    except Exception as error:  # configs are validated in many ways, each with its own error
+        if "trust_remote_code" in str(error):
+            raise _untrusted_code(folder) from error
+        raise UnsupportedCheckpointError(
+            f"{folder.name}: config.json expected to name a model type that transformers knows, "
+            f"got: {first_line(error)}. Check model_type, or convert with a newer transformers."
+        ) from error
+
+
+def _untrusted_code(folder: Path) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{folder.name}: the architecture is Python code inside the checkpoint, and the request "
+        "does not trust it. Read that code; then ask with trust_remote_code and the full commit."
+    )
+
+
+def head_class(config: Any, options: LoadOptions) -> Any:
+    """Return the class that builds the model with the head of the options' task."""
+    return model_class(config, options.task, trust_remote_code=options.trust_remote_code)

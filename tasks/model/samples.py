@@ -1,0 +1,195 @@
+"""Inputs of models that see or hear: the sizes that a checkpoint's own processor makes.
+
+``preprocessor_config.json`` says what the processor gives. An image has one size, so that the
+standard length is its height in pixels. Features of a sound (log-mel frames) have one size as
+well; raw samples have a length of their own, and are padded only where the model takes a mask.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import RequestError, UnsupportedCheckpointError
+from tasks.fetch.needed import PROCESSOR
+from tasks.model.arguments import Argument
+from tasks.model.vocabulary import read_json
+
+_SEPARATE, _COMBINED = PROCESSOR
+#: Where a combined processor keeps what makes pixels or samples.
+_PARTS = ("image_processor", "feature_extractor", "audio_processor")
+#: What a processor gives beside the pixels: without it the model would be another one.
+_UNBUILT = {
+    "input_ids": "token ids of a prompt (ShieldGemma 2)",
+    "spatial_shapes": "sizes of images in unequal patches (SigLIP 2)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """What a processor makes of one image or sound.
+
+    Attributes:
+        axes: sizes behind the batch; ``length`` for one that varies.
+        standard: the only length there is; None: any.
+        least: the smallest standard length.
+    """
+
+    axes: tuple[str, ...]
+    standard: int | None = None
+    least: int = 1
+
+
+def sample_arguments(
+    folder: Path, kind: Any, config: Any, dtype: str, lengths: tuple[int, ...]
+) -> tuple[Argument, ...]:
+    """Return the arguments of a model that reads an image or a sound.
+
+    Args:
+        folder: the checkpoint.
+        kind: the model's class.
+        config: its configuration.
+        dtype: of pixels and samples: the variant's.
+        lengths: standard lengths of the request.
+
+    Raises:
+        UnsupportedCheckpointError: it takes neither pixels nor samples, or its size is not known.
+        UnsafeCheckpointError: the processor's config is damaged.
+        RequestError: a length is not the processor's.
+    """
+    names = list(inspect.signature(kind.forward).parameters)
+    name = _main_input(kind, names)
+    processor = _processor(folder)
+    read = {
+        "pixel_values": _image,
+        "input_features": _features,
+        "input_values": _sound,
+    }[name]
+    sample = read(config, processor)
+    _check_lengths(kind, sample, lengths)
+    # Seamless's extractor (Wav2Vec2-BERT) gives a mask unless told otherwise; wav2vec2's does not.
+    given = processor.get("return_attention_mask", name == "input_features")
+    masked = sample.standard is None and "attention_mask" in names and given
+    values = Argument(
+        name=name,
+        kind="values",
+        axes=("batch", *sample.axes),
+        dtype=dtype,
+        pad=0 if masked else None,
+    )
+    mask = Argument(name="attention_mask", kind="mask", axes=("batch", "length"), fill=1)
+    return (values, mask) if masked else (values,)
+
+
+def _main_input(kind: Any, names: list[str]) -> str:
+    known = [n for n in ("pixel_values", "input_features", "input_values") if n in names]
+    if not known:
+        raise UnsupportedCheckpointError(
+            f"{kind.__name__}: expected forward() to take pixel_values, input_features or "
+            f"input_values, got {names}. Other inputs can't be made here."
+        )
+    for name, meaning in _UNBUILT.items():
+        if name in names:
+            raise UnsupportedCheckpointError(
+                f"{kind.__name__}: expected {known[0]} to be its whole input, got {name}: "
+                f"{meaning} as well. Traced without it, the model would be another one."
+            )
+    return known[0]
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Return what makes the pixels or samples, sought in transformers' own order; else nothing."""
+    combined = read_json(folder / _COMBINED)
+    for part in _PARTS:
+        if isinstance(nested := combined.get(part), dict):
+            return nested
+    return read_json(folder / _SEPARATE)
+
+
+def _image(config: Any, processor: dict[str, Any]) -> _Sample:
+    """Channels, height, width; without a processor's config they are the model's own."""
+    size = _image_size(processor)
+    height_width = _pair(size) or _pair(getattr(config, "image_size", None))
+    if height_width is None:
+        raise UnsupportedCheckpointError(
+            f"{_SEPARATE}: expected size or crop_size with height and width, got {size}; "
+            "config.json names no image_size either. Save the processor beside the checkpoint."
+        )
+    channels = getattr(config, "num_channels", 3)
+    return _Sample(axes=tuple(map(str, (channels, *height_width))), standard=height_width[0])
+
+
+def _image_size(processor: dict[str, Any]) -> Any:
+    """What the processor does last counts: the crop, if it crops."""
+    name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+    size, crop = processor.get("size"), processor.get("crop_size")
+    crops = processor.get("do_center_crop")
+    if crops is None:
+        crops = crop is not None
+    if crops and not name.startswith("Perceiver"):  # which crops first and resizes then
+        return crop
+    by_edge = isinstance(size, dict) and "shortest_edge" in size
+    if by_edge and not name.startswith("ConvNext"):  # which crops by itself
+        raise UnsupportedCheckpointError(
+            f"{_SEPARATE}: expected one size for every image, got {size} without a crop: each "
+            "keeps its own proportions. Set do_center_crop and crop_size, if the model was "
+            "trained so."
+        )
+    return size
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return pair if len(pair) == 2 and all(type(one) is int for one in pair) else None
+
+
+def _features(config: Any, processor: dict[str, Any]) -> _Sample:
+    """Frames of log-mel features: any number of them, or one chunk (Whisper)."""
+    width = getattr(config, "feature_projection_input_dim", None)
+    if width:  # Wav2Vec2-BERT: each frame holds the bins of two
+        return _Sample(axes=("length", str(width)))
+    bins = getattr(config, "num_mel_bins", None)
+    positions = getattr(config, "max_source_positions", None)
+    if bins and positions:
+        frames = 2 * positions  # one convolution of stride two before them
+        return _Sample(axes=(str(bins), str(frames)), standard=frames)
+    raise UnsupportedCheckpointError(
+        f"config.json: expected num_mel_bins and max_source_positions, got {bins} and "
+        f"{positions}; the processor names {sorted(processor)}. The size of its features is "
+        "not known."
+    )
+
+
+def _sound(config: Any, processor: dict[str, Any]) -> _Sample:
+    """Raw samples, or frames × mel bins (AST)."""
+    frames = getattr(config, "max_length", None) or processor.get("max_length")
+    bins = getattr(config, "num_mel_bins", None)
+    if bins and frames:
+        return _Sample(axes=(str(frames), str(bins)), standard=frames)
+    least = 1
+    kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        least = (least - 1) * stride + kernel
+    # Every length is tried with an input of three quarters of it, which must give a frame too.
+    return _Sample(axes=("length",), least=-(-4 * least // 3))
+
+
+def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None:
+    """The one standard length: an image's height, or the number of a sound's frames."""
+    if sample.standard is not None and lengths != (sample.standard,):
+        raise RequestError(
+            f"lengths: expected {sample.standard} alone, the size that the processor of "
+            f"{kind.__name__} makes ({' × '.join(sample.axes)}); got "
+            f"{', '.join(map(str, lengths))}. Ask for lengths [{sample.standard}]."
+        )
+    if min(lengths) < sample.least:
+        raise RequestError(
+            f"lengths: expected at least {sample.least} samples, so that an input a quarter "
+            f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. A second has as "
+            "many samples as the processor's sampling_rate says."
+        )

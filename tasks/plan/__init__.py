@@ -1,0 +1,1 @@
+"""What of a fleet is fresh, stale, missing or invalid; its front door is ``fleet.plan``."""

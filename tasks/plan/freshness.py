@@ -1,0 +1,207 @@
+"""Is what a channel points to still what is wanted? Used by ``tasks.plan.fleet``.
+
+Equal keys settle it with one small read. Otherwise the current conversion's manifest says which
+part of the key differs: commit, toolchain, lengths, recipe or options; there is no other part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.plan.concurrently import each
+from tasks.publish.conversion import rolled_back_from
+from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published, key_of
+from tasks.publish.identity import RECIPE, conversion_key
+from tracefleet.channel import (
+    Published,
+    channel_folder,
+    current,
+    find_variants,
+    read_entry,
+    source_slug,
+)
+from tracefleet.errors import ManifestError
+from tracefleet.manifest import JIT, Manifest, Toolchain, Variant
+from tracefleet.published import Selection, load_manifest
+from tracefleet.store import Store
+
+State = Literal["fresh", "stale", "missing", "invalid"]
+
+#: From so many sources on, a listing of the whole store is tried before one of each source.
+_MANY = 20
+#: It is given up after so many channels for each of them: then the store is mostly others'.
+_CHANNELS_A_SOURCE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a conversion is wanted of and how: all that its key is made of, and its channel.
+
+    Attributes:
+        source: as resolved.
+        commit: what the revision resolved to.
+        variant: task, backend, dtype, batch.
+        lengths: standard lengths, ascending.
+        options: what else is part of the key.
+        toolchain: of this machine; None: only the backend's workers know it.
+        channel: that shall point to the conversion.
+    """
+
+    source: str
+    commit: str
+    variant: Variant
+    lengths: tuple[int, ...]
+    options: dict[str, str]
+    toolchain: Toolchain | None
+    channel: str
+
+    @property
+    def log(self) -> str:
+        """The channel's folder in the store."""
+        return channel_folder(self.source, self.variant, self.channel)
+
+    def key(self, toolchain: Toolchain) -> str:
+        """Return the conversion key with a toolchain."""
+        return conversion_key(
+            commit=self.commit,
+            variant=self.variant,
+            lengths=self.lengths,
+            options=self.options,
+            toolchain=toolchain,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the channel says; the attributes are those of ``tasks.plan.fleet.PlanRow``."""
+
+    state: State
+    why: tuple[str, ...] = ()
+    key: str | None
+    number: int | None = None
+
+
+def newest_numbers(store: Store, sources: Iterable[str]) -> dict[str, int]:
+    """Return the newest number of every channel of these sources, by the channel's folder.
+
+    Raises:
+        StoreError: the store can't be listed.
+    """
+    slugs = sorted({source_slug(source) for source in sources})
+    found, left = _list_whole(store, slugs) if len(slugs) >= _MANY else ({}, slugs)
+    listings = each(
+        left,
+        lambda slug: _numbers(find_variants(store, slug)),
+        url=lambda _: store.url,
+        what="sources listed",
+    )
+    for _, numbers in listings:
+        found |= numbers
+    return found
+
+
+def _list_whole(store: Store, slugs: list[str]) -> tuple[dict[str, int], list[str]]:
+    """Return what a bounded listing of all sources holds, and the slugs that it did not reach."""
+    limit = _CHANNELS_A_SOURCE * len(slugs)
+    channels = list(itertools.islice(find_variants(store), limit))
+    if len(channels) < limit:
+        return _numbers(channels), []
+    # In the order of paths a slug ends with a slash; the last one may have more channels.
+    last = f"{channels[-1].slug}/"
+    return _numbers(channels), [slug for slug in slugs if f"{slug}/" >= last]
+
+
+def _numbers(channels: Iterable[Published]) -> dict[str, int]:
+    return {one.folder: one.number for one in channels}
+
+
+def judge(store: Store, wanted: Identity, number: int | None) -> Judgement:
+    """Return whether a channel points to what is wanted, and if not why not.
+
+    Args:
+        store: where the channel is.
+        wanted: what it should point to.
+        number: the channel's newest; None: nothing is published in it.
+
+    Raises:
+        ArtifactError: the channel's entry or a manifest is damaged, or the store does not answer.
+        NumericsMismatchError: a conversion is published that was not validated.
+    """
+    key = wanted.key(wanted.toolchain) if wanted.toolchain else None
+    if number is None:
+        return Judgement(state="missing", why=("never published", *_waits(store, wanted)), key=key)
+    entry = read_entry(store, wanted.log, number)
+    if entry.key == key:
+        return Judgement(state="fresh", key=key, number=number)
+    _, slug, label, channel = wanted.log.split("/")
+    published = Published(slug, label, channel, number)
+    return _compare(store, wanted, Selection(published=published, entry=entry))
+
+
+def _waits(store: Store, wanted: Identity) -> tuple[str, ...]:
+    """Say if a candidate of the same commit and lengths waits for a device to validate it."""
+    if wanted.variant.backend == JIT:
+        return ()
+    newest = current(store, channel_folder(wanted.source, wanted.variant, CANDIDATE_CHANNEL))
+    found = find_candidate(store, wanted.source, newest[1].key) if newest else None
+    if found is None or (found.commit, found.lengths) != (wanted.commit, wanted.lengths):
+        return ()
+    return ("compiled into channel candidate, waits for a device",)
+
+
+def _compare(store: Store, wanted: Identity, published: Selection) -> Judgement:
+    """Ask the current conversion's manifest what differs."""
+    manifest = _checked_manifest(store, published)
+    toolchain = wanted.toolchain or manifest.toolchain
+    key, number, log = wanted.key(toolchain), published.number, published.published.folder
+    # Workers of the backend know their own toolchain: here that of their last work has to do.
+    blind = f"toolchain not checked: no {wanted.variant.backend} here"
+    notes = () if wanted.toolchain else (blind,)
+    if key == manifest.key:
+        return Judgement(state="fresh", why=notes, key=key, number=number)
+    if withdrawn := rolled_back_from(store, log, number, published.entry, key):
+        why = (f"rolled back from number {withdrawn}", *notes)
+        return Judgement(state="fresh", why=why, key=key, number=number)
+    why = (*_differences(manifest, wanted, toolchain), *notes)
+    if find_published(store, wanted.source, key) is not None:
+        why = ("published, but the channel points to another conversion", *why)
+    # A worker with another toolchain will publish under another key.
+    known = key if wanted.toolchain else None
+    return Judgement(state="stale", why=why, key=known, number=number)
+
+
+def _checked_manifest(store: Store, published: Selection) -> Manifest:
+    manifest = load_manifest(store, published)
+    if (identity := key_of(manifest)) != manifest.key:
+        raise ManifestError(
+            f"{store.url}/{published.manifest_path}: key expected {manifest.key}, but its contents "
+            f"give {identity}. It was not written by tracefleet; convert the checkpoint again."
+        )
+    return manifest
+
+
+def _differences(manifest: Manifest, wanted: Identity, toolchain: Toolchain) -> Iterator[str]:
+    """Yield what a key is made of and differs; equal keys have none, others at least one."""
+    if manifest.commit != wanted.commit:
+        yield "new commit"
+    if changes := _changes(dataclasses.asdict(manifest.toolchain), dataclasses.asdict(toolchain)):
+        yield f"new toolchain: {changes}"
+    if manifest.lengths != wanted.lengths:
+        yield f"new lengths: {_listed(manifest.lengths)} -> {_listed(wanted.lengths)}"
+    if manifest.recipe != RECIPE:
+        yield f"new recipe: {manifest.recipe} -> {RECIPE}"
+    if changes := _changes(manifest.options, wanted.options):
+        yield f"new options: {changes}"
+
+
+def _changes(old: Mapping[str, str | None], new: Mapping[str, str | None]) -> str:
+    names = sorted({name for name in (*old, *new) if old.get(name) != new.get(name)})
+    return ", ".join(f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in names)
+
+
+def _listed(lengths: tuple[int, ...]) -> str:
+    return ",".join(str(length) for length in lengths)

@@ -1,0 +1,1 @@
+"""Files, manifest, channel; its front door is ``publish`` in ``conversion``."""

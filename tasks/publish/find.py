@@ -1,0 +1,104 @@
+"""Find what is published under a conversion key, and refuse what did not pass the gate."""
+
+from __future__ import annotations
+
+from tasks.errors import NumericsMismatchError
+from tasks.model.quantise import check_accuracy
+from tasks.publish.identity import conversion_key
+from tracefleet.channel import (
+    conversion_folder,
+)
+from tracefleet.errors import ManifestError
+from tracefleet.manifest import (
+    CANDIDATE,
+    MANIFEST,
+    UNVALIDATED_ON_DEVICE,
+    VALIDATED,
+    Manifest,
+    Validation,
+    parse,
+)
+from tracefleet.store import Store
+
+#: The one channel that what no device has run yet may be in.
+CANDIDATE_CHANNEL = "candidate"
+
+
+def find_published(store: Store, source: str, key: str) -> Manifest | None:
+    """Return the manifest that is published under a key, or None.
+
+    Raises:
+        ManifestError: a manifest is there and can't be trusted.
+    """
+    manifest = _find(store, source, key, MANIFEST)
+    if manifest is not None:
+        check_publishable(manifest.validation)
+    return manifest
+
+
+def find_candidate(store: Store, source: str, key: str) -> Manifest | None:
+    """Return the manifest of what was compiled under a key and never run, or None.
+
+    Raises:
+        ManifestError: a manifest is there and can't be trusted.
+    """
+    return _find(store, source, key, CANDIDATE)
+
+
+def _find(store: Store, source: str, key: str, name: str) -> Manifest | None:
+    path = f"{conversion_folder(source, key)}/{name}"
+    try:
+        manifest = parse(store.read(path))
+    except FileNotFoundError:
+        return None
+    identity = key_of(manifest)
+    if not key == manifest.key == identity:
+        raise ManifestError(
+            f"{path}: key expected {key}, got {manifest.key}, and its contents give {identity}. "
+            "The file was moved or edited; restore it, or remove the folder and convert again."
+        )
+    if manifest.file_name != name:
+        raise ManifestError(
+            f"{path}: verdict expected another one in a file of that name, got "
+            f"{manifest.validation.verdict!r}. It was not written by tracefleet; remove the folder "
+            "and convert again."
+        )
+    return manifest
+
+
+def key_of(manifest: Manifest) -> str:
+    """Return the key that a manifest's own contents give."""
+    return conversion_key(
+        commit=manifest.commit,
+        variant=manifest.variant,
+        lengths=manifest.lengths,
+        options=manifest.options,
+        toolchain=manifest.toolchain,
+        recipe=manifest.recipe,
+    )
+
+
+def check_publishable(validation: Validation) -> None:
+    """The last door: nothing without a passed gate gets through, whoever calls.
+
+    Raises:
+        NumericsMismatchError: the verdict, a length, the negative control or the accuracy says
+            otherwise.
+    """
+    if validation.verdict == UNVALIDATED_ON_DEVICE:
+        raise NumericsMismatchError(
+            f"publish: expected verdict {VALIDATED!r}, got {UNVALIDATED_ON_DEVICE!r}: no device "
+            f"has run it yet, and only the channel {CANDIDATE_CHANNEL!r} may have it. Run "
+            "`python -m flows validate` on a host with the device. Nothing was published."
+        )
+    if validation.accuracy is not None:
+        check_accuracy(validation.accuracy)
+    passed = validation.lengths and all(v.passed and v.probes > 0 for v in validation.lengths)
+    if validation.verdict == VALIDATED and passed and validation.negative_controls:
+        return
+    raise NumericsMismatchError(
+        f"publish: expected verdict 'validated' with every length passed and a caught negative "
+        f"control, got {validation.verdict!r}, lengths "
+        f"{[(v.length, v.passed) for v in validation.lengths]}, controls "
+        f"{validation.negative_controls}. Nothing was published."
+    )

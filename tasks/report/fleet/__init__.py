@@ -1,0 +1,1 @@
+"""The report of a fleet; its front door is ``fleet_report`` in ``page``."""

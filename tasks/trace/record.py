@@ -1,0 +1,261 @@
+"""Record a checkpoint's graphs for its standard lengths, in one process, over one set of weights.
+
+Most architectures give the same program at every length: then one graph serves all of them, and
+only the shortest and the longest length are traced to see it. Others (Longformer, LED, models that
+bake a length in) get a graph for each. Either way the gate proves every length it serves.
+
+The recorded module has a method ``_traced_<length>`` for each graph; ``tasks.trace.bundle`` gives
+it the guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
+megabytes, and only a fresh process makes the same bytes twice (class names count up).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.child import say
+from tasks.errors import TraceError
+from tasks.model.facts import LoadOptions, ModelFacts
+from tasks.model.feeds import example_feed, input_specs
+from tasks.model.load import load_eager
+from tasks.model.outputs import as_loaded, call_tuple, describe_outputs
+from tasks.model.quantise import INT8, quantise
+from tasks.trace.bundle import TracedFile, write_bundle
+from tasks.trace.patches import recordable
+from tasks.trace.untie import untie_proved
+from tracefleet.manifest import OutputSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_SELECTING = ("aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue")
+_INTEGER = re.compile(r"-?\d+")
+#: Source positions, and the counters that keep class names apart within one process.
+_NOISE = re.compile(r"#.*|___torch_mangle_\d+\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceResult:
+    """What tracing made.
+
+    Attributes:
+        files: the bundle on disk, or the program of each length.
+        outputs: elements of the returned tuple.
+        tied_groups: names that shared storage before untying.
+        same_program: the graphs of all lengths are one program but for literal lengths, so that
+            what the whole probe set proves at one length holds for the others.
+        shared: one and the same graph serves every length.
+        selects: it takes the largest of several values: which one may hang on padding.
+    """
+
+    files: tuple[TracedFile, ...]
+    outputs: tuple[OutputSpec, ...]
+    tied_groups: tuple[tuple[str, ...], ...]
+    same_program: bool
+    shared: bool
+    selects: bool
+
+    @property
+    def file(self) -> TracedFile:
+        """The bundle."""
+        (bundle,) = self.files
+        return bundle
+
+
+def trace_checkpoint(
+    folder: Path,
+    options: LoadOptions,
+    facts: ModelFacts,
+    lengths: tuple[int, ...],
+    batch: int,
+    target: Path,
+    share: bool = True,
+) -> TraceResult:
+    """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
+
+    Args:
+        folder: the checkpoint.
+        options: task, dtype and what is trusted.
+        facts: from ``tasks.model.preflight.inspect``.
+        lengths: standard lengths, ascending.
+        batch: rows in one traced call.
+        target: where the bundle is written; its name should be ``model.pt``.
+        share: whether one graph may serve all lengths where it looks as if it could.
+
+    Raises:
+        UnsupportedCheckpointError: eager can't run it from ids, or int8 has nothing to quantise.
+        BackendUnavailableError: dtype int8, and no engine for it here.
+        TiedWeightsError: untying changed an output bit.
+        TraceError: torch.jit can't record or save it.
+    """
+    say("loading the checkpoint")
+    model = load_eager(folder, options)
+    outputs = describe_outputs(model, facts)
+    groups = untie_proved(model, facts, outputs, lengths[0], batch)
+    if options.dtype == INT8:
+        say("quantising its linear layers")
+        quantise(model)
+    record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
+    traced = record(lengths[:1])
+    several = len(lengths) > 1
+    shared = share and several and same_graph(traced, lengths[0], record(lengths[-1:]), lengths[-1])
+    if several and not shared:
+        traced = record(lengths)
+    same = shared or same_program(traced, lengths)
+    say(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
+    graphs = {length: f"_traced_{lengths[0] if shared else length}" for length in lengths}
+    selecting = selects(traced, lengths[0])
+    file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
+    return TraceResult(
+        files=(file,),
+        outputs=outputs,
+        tied_groups=groups,
+        same_program=same,
+        shared=shared,
+        selects=selecting,
+    )
+
+
+def trace_lengths(
+    model: nn.Module,
+    facts: ModelFacts,
+    outputs: tuple[OutputSpec, ...],
+    lengths: tuple[int, ...],
+    batch: int,
+) -> torch.jit.ScriptModule:
+    """Trace an untied model in eval mode; see ``trace_checkpoint`` for the arguments.
+
+    Raises:
+        TraceError: the model can't be recorded; the message names the length.
+    """
+    import torch
+
+    reached: list[int] = []
+    recorder = _recorder(model, facts, outputs, lengths, reached)
+    examples = {
+        f"_traced_{length}": tuple(example_feed(facts, batch=batch, length=length).values())
+        for length in lengths
+    }
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), recordable(model):
+            # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
+            # decides on numbers instead.
+            warnings.simplefilter("ignore")
+            traced: torch.jit.ScriptModule = torch.jit.trace_module(
+                recorder, examples, check_trace=False
+            )
+            return traced
+    except Exception as error:
+        raise TraceError(
+            f"{facts.architecture} at length {reached[-1] if reached else lengths[0]}: expected "
+            f"torch.jit.trace to record it, got {type(error).__name__}: {error}. "
+            "This architecture can't be a TorchScript artifact with these versions."
+        ) from error
+
+
+def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
+    """Tell whether two traced modules hold the very same program, baked tensors included."""
+    return _equal(_program(one, first), _program(two, second), lambda a, b: a == b)
+
+
+def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
+    """Tell whether a module's graphs differ in nothing but integers that are their own lengths."""
+    first, reference = lengths[0], _program(traced, lengths[0])
+    return all(
+        _equal(
+            reference,
+            _program(traced, length),
+            functools.partial(_same_but_length, first=first, second=length),
+        )
+        for length in lengths[1:]
+    )
+
+
+def selects(traced: Any, length: int) -> bool:
+    """Tell whether a length's program sorts values or takes the largest of them."""
+    graph = getattr(traced, f"_traced_{length}").inlined_graph
+    return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
+
+
+def _recorder(
+    model: nn.Module,
+    facts: ModelFacts,
+    outputs: tuple[OutputSpec, ...],
+    lengths: tuple[int, ...],
+    reached: list[int],
+) -> nn.Module:
+    """Wrap a model for recording: positional tensors in, a flat tuple out, one method a length."""
+    from torch import nn
+
+    class Traced(nn.Module):
+        # The name stands in every archive: no move of this file may change the bytes.
+        __module__ = "tasks.trace"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+    def method(length: int) -> Callable[..., Any]:
+        def record(self: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            reached.append(length)
+            say(f"tracing length {length}")
+            feed = dict(zip(facts.inputs, tensors, strict=True))
+            with as_loaded(self.model):
+                return call_tuple(self.model, feed, outputs)
+
+        return record
+
+    for length in lengths:
+        setattr(Traced, f"_traced_{length}", method(length))
+    return Traced().eval()
+
+
+def _program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
+    """Return a length's inlined graph as lines, and the tensors baked into it."""
+    import torch
+
+    graph = getattr(traced, f"_traced_{length}").inlined_graph.copy()
+    torch._C._jit_pass_erase_shape_information(graph)
+    torch._C._jit_pass_canonicalize(graph)
+    lines = _NOISE.sub("", str(graph)).splitlines()
+    return lines, list(_baked_tensors(graph))
+
+
+def _baked_tensors(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        is_constant = node.kind() == "prim::Constant" and node.hasAttribute("value")
+        if is_constant and node.kindOf("value") == "t":
+            yield node.t("value")
+        for inner in node.blocks():
+            yield from _baked_tensors(inner)
+
+
+def _equal(
+    one: tuple[list[str], list[Any]],
+    two: tuple[list[str], list[Any]],
+    equal_lines: Callable[[str, str], bool],
+) -> bool:
+    import torch
+
+    (lines, tensors), (other_lines, other_tensors) = one, two
+    if len(lines) != len(other_lines) or len(tensors) != len(other_tensors):
+        return False
+    return all(map(torch.equal, tensors, other_tensors)) and all(
+        map(equal_lines, lines, other_lines)
+    )
+
+
+def _same_but_length(one: str, two: str, first: int, second: int) -> bool:
+    if one == two:
+        return True
+    if _INTEGER.sub("#", one) != _INTEGER.sub("#", two):
+        return False
+    pairs = zip(_INTEGER.findall(one), _INTEGER.findall(two), strict=True)
+    return all(a == b or (a, b) == (str(first), str(second)) for a, b in pairs)

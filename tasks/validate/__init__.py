@@ -1,0 +1,1 @@
+"""Does an archive compute what eager computes? Its front door is ``gate``."""

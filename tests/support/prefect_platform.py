@@ -1,0 +1,188 @@
+"""A real Prefect server with real workers, each a process group of its own on loopback.
+
+The server keeps what it knows when it is restarted: in PostgreSQL where the machine has it, else
+in SQLite. Workers run what ``infra/prefect.yaml`` deploys, as on a real host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.support.s3_servers import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+_BIN = Path(sys.executable).parent
+_START_SECONDS = 180.0
+
+
+class Platform:
+    """A Prefect server, its workers, and the command line that talks to it."""
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.env = {
+            **os.environ,
+            "PATH": f"{_BIN}:{os.environ['PATH']}",
+            "PREFECT_API_URL": self.url,
+            "PREFECT_HOME": str(folder / "home"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "TRACEFLEET_CACHE": str(folder / "cache"),
+            "TMPDIR": str(folder / "tmp"),
+            "COLUMNS": "200",
+        }
+        if database is not None:
+            self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+        (folder / "tmp").mkdir()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self.jit: subprocess.Popen[bytes] | None = None
+
+    def start_server(self) -> None:
+        """Start the server, for the first time or again, and wait until it answers."""
+        command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        self._server = self._start("server", command)
+        self.wait(self._answers, _START_SECONDS)
+
+    def stop_server(self) -> None:
+        """Stop the server as an operator does."""
+        assert self._server is not None
+        self._server.terminate()
+        self._server.wait(30)
+
+    def start_worker(self, pool: str, *, limit: int = 2, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker of a pool, on a host of its own so to speak, whose variables are given."""
+        name = f"{pool}-{len(self._workers)}"
+        arguments = ("--pool", pool, "--type", "process", "--limit", str(limit), "--name", name)
+        worker = self._start(name, ("prefect", "worker", "start", *arguments), env)
+        self._workers.append(worker)
+        return worker
+
+    def lose(self, worker: subprocess.Popen[bytes]) -> None:
+        """Lose the host of a worker: everything on it is gone at once."""
+        family = [psutil.Process(worker.pid)]
+        family += family[0].children(recursive=True)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        worker.wait()
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        for process in (*self._workers, self._server):
+            if process is not None and process.poll() is None:
+                self.lose(process)
+
+    def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run a command of the environment to its end."""
+        return subprocess.run(
+            [str(_BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command beside the test; it is killed if the test leaves it behind."""
+        process = subprocess.Popen(
+            [str(_BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return what the API answers, to a GET or with a body to a POST."""
+        method = "GET" if body is None else "POST"
+        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def conversions(self, store: str) -> list[dict[str, Any]]:
+        """Return every run of convert-checkpoint into a store, oldest first."""
+        wanted = {"flows": {"name": {"any_": ["convert-checkpoint"]}}, "sort": "START_TIME_ASC"}
+        found: list[dict[str, Any]] = []
+        while page := self.ask("flow_runs/filter", {**wanted, "offset": len(found)}):
+            found += page
+        return [run for run in found if run["parameters"]["request"]["store"] == store]
+
+    def wait(self, until: Callable[[], Any], seconds: float = 120) -> Any:
+        """Return the first true answer, or fail."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if answer := until():
+                return answer
+            time.sleep(0.2)
+        logs = "\n".join(self._tail(path) for path in sorted(self.folder.glob("*.log")))
+        raise AssertionError(f"not within {seconds} s: {until}\n{logs}")
+
+    def forget(self) -> None:
+        """Remove what runs that were killed left in the temporary folder."""
+        for left in (self.folder / "tmp").glob("tracefleet-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def traces(self) -> bool:
+        """Whether a child is tracing at this moment: it has a log and the next step has none."""
+        begun = (self.folder / "tmp").glob("tracefleet-*/trace.log")
+        return any(not log.with_name("reference.log").exists() for log in begun)
+
+    def process_of(self, run: str) -> psutil.Process:
+        """Return the process of a flow run, which its worker started."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
+                    return process
+        raise AssertionError(f"no process runs {run}")
+
+    def _start(
+        self, name: str, command: tuple[str, ...], env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(_BIN / command[0]), *command[1:]],
+                cwd=self.folder,
+                env={**self.env, **(env or {})},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # A shell's background job has SIGINT ignored, and a worker forwards SIGTERM as it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+
+    def _answers(self) -> bool:
+        assert self._server is not None
+        assert self._server.poll() is None, self._tail(self.folder / "server.log")
+        try:
+            return bool(self.ask("health"))
+        except httpx.HTTPError:
+            return False
+
+    @staticmethod
+    def _tail(path: Path) -> str:
+        return f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-15:])

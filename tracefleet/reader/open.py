@@ -1,0 +1,211 @@
+"""Open a published conversion by name: the consumer's front door.
+
+``open`` goes channel -> manifest -> files, checks each by sha256, and only then lets torch see a
+byte. ``load_manifest`` stops before the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracefleet import published
+from tracefleet.errors import ArtifactError, ManifestError
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, JIT, VALIDATED, Manifest
+from tracefleet.published import Selection, as_store, open_verified, select
+from tracefleet.reader import neuron
+from tracefleet.reader.model import Model
+from tracefleet.reader.programs import compose
+from tracefleet.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+#: Run int8 bundles; torch has them on x86 CPUs, where one of them is what it begins with.
+_ENGINES = ("fbgemm", "x86")
+
+
+def open(  # noqa: A001 - read as tracefleet.open
+    store: str | Path | Store,
+    source: str,
+    *,
+    task: str | None = None,
+    backend: str = "jit",
+    dtype: str | None = None,
+    batch: int | None = None,
+    channel: str = "latest",
+    allow_unvalidated: bool = False,
+    neuron_cores: tuple[int, int] | None = None,
+) -> Model:
+    """Open the current conversion of a source.
+
+    Args:
+        store: its URL or path, or an opened store.
+        source: the source exactly as it was converted (``hf://org/name``), or its slug.
+        task: such as ``feature-extraction``; needed if several tasks are published.
+        backend: ``jit``; ``neuronx`` on an Inf2 or Trn host, ``neuron`` on an Inf1 host.
+        dtype: such as ``float32``; needed if several are published.
+        batch: rows in one traced call; needed if several are published.
+        channel: whose newest number to open.
+        allow_unvalidated: open also what no device has validated yet.
+        neuron_cores: the first NeuronCore and how many, for the programs of all lengths; None: the
+            runtime's choice, each program on the next core in turn.
+
+    Returns:
+        A callable model; see `Model`.
+
+    Raises:
+        NoSuchVariantError: none or several conversions fit.
+        DigestMismatchError: a byte was changed since publishing; nothing was loaded.
+        ManifestError: the manifest is malformed, or the conversion is not validated.
+        BackendUnavailableError: this host lacks Neuron's package, a version of it or the device.
+        StoreError: the store or a file can't be read.
+    """
+    opened = as_store(store)
+    selection = select(
+        opened,
+        source,
+        task=task,
+        backend=backend,
+        dtype=dtype,
+        batch=batch,
+        channel=channel,
+    )
+    return open_selected(
+        opened, selection, allow_unvalidated=allow_unvalidated, neuron_cores=neuron_cores
+    )
+
+
+def open_selected(
+    store: Store,
+    selection: Selection,
+    *,
+    allow_unvalidated: bool = False,
+    neuron_cores: tuple[int, int] | None = None,
+) -> Model:
+    """Open a conversion that `select` has chosen; arguments and errors are those of `open`."""
+    manifest = published.load_manifest(store, selection)
+    _check_usable(manifest, f"{selection.folder}/{manifest.file_name}", allow_unvalidated)
+    for file in manifest.files:
+        if file.media_type != BUNDLE_MEDIA_TYPE:
+            with open_verified(store, selection, file):
+                pass
+    if manifest.variant.backend == JIT:
+        model = _open_bundle(store, selection, manifest)
+    else:
+        model = _open_programs(store, selection, manifest, neuron_cores)
+    published.remember(store, selection, manifest)
+    return model
+
+
+def _open_bundle(store: Store, selection: Selection, manifest: Manifest) -> Model:
+    path = selection.path_of(manifest.bundle)
+    with _engine_of(manifest, path), open_verified(store, selection, manifest.bundle) as handle:
+        return Model(manifest, _load(handle, path))
+
+
+def _open_programs(
+    store: Store, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
+) -> Model:
+    """Load the program of each length, once every byte of all of them was checked."""
+    backend = manifest.variant.backend
+    neuron.check_host(backend, manifest.toolchain, neuron.target_of(manifest))
+    with ExitStack() as stack:
+        handles = {
+            length: stack.enter_context(open_verified(store, selection, file))
+            for length, file in manifest.programs.items()
+        }
+        programs = {
+            length: neuron.load(backend, _name_of(handle), cores=cores)
+            for length, handle in handles.items()
+        }
+    module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
+    return Model(manifest, module, programs)
+
+
+def load_manifest(
+    store: str | Path | Store,
+    source: str,
+    *,
+    task: str | None = None,
+    backend: str | None = None,
+    dtype: str | None = None,
+    batch: int | None = None,
+    channel: str = "latest",
+) -> Manifest:
+    """Return the checked manifest of the current conversion of a source, without its files.
+
+    The arguments and errors are those of `open`; ``backend`` None takes any.
+    """
+    opened = as_store(store)
+    selection = select(
+        opened,
+        source,
+        task=task,
+        backend=backend,
+        dtype=dtype,
+        batch=batch,
+        channel=channel,
+    )
+    return published.load_manifest(opened, selection)
+
+
+def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> None:
+    verdict = manifest.validation.verdict
+    if verdict != VALIDATED and not allow_unvalidated:
+        raise ManifestError(
+            f"{path}: verdict expected {VALIDATED!r}, got {verdict!r}. Validate it on a device, or "
+            "pass allow_unvalidated=True to try it at your own risk."
+        )
+
+
+@contextmanager
+def _engine_of(manifest: Manifest, path: str) -> Iterator[None]:
+    """Have torch pack int8 weights, while they are loaded, for the engine that runs them."""
+    if manifest.variant.dtype != "int8":
+        yield
+        return
+    import torch
+
+    quantized = torch.backends.quantized
+    if _ENGINES[0] not in quantized.supported_engines:
+        raise ArtifactError(
+            f"{path}: dtype int8 expected torch's quantised engine {_ENGINES[0]}, got "
+            f"{quantized.supported_engines}. Open it on an x86 CPU, or convert to float32."
+        )
+    before = quantized.engine
+    if before not in _ENGINES:
+        quantized.engine = _ENGINES[0]
+    try:
+        yield
+    finally:
+        if before not in _ENGINES:
+            quantized.engine = before
+
+
+def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
+    """Load the archive through the very handle whose bytes were checked.
+
+    A path of its own could name another file by now. Handing torch the file object would read the
+    archive into memory beside its tensors (356 MiB peak against 92 for a 92 MB archive), so torch
+    gets the handle's own name.
+    """
+    import torch
+
+    try:
+        module: torch.jit.ScriptModule = torch.jit.load(_name_of(handle), map_location="cpu")
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path}: torch {torch.__version__} can't load it: {str(error).splitlines()[0]}. Its "
+            "bytes are as published; check the torch version in the manifest's toolchain."
+        ) from error
+    return module
+
+
+def _name_of(handle: BufferedReader) -> str | BufferedReader:
+    """Return what ``torch.jit.load`` reads a handle by: its own name, where the system has one."""
+    through = Path(f"/dev/fd/{handle.fileno()}")
+    return str(through) if through.exists() else handle

@@ -1,0 +1,66 @@
+"""Programs of one length each as one module with a bundle's methods.
+
+A Neuron program takes exactly the shapes that it was compiled for. The same dispatcher that a jit
+bundle is saved with goes around them here, so that both route, pad, slice and refuse alike. Used by
+the reader, and by the gate, which so judges what consumers call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.reader.dispatcher import dispatcher_source
+
+if TYPE_CHECKING:
+    import torch
+
+
+def compose(
+    programs: Mapping[int, torch.jit.ScriptModule],
+    inputs: tuple[InputSpec, ...],
+    outputs: tuple[OutputSpec, ...],
+    batch: int,
+) -> torch.jit.ScriptModule:
+    """Return a module with ``forward`` and ``forward_<length>`` over loaded programs.
+
+    Args:
+        programs: standard length, ascending -> the module that was compiled for it.
+        inputs: arguments of every program, in order.
+        outputs: elements of the tuple that each returns.
+        batch: rows in one call of a program.
+    """
+    import torch
+
+    class Programs(torch.nn.Module):
+        """A class of its own for each call: TorchScript would add the methods to a shared type."""
+
+    holder = Programs()
+    for length, program in programs.items():
+        holder.add_module(f"length_{length}", program)
+    module: torch.jit.ScriptModule = torch.jit.script(holder.eval())
+    for length, program in programs.items():
+        module.define(_call_source(length, program, inputs, outputs))
+    graphs = {length: f"_traced_{length}" for length in programs}
+    for source in dispatcher_source(inputs, outputs, graphs, batch):
+        module.define(source)
+    return module
+
+
+def _call_source(
+    length: int,
+    program: torch.jit.ScriptModule,
+    inputs: tuple[InputSpec, ...],
+    outputs: tuple[OutputSpec, ...],
+) -> str:
+    """Spell the method that calls one program; a lone tensor becomes a tuple of one."""
+    arguments = ", ".join(f"{spec.name}: Tensor" for spec in inputs)
+    names = ", ".join(spec.name for spec in inputs)
+    returned = ", ".join("Tensor" for _ in outputs)
+    (result,) = program._c._get_method("forward").schema.returns
+    call = f"self.length_{length}({names})"
+    return (
+        f"def _traced_{length}(self, {arguments}) -> Tuple[{returned}]:\n"
+        f"    return {f'({call},)' if str(result.type) == 'Tensor' else call}\n"
+    )

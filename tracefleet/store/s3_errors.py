@@ -1,0 +1,241 @@
+"""What S3 refuses, in words that help: bucket, key, verb, what was got and what to do next.
+
+Called around every request of ``tracefleet.store.s3``. Error codes are those of the S3 API
+reference, "Error responses". What may pass by itself (the client library's own retries are used
+up by then) becomes `StoreUnavailableError`, which Prefect retries; the rest becomes `StoreError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tracefleet.errors import (
+    ArtifactError,
+    DigestMismatchError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+_NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
+#: A conditional write that lost: the key is there (412), or another write was under way (409).
+LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+_NEXT = {
+    "NoSuchBucket": "Create the bucket, or check its name, AWS_ENDPOINT_URL and "
+    "AWS_DEFAULT_REGION.",
+    "AccessDenied": "Allow s3:{action} on it to these credentials (infra/bucket.yaml has the "
+    "policies), or use others (AWS_PROFILE).",
+    "ExpiredToken": "The credentials have expired: renew them (aws sso login, or a new session "
+    "token) and run again.",
+    "SignatureDoesNotMatch": "The server does not know these credentials: check "
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE.",
+    "RequestTimeTooSkewed": "This machine's clock and the server's differ by more than 15 "
+    "minutes: set the clock.",
+    "PermanentRedirect": "The bucket is in another region: set AWS_DEFAULT_REGION to it.",
+    "NotImplemented": "This server can't do that; use one that has the whole S3 API.",
+    "400": "S3 gives no reason here; most often the credentials have expired: renew them.",
+    "EntityTooLarge": "The server takes no object of this size.",
+}
+_SAME = {
+    "403": "AccessDenied",
+    "Forbidden": "AccessDenied",
+    "AllAccessDisabled": "AccessDenied",
+    "AccountProblem": "AccessDenied",
+    "ExpiredTokenException": "ExpiredToken",
+    "RequestExpired": "ExpiredToken",
+    "TokenRefreshRequired": "ExpiredToken",
+    "InvalidAccessKeyId": "SignatureDoesNotMatch",
+    "InvalidToken": "SignatureDoesNotMatch",
+    "UnrecognizedClientException": "SignatureDoesNotMatch",
+    "301": "PermanentRedirect",
+    "AuthorizationHeaderMalformed": "PermanentRedirect",
+    "IllegalLocationConstraintException": "PermanentRedirect",
+    "501": "NotImplemented",
+}
+_MAY_PASS = {
+    "SlowDown": "The server asks for fewer requests.",
+    "ServiceUnavailable": "",
+    "InternalError": "",
+    "RequestTimeout": "",
+    "RequestTimeoutException": "",
+    "OperationAborted": "",
+    "ConditionalRequestConflict": "Another writer was at the same key.",
+    "500": "",
+    "502": "",
+    "503": "",
+    "504": "",
+    "BadDigest": "The bytes were changed on their way; the server kept nothing.",
+    "XAmzContentSHA256Mismatch": "The bytes were changed on their way; the server kept nothing.",
+    "IncompleteBody": "The connection broke; the server kept nothing.",
+    "PreconditionFailed": "The object was overwritten while it was read.",
+    "412": "The object was overwritten while it was read.",
+    "NoSuchUpload": "Somebody aborted the upload.",
+}
+_ACTION = {
+    "HeadObject": "GetObject",
+    "ListObjectsV2": "ListBucket",
+    "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject",
+    "CompleteMultipartUpload": "PutObject",
+    "ListMultipartUploads": "ListBucketMultipartUploads",
+    "DeleteObjects": "DeleteObject",
+}
+
+
+@contextmanager
+def explained(where: str, verb: str) -> Iterator[None]:
+    """Turn the client libraries' errors into ours.
+
+    Args:
+        where: the URL that the request is about.
+        verb: the S3 operation, unless the error itself names one.
+
+    Raises:
+        FileNotFoundError: there is no such key.
+        DigestMismatchError: the bytes do not have the checksum that came with them.
+        StoreUnavailableError: something that may pass by itself.
+        StoreError: anything else.
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except _client_errors() as error:
+        cause = _innermost(error)
+        if type(cause).__name__ == "FlexibleChecksumError":
+            # Sent with the object when it was put, and checked by the client as it arrives.
+            raise DigestMismatchError(where, expected="its checksum", got=_said(cause)) from error
+        code, verb = code_of(error), getattr(cause, "operation_name", verb)
+        if code in _NOT_FOUND or (not code and isinstance(error, FileNotFoundError)):
+            raise FileNotFoundError(2, "no such key in the store", where) from error
+        raise _translated(where, verb, code, cause) from error
+
+
+def code_of(error: BaseException) -> str:
+    """Return S3's error code, empty if the server gave none."""
+    response = getattr(_innermost(error), "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    import concurrent.futures
+
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import (
+        RetriesExceededError,
+        S3DownloadFailedError,
+        S3UploadFailedError,
+    )
+
+    # OSError: s3fs's own translation, and what sockets raise; the rest is the libraries' own.
+    return (
+        ClientError,
+        BotoCoreError,
+        Boto3Error,
+        RetriesExceededError,
+        S3DownloadFailedError,
+        S3UploadFailedError,
+        OSError,
+        ValueError,  # settings that can't be read: an endpoint without http://
+        concurrent.futures.CancelledError,
+        *_http_errors(),
+    )
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    from aiohttp import ClientError as HttpError
+    from urllib3.exceptions import HTTPError
+
+    return HttpError, HTTPError
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return what a library's wrapper wraps: the error that carries the server's answer."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "last_exception", None) or error.__cause__
+        if type(error).__name__ == "S3DownloadFailedError":
+            inner = error.__context__  # raised while the answer was handled, without a cause
+        if inner is None or hasattr(error, "response"):
+            break
+        error = inner
+    return error
+
+
+def refused(where: str, verb: str, code: str, said: str) -> StoreError:
+    """Return the error for an answer with one of S3's error codes.
+
+    Args:
+        where: the URL that the request is about.
+        verb: the S3 operation.
+        code: S3's error code.
+        said: the server's message.
+    """
+    start = f"{where}: {verb} expected success, got {code}{said}."
+    code = _SAME.get(code, code)
+    if code in _MAY_PASS:
+        return StoreUnavailableError(
+            f"{start} {_MAY_PASS[code]} The client's own retries are used up; run again later."
+        )
+    if code in _NEXT:
+        return StoreError(f"{start} {_NEXT[code].format(action=_ACTION.get(verb, verb))}")
+    kms = " Check the bucket's KMS key and its policy." if code.startswith("KMS") else ""
+    return StoreError(f"{start}{kms} Nothing was changed.")
+
+
+def _said(cause: BaseException) -> str:
+    response = getattr(cause, "response", None) or {}
+    text = str(response.get("Error", {}).get("Message") or cause)
+    return f" ({text.splitlines()[0][:300].rstrip('.')})" if text.strip() else ""
+
+
+def _translated(where: str, verb: str, code: str, cause: BaseException) -> StoreError:
+    if code:
+        return refused(where, verb, code, _said(cause))
+    start = f"{where}: {verb} expected success, got {type(cause).__name__}{_said(cause)}."
+    if advice := _about_settings(cause):
+        return StoreError(f"{start} {advice}")
+    return StoreUnavailableError(
+        f"{start} Check the network and AWS_ENDPOINT_URL, then run again; what was opened before "
+        "can be opened from the cache with TRACEFLEET_OFFLINE=1."
+    )
+
+
+def _about_settings(cause: BaseException) -> str:
+    """Return which settings to look at, empty if it is not for them that a request failed."""
+    from botocore import exceptions as boto
+
+    settings = (
+        boto.NoCredentialsError,
+        boto.PartialCredentialsError,
+        boto.CredentialRetrievalError,
+        boto.ProfileNotFound,
+        boto.NoRegionError,
+        boto.ParamValidationError,
+        boto.InvalidConfigError,
+        boto.InvalidChecksumConfigError,
+        boto.UnauthorizedSSOTokenError,
+        boto.SSOTokenLoadError,
+        boto.EndpointProviderError,
+        ValueError,
+    )
+    if isinstance(cause, boto.ConfigParseError):
+        return (
+            "Correct that file, or set AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE to another."
+        )
+    if isinstance(cause, boto.InvalidRetryConfigurationError):
+        return "Correct or unset AWS_RETRY_MODE and AWS_MAX_ATTEMPTS."
+    if not isinstance(cause, settings):
+        return ""
+    if str(cause).startswith(("Invalid endpoint", "Custom endpoint")):
+        return (
+            "Set AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3, or endpoint_url in the AWS "
+            "configuration file) to a URL such as http://localhost:9000, or unset it for AWS."
+        )
+    return (
+        "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_DEFAULT_REGION; "
+        "the whole standard AWS configuration is honoured."
+    )

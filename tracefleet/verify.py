@@ -1,0 +1,81 @@
+"""Check what is published, byte by byte, and say what is damaged.
+
+Called by ``tracefleet verify`` and by whoever watches over a store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracefleet.channel import Published, entry_path
+from tracefleet.errors import ArtifactError, DigestMismatchError
+from tracefleet.manifest import FileEntry
+from tracefleet.published import Selection, load_manifest, resolve
+from tracefleet.store import Store
+from tracefleet.store.offline import OfflineStore
+from tracefleet.store.streams import CheckedSink
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """What checking one file of the store found.
+
+    Attributes:
+        path: relative to the store's root.
+        expected: the sha256 that was promised, or in words what was.
+        got: the sha256 that was found, or in words what was.
+    """
+
+    path: str
+    expected: str
+    got: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file is what was promised."""
+        return self.expected == self.got
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected} got {self.got}"
+
+
+def verify(store: Store, published: Published) -> list[FileCheck]:
+    """Check the channel entry, the manifest and every file of a channel's current conversion.
+
+    Damage is reported in the results and not raised, so that all of it is seen at once.
+
+    Raises:
+        StoreError: only the cache is here (``TRACEFLEET_OFFLINE``): it proves nothing of the store.
+    """
+    if isinstance(store, OfflineStore):
+        store.copy_out(published.folder, CheckedSink(published.folder))
+    try:
+        selection = resolve(store, published)
+        manifest = load_manifest(store, selection)
+    except DigestMismatchError as error:
+        return [FileCheck(path=error.path, expected=error.expected, got=error.got)]
+    except ArtifactError as error:
+        expected = "a channel entry and manifest that can be read"
+        return [FileCheck(path=published.folder, expected=expected, got=str(error))]
+    digest = selection.entry.manifest
+    entry = f"number {selection.number}"
+    return [
+        FileCheck(path=entry_path(published.folder, selection.number), expected=entry, got=entry),
+        FileCheck(path=f"{selection.folder}/{manifest.file_name}", expected=digest, got=digest),
+        *(_check(store, selection, file) for file in manifest.files),
+    ]
+
+
+def _check(store: Store, selection: Selection, file: FileEntry) -> FileCheck:
+    """Read what the store itself holds: a sound copy in the cache proves nothing about it."""
+    path = selection.path_of(file)
+    sink = CheckedSink(f"{store.url}/{path}", size=file.size)
+    try:
+        store.copy_out(path, sink)
+        sink.check(size=file.size, sha256=file.sha256)
+        got = file.sha256
+    except DigestMismatchError as error:
+        got = error.got
+    except (ArtifactError, OSError) as error:
+        got = f"({error})"
+    return FileCheck(path=path, expected=file.sha256, got=got)
