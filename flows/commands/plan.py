@@ -113,7 +113,7 @@ def _plan(options: argparse.Namespace) -> int:
 @contextmanager
 def _few_lines() -> Iterator[None]:
     """Silence what each source says of itself: of a thousand that hides the rest."""
-    sources = logging.getLogger("tasks.sources")
+    sources = logging.getLogger("tasks.fetch")
     before = sources.level
     sources.setLevel(logging.WARNING)
     try:

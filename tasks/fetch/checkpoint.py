@@ -1,7 +1,7 @@
 """Fetch: a source and a revision become a commit, then a verified folder on this machine.
 
 ``resolve`` is cheap and says what would be converted; ``fetch_description`` brings config and
-tokenizer; ``fetch`` brings the weights. One room in ``tasks.sources`` for each scheme. Errors of
+tokenizer; ``fetch`` brings the weights. One module of this package for each scheme. Errors of
 the network keep their library's type, so that they can be retried; all others are typed.
 """
 
