@@ -219,7 +219,7 @@ def _our_pull(local: str, sha256: str) -> dict[str, float]:
     list(store.walk("connects"))
     target.parent.mkdir(parents=True)
     size = Path(local).stat().st_size
-    return _measured(lambda: store.place(PATH, target, size=size, sha256=sha256))
+    return _measured(lambda: store.download_to(PATH, target, size=size, sha256=sha256))
 
 
 _INSIDE: dict[str, Callable[..., dict[str, float]]] = {

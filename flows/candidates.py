@@ -26,7 +26,7 @@ from tasks.trace.record import TraceResult
 from tracefleet.channel import conversion_folder
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest import CANDIDATE, JIT, Manifest, parse
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def candidate_at(
     return manifest, make_request({**_fields(manifest), "store": store.url, **more})
 
 
-def _read(store: Store, folder: str, key: str) -> Manifest:
+def _read(store: ReadableStore, folder: str, key: str) -> Manifest:
     path = f"{folder}/{CANDIDATE}"
     try:
         source = parse(store.read(path)).source
@@ -177,7 +177,7 @@ class CandidateConversion(Conversion):
         files = {file.path: work / "candidate" / file.path for file in candidate.files}
         for file in candidate.files:
             files[file.path].parent.mkdir(parents=True, exist_ok=True)
-            self.store.place(
+            self.store.download_to(
                 f"{folder}/{file.path}", files[file.path], size=file.size, sha256=file.sha256
             )
         return files

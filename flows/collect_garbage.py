@@ -11,7 +11,7 @@ from flows.engine.names import artifact_key
 from flows.engine.retries import network_task
 from tasks.publish.gc import Collection, collect
 from tracefleet.errors import StoreError
-from tracefleet.store import open_store
+from tracefleet.store import open_writable
 
 _DAY = 86400.0
 _ROWS = 200
@@ -46,7 +46,9 @@ def collect_garbage(
 
 def _collect(store: str, age: float, keep: int | None, dry_run: bool) -> Collection:
     now = time.time()
-    return collect(open_store(store), before=now - age, now=now, keep=keep, dry_run=dry_run)
+    return collect(
+        open_writable(store, check=False), before=now - age, now=now, keep=keep, dry_run=dry_run
+    )
 
 
 collect_store = network_task(_collect, name="collect")

@@ -25,7 +25,7 @@ from tasks.request.conversion import ConversionRequest
 from tasks.trace.record import TraceResult
 from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import VALIDATED, Manifest, Toolchain
-from tracefleet.store import Store, open_store
+from tracefleet.store import Store, open_writable
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ class Conversion:
         )
         self.children = Children(run=steps.run, limits=limits)
         self.backend: Backend | Compiler = find_backend(request.backend)
-        self.store: Store = open_store(request.store)
-        self.store.check_writable()
+        self.store: Store = open_writable(request.store)
         self.records = Records(store=self.store, run_id=run_id, show=steps.show)
 
     def resolve(self, revision: str | None) -> Resolved:

@@ -33,7 +33,7 @@ from tasks.plan.fleet import PlanRow, Wanted
 from tasks.report.fleet.facts import FleetError, FleetFacts
 from tasks.request.conversion import make_request
 from tracefleet.errors import StoreError
-from tracefleet.store import open_store
+from tracefleet.store import open_store, open_writable
 
 pytestmark = [
     pytest.mark.prefect,
@@ -185,7 +185,7 @@ def test_a_deployment_has_one_backend(checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("_server")
 def test_gc_by_schedule(tmp_path):
-    store = open_store(f"file://{tmp_path}/store")
+    store = open_writable(f"file://{tmp_path}/store")
     orphan = "conversions/a-00000000/" + "0" * 64 + "/model/x"
     store.put_new(orphan, b"orphan")
     assert not collect_garbage(store.url, older_than_days=1).removed  # it is young

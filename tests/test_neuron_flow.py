@@ -35,7 +35,7 @@ from tracefleet.errors import (
     NoSuchVariantError,
 )
 from tracefleet.published import select
-from tracefleet.store import open_store
+from tracefleet.store import open_writable
 
 LENGTHS = (4, 8, 16, 32)
 TASKS = {"qa": "question-answering", "cls": "text-classification", "tok": "token-classification"}
@@ -176,7 +176,7 @@ def test_without_a_device_it_is_a_candidate_and_never_latest(candidate, store):
     assert not [f for f in files if f.endswith("manifest.json")]
     assert {f.split("/")[2] for f in names(store, "channels")} == {"candidate"}
     source = result.manifest.source
-    opened = open_store(store)
+    opened = open_writable(store)
     with pytest.raises(NoSuchVariantError, match="candidate"):
         tracefleet.open(store, source, backend="neuronx")
     with pytest.raises(ManifestError, match="unvalidated-on-device"):
@@ -215,7 +215,7 @@ def test_a_device_validates_a_candidate_as_it_is(candidate, store, checkpoint):
         _check_short(model, checkpoint("bert-cls"))
         again = validate(result.publication.url, Steps(run=_no_child))
         assert again.fresh
-    opened = open_store(store)
+    opened = open_writable(store)
     for published in tracefleet.find_variants(opened):
         checks = tracefleet.verify(opened, published)
         assert len(checks) >= 5

@@ -27,7 +27,7 @@ from tracefleet.manifest import (
     Validation,
     Variant,
 )
-from tracefleet.store import open_store
+from tracefleet.store import open_writable
 
 INPUTS = (
     InputSpec(name="input_ids", dtype="int64", axes=("batch", "length"), pad_value=0),
@@ -99,7 +99,7 @@ def _snapshot(root: Path) -> dict[str, bytes]:
 
 
 def test_publish_makes_a_triton_folder_a_manifest_and_a_channel_entry(tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     publication = publish(store, manifest, files, channel="latest")
     folder = conversion_folder(manifest.source, manifest.key)
@@ -118,7 +118,7 @@ def test_publish_makes_a_triton_folder_a_manifest_and_a_channel_entry(tmp_path):
 
 
 def test_publishing_again_changes_nothing(tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     publish(store, manifest, files, channel="latest")
     before = _snapshot(tmp_path / "store")
@@ -137,7 +137,7 @@ def test_publishing_again_changes_nothing(tmp_path):
     ],
 )
 def test_nothing_without_a_passed_gate_gets_through(validation, tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     with pytest.raises(NumericsMismatchError, match="Nothing was published"):
         publish(store, dataclasses.replace(manifest, validation=validation), files, channel="x")
@@ -145,7 +145,7 @@ def test_nothing_without_a_passed_gate_gets_through(validation, tmp_path):
 
 
 def test_other_bytes_under_the_same_key_are_a_conflict(tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     publish(store, manifest, files, channel="latest")
     before = _snapshot(tmp_path / "store")
@@ -156,7 +156,7 @@ def test_other_bytes_under_the_same_key_are_a_conflict(tmp_path):
 
 
 def test_two_machines_that_measured_other_rounding_errors_converge(tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     publish(store, manifest, files, channel="latest")
     before = _snapshot(tmp_path / "store")
@@ -168,7 +168,7 @@ def test_two_machines_that_measured_other_rounding_errors_converge(tmp_path):
 
 
 def test_a_file_that_changed_after_it_was_described_never_becomes_visible(tmp_path):
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     (tmp_path / "work" / "model.pt").write_bytes(b"bundlE")
     with pytest.raises(DigestMismatchError):
@@ -209,7 +209,7 @@ class _DyingStore:
 @pytest.mark.parametrize("step", range(6))
 def test_a_death_at_any_step_is_never_half_visible_and_a_rerun_completes(step, after, tmp_path):
     """A claim, three files, the manifest, the channel: six writes, a death around each."""
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
     log = channel_folder(manifest.source, manifest.variant, "latest")
     with pytest.raises(_DiesError):
@@ -221,7 +221,7 @@ def test_a_death_at_any_step_is_never_half_visible_and_a_rerun_completes(step, a
         for entry in manifest.files:
             assert hashlib.sha256((folder / entry.path).read_bytes()).hexdigest() == entry.sha256
     publish(store, manifest, files, channel="latest")
-    undisturbed = open_store(tmp_path / "undisturbed")
+    undisturbed = open_writable(tmp_path / "undisturbed")
     publish(undisturbed, manifest, files, channel="latest")
     left = {path for path in _snapshot(tmp_path / "store") if path.startswith("publishing/")}
     assert len(left) == (step == 0 and after), "only a death before the claim's end leaves it"
@@ -230,7 +230,7 @@ def test_a_death_at_any_step_is_never_half_visible_and_a_rerun_completes(step, a
 
 def _publish_in_process(store: str, work: str, commit: str) -> None:
     manifest, files = _conversion(Path(work), commit=commit)
-    publish(open_store(store), manifest, files, channel="latest")
+    publish(open_writable(store), manifest, files, channel="latest")
 
 
 def test_eight_processes_publish_one_key_once(tmp_path):
@@ -257,7 +257,7 @@ def test_a_full_store_is_an_error_that_says_so(tmp_path, monkeypatch):
     import errno
     import os
 
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, files = _conversion(tmp_path / "work")
 
     def full(*_):
@@ -273,7 +273,7 @@ def test_a_full_store_is_an_error_that_says_so(tmp_path, monkeypatch):
 def test_an_attestation_names_the_manifest(tmp_path):
     import json
 
-    store = open_store(tmp_path / "store")
+    store = open_writable(tmp_path / "store")
     manifest, _ = _conversion(tmp_path / "work")
     path = attest(store, manifest, "run-7", {"host": "h"})
     assert json.loads(store.read(path)) == {

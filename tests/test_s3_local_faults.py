@@ -66,7 +66,7 @@ def test_a_full_disk_under_a_download_speaks_of_the_cache_and_leaves_nothing_in_
 
     def get() -> bytes:
         if verb == "place":
-            store.place("f", tmp_path / "placed", size=size, sha256=sha256)
+            store.download_to("f", tmp_path / "placed", size=size, sha256=sha256)
             return (tmp_path / "placed").read_bytes()
         with store.open_checked("f", size=size, sha256=sha256) as handle:
             return handle.read()

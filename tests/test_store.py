@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.reader_support import put_rounds, put_same_file, race
 from tracefleet.errors import DigestMismatchError, ManifestError, StoreError
-from tracefleet.store import Store, open_store
+from tracefleet.store import Store, open_store, open_writable
 from tracefleet.store.durable import sha256_of
 from tracefleet.store.folder import FileStore
 
@@ -277,6 +277,7 @@ def test_a_store_below_a_file_is_refused_with_its_url(tmp_path: Path):
         store = FileStore(root=root)
         for attempt in (
             store.check_writable,
+            lambda store=store: open_writable(store.root),
             lambda store=store: store.put_new("a", b""),
             lambda store=store: store.put_over("a", b""),
         ):

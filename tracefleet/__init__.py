@@ -36,7 +36,7 @@ from tracefleet.published import find, select
 from tracefleet.pull import pull
 from tracefleet.reader.model import Model, Outputs
 from tracefleet.reader.open import load_manifest, open  # noqa: A004 - read as tracefleet.open
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, Store, open_store, open_writable
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3 import S3Store
 from tracefleet.verify import FileCheck, verify
@@ -58,6 +58,7 @@ __all__ = [
     "Model",
     "NoSuchVariantError",
     "Outputs",
+    "ReadableStore",
     "S3Store",
     "Store",
     "StoreError",
@@ -68,6 +69,7 @@ __all__ = [
     "load_manifest",
     "open",
     "open_store",
+    "open_writable",
     "parse",
     "pull",
     "select",

@@ -21,7 +21,7 @@ from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Variant
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore, Store
 
 _ENTRY_NAME = re.compile(r"([0-9]{10})\.json")
 _ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
@@ -127,7 +127,7 @@ def parse_label(label: str) -> Variant | None:
     return Variant(task=task, backend=backend, dtype=dtype, batch=int(batch))
 
 
-def current(store: Store, folder: str) -> tuple[int, ChannelEntry] | None:
+def current(store: ReadableStore, folder: str) -> tuple[int, ChannelEntry] | None:
     """Return the newest number of a channel and its entry, None if nothing was published.
 
     Raises:
@@ -137,7 +137,7 @@ def current(store: Store, folder: str) -> tuple[int, ChannelEntry] | None:
     return (max(numbers), read_entry(store, folder, max(numbers))) if numbers else None
 
 
-def read_entry(store: Store, folder: str, number: int) -> ChannelEntry:
+def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
     """Return what one number of a channel says.
 
     Raises:
@@ -205,7 +205,7 @@ def parse_entry_path(path: str) -> tuple[str, int] | None:
 
 
 def find_variants(
-    store: Store, source: str | None = None, *, after: str = ""
+    store: ReadableStore, source: str | None = None, *, after: str = ""
 ) -> Iterator[Published]:
     """Yield every channel in the store, or those of one source or slug, in order, lazily.
 

@@ -20,7 +20,7 @@ from tracefleet.published import Selection, find, load_manifest, open_verified, 
 from tracefleet.pull import pull
 from tracefleet.reader.model import Outputs
 from tracefleet.reader.open import open_selected
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, open_store
 from tracefleet.verify import verify
 
 _TOKENIZER = "model/tokenizer.json"
@@ -34,7 +34,7 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
     return {n: getattr(arguments, n) for n in ("task", "backend", "dtype", "batch", "channel")}
 
 
-def _selected(arguments: argparse.Namespace) -> tuple[Store, Selection]:
+def _selected(arguments: argparse.Namespace) -> tuple[ReadableStore, Selection]:
     store = open_store(arguments.store)
     return store, select(store, arguments.source, **_filters(arguments))
 
@@ -68,7 +68,7 @@ def list_command(arguments: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _looked_up(store: Store, page: list[Published]) -> list[dict[str, Any] | ArtifactError]:
+def _looked_up(store: ReadableStore, page: list[Published]) -> list[dict[str, Any] | ArtifactError]:
     """Read many entries and manifests side by side: over a network each waits for an answer."""
 
     def look_up(published: Published) -> dict[str, Any] | ArtifactError:
@@ -191,7 +191,7 @@ def pull_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _presign(store: Store, selection: Selection, arguments: argparse.Namespace) -> int:
+def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Namespace) -> int:
     manifest = load_manifest(store, selection)
     own = FileEntry(
         path=manifest.file_name,
@@ -239,7 +239,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def _tokenized(
-    store: Store, selection: Selection, manifest: Manifest, texts: list[str]
+    store: ReadableStore, selection: Selection, manifest: Manifest, texts: list[str]
 ) -> dict[str, Any]:
     """Return the inputs that the conversion's own tokenizer makes of texts."""
     file = next((file for file in manifest.files if file.path == _TOKENIZER), None)

@@ -32,7 +32,7 @@ from tracefleet.errors import (
     StoreError,
 )
 from tracefleet.manifest import CANDIDATE, MANIFEST, FileEntry, Manifest, parse
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, open_store
 
 #: How many of a store's sources an error lists.
 _CHOICES_SHOWN = 20
@@ -70,13 +70,13 @@ class Selection:
         return f"{self.folder}/{file.path}"
 
 
-def as_store(store: str | Path | Store) -> Store:
+def as_store(store: str | Path | ReadableStore) -> ReadableStore:
     """Return ``store`` itself, or the store at that URL or path."""
     return open_store(store) if isinstance(store, str | Path) else store
 
 
 def find(
-    store: Store,
+    store: ReadableStore,
     source: str | None = None,
     *,
     task: str | None = None,
@@ -100,7 +100,7 @@ def find(
 
 
 def select(
-    store: Store,
+    store: ReadableStore,
     source: str,
     *,
     task: str | None = None,
@@ -135,7 +135,7 @@ def select(
     return resolve(store, fitting[0])
 
 
-def resolve(store: Store, published: Published) -> Selection:
+def resolve(store: ReadableStore, published: Published) -> Selection:
     """Return what a channel's newest number points to.
 
     Raises:
@@ -145,7 +145,7 @@ def resolve(store: Store, published: Published) -> Selection:
     return Selection(published=published, entry=entry)
 
 
-def _choices(store: Store, source: str, fitting: list[Published], asked: str) -> str:
+def _choices(store: ReadableStore, source: str, fitting: list[Published], asked: str) -> str:
     if len(fitting) > 1:
         variants = [parse_label(one.variant) for one in fitting]
         differing = [
@@ -172,7 +172,7 @@ def _choices(store: Store, source: str, fitting: list[Published], asked: str) ->
     )
 
 
-def load_manifest(store: Store, selection: Selection) -> Manifest:
+def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:
     """Return the checked manifest of a selection.
 
     Raises:
@@ -202,7 +202,7 @@ def load_manifest(store: Store, selection: Selection) -> Manifest:
     return manifest
 
 
-def _manifest_bytes(store: Store, selection: Selection) -> tuple[str, bytes]:
+def _manifest_bytes(store: ReadableStore, selection: Selection) -> tuple[str, bytes]:
     """Return the manifest that the channel's entry binds: of a conversion, or of a candidate."""
     found: dict[str, str] = {}
     for path in (selection.manifest_path, f"{selection.folder}/{CANDIDATE}"):
@@ -222,7 +222,7 @@ def _manifest_bytes(store: Store, selection: Selection) -> tuple[str, bytes]:
     )
 
 
-def open_verified(store: Store, selection: Selection, file: FileEntry) -> BufferedReader:
+def open_verified(store: ReadableStore, selection: Selection, file: FileEntry) -> BufferedReader:
     """Open a file every byte of which was checked through the handle that is handed out.
 
     Raises:
@@ -233,10 +233,10 @@ def open_verified(store: Store, selection: Selection, file: FileEntry) -> Buffer
         return store.open_checked(path, size=file.size, sha256=file.sha256)
 
 
-def remember(store: Store, selection: Selection, manifest: Manifest) -> None:
+def remember(store: ReadableStore, selection: Selection, manifest: Manifest) -> None:
     """Let the cache keep what was chosen and checked, to choose it again without a network."""
     published = selection.published
-    store.remember(
+    store.cache_selection(
         {
             entry_path(published.folder, published.number): selection.entry.to_bytes(),
             f"{selection.folder}/{manifest.file_name}": manifest.to_bytes(),
@@ -245,7 +245,7 @@ def remember(store: Store, selection: Selection, manifest: Manifest) -> None:
 
 
 @contextmanager
-def needed(store: Store, selection: Selection, file: FileEntry) -> Iterator[str]:
+def needed(store: ReadableStore, selection: Selection, file: FileEntry) -> Iterator[str]:
     """Yield a file's path in the store, and say so if it turns out to be missing there."""
     path = selection.path_of(file)
     try:

@@ -13,11 +13,11 @@ from pathlib import Path
 from tracefleet.errors import StoreError
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest, needed, remember
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 from tracefleet.store.durable import TEMP_PREFIX
 
 
-def pull(store: Store, selection: Selection, target: Path) -> Manifest:
+def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
     """Copy a conversion's folder, checked, to ``target``, which appears whole or not at all.
 
     Raises:
@@ -45,10 +45,10 @@ def pull(store: Store, selection: Selection, target: Path) -> Manifest:
     return manifest
 
 
-def _copy_all(store: Store, selection: Selection, manifest: Manifest, folder: Path) -> None:
+def _copy_all(store: ReadableStore, selection: Selection, manifest: Manifest, folder: Path) -> None:
     for file in manifest.files:
         copy = folder / file.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         with needed(store, selection, file) as path:
-            store.place(path, copy, size=file.size, sha256=file.sha256)
+            store.download_to(path, copy, size=file.size, sha256=file.sha256)
     (folder / manifest.file_name).write_bytes(manifest.to_bytes())

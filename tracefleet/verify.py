@@ -11,7 +11,7 @@ from tracefleet.channel import Published, entry_path
 from tracefleet.errors import ArtifactError, DigestMismatchError
 from tracefleet.manifest import FileEntry
 from tracefleet.published import Selection, load_manifest, resolve
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 from tracefleet.store.offline import OfflineStore
 from tracefleet.store.streams import CheckedSink
 
@@ -39,7 +39,7 @@ class FileCheck:
         return f"{self.path}: expected {self.expected} got {self.got}"
 
 
-def verify(store: Store, published: Published) -> list[FileCheck]:
+def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
     """Check the channel entry, the manifest and every file of a channel's current conversion.
 
     Damage is reported in the results and not raised, so that all of it is seen at once.
@@ -48,7 +48,7 @@ def verify(store: Store, published: Published) -> list[FileCheck]:
         StoreError: only the cache is here (``TRACEFLEET_OFFLINE``): it proves nothing of the store.
     """
     if isinstance(store, OfflineStore):
-        store.copy_out(published.folder, CheckedSink(published.folder))
+        raise store.refusal(f"to read {published.folder} from the store itself")
     try:
         selection = resolve(store, published)
         manifest = load_manifest(store, selection)
@@ -66,7 +66,7 @@ def verify(store: Store, published: Published) -> list[FileCheck]:
     ]
 
 
-def _check(store: Store, selection: Selection, file: FileEntry) -> FileCheck:
+def _check(store: ReadableStore, selection: Selection, file: FileEntry) -> FileCheck:
     """Read what the store itself holds: a sound copy in the cache proves nothing about it."""
     path = selection.path_of(file)
     sink = CheckedSink(f"{store.url}/{path}", size=file.size)

@@ -68,10 +68,10 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 def _gc(options: argparse.Namespace) -> int:
     from tasks.publish.gc import collect
     from tracefleet.errors import StoreError
-    from tracefleet.store import open_store
+    from tracefleet.store import open_writable
     from tracefleet.store.folder import FileStore
 
-    store, now = open_store(options.store), time.time()
+    store, now = open_writable(options.store, check=False), time.time()
     if isinstance(store, FileStore) and not store.root.is_dir():
         raise StoreError(f"{store.url}: expected a store, got no folder. Check --store.")
     found = collect(
@@ -100,9 +100,9 @@ def _gc(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     from tasks.publish.channels import promote
     from tracefleet.published import select
-    from tracefleet.store import open_store
+    from tracefleet.store import open_writable
 
-    store = open_store(options.store)
+    store = open_writable(options.store)
     manifest, number = promote(store, select(store, **_selection(options)), to=options.to)
     return _say(options, options.to, number, manifest.key)
 
@@ -110,9 +110,9 @@ def _promote(options: argparse.Namespace) -> int:
 def _rollback(options: argparse.Namespace) -> int:
     from tasks.publish.channels import rollback
     from tracefleet.published import select
-    from tracefleet.store import open_store
+    from tracefleet.store import open_writable
 
-    store = open_store(options.store)
+    store = open_writable(options.store)
     selection = select(store, **_selection(options))
     manifest, number = rollback(store, selection, number=options.number)
     return _say(options, options.channel, number, manifest.key)

@@ -22,7 +22,7 @@ from tasks.plan.fleet import PlanRow
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tasks.report.fleet.markdown import failure_table, fleet_markdown, fleet_table
 from tasks.report.fleet.page import fleet_report
-from tracefleet.store import open_store
+from tracefleet.store import open_writable
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def keep(facts: FleetFacts, *, store: str, run: str) -> FleetFacts:
 
 
 def _put_report(facts: FleetFacts, store: str, run: str) -> str:
-    opened = open_store(store)
+    opened = open_writable(store, check=False)
     folder = f"reports/{run}"
     page = fleet_report(facts, base_url=f"{opened.url}/{folder}")
     opened.put_over(f"{folder}/index.html", page.encode())

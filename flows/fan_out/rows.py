@@ -14,7 +14,7 @@ from tasks.report.fleet.facts import Ending, FleetRow
 from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _source(row: PlanRow) -> str:
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 
-def _manifest(store: Store, handout: Handout) -> Manifest:
+def _manifest(store: ReadableStore, handout: Handout) -> Manifest:
     """Return what a run published.
 
     It is under the planned key; where the worker's toolchain was another one, the channel knows.
@@ -156,12 +156,14 @@ def _manifest(store: Store, handout: Handout) -> Manifest:
     return manifest
 
 
-def _either(store: Store, source: str, key: str) -> Manifest | None:
+def _either(store: ReadableStore, source: str, key: str) -> Manifest | None:
     """Return what is published under a key: validated, or still a candidate."""
     return find_published(store, source, key) or find_candidate(store, source, key)
 
 
-def _attestation(store: Store, manifest: Manifest, run: str) -> dict[str, dict[str, float]] | None:
+def _attestation(
+    store: ReadableStore, manifest: Manifest, run: str
+) -> dict[str, dict[str, float]] | None:
     path = f"attestations/{source_slug(manifest.source)}/{manifest.key}/{run}.json"
     try:
         found: dict[str, dict[str, float]] = json.loads(store.read(path))

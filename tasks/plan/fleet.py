@@ -21,7 +21,7 @@ from tasks.plan.default_tasks import tasks_of
 from tasks.plan.freshness import Identity, State, judge, newest_numbers
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 from tracefleet.manifest import Toolchain, Variant
-from tracefleet.store import Store, open_store
+from tracefleet.store import ReadableStore, open_store
 
 __all__ = ["PlanRow", "State", "Wanted", "plan"]
 
@@ -111,7 +111,7 @@ class _Look(NamedTuple):
     position: int
     wanted: Wanted
     identity: Identity
-    store: Store
+    store: ReadableStore
 
 
 def plan(

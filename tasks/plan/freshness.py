@@ -27,7 +27,7 @@ from tracefleet.channel import (
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import JIT, Manifest, Toolchain, Variant
 from tracefleet.published import Selection, load_manifest
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 
 State = Literal["fresh", "stale", "missing", "invalid"]
 
@@ -85,7 +85,7 @@ class Judgement:
     number: int | None = None
 
 
-def newest_numbers(store: Store, sources: Iterable[str]) -> dict[str, int]:
+def newest_numbers(store: ReadableStore, sources: Iterable[str]) -> dict[str, int]:
     """Return the newest number of every channel of these sources, by the channel's folder.
 
     Raises:
@@ -104,7 +104,7 @@ def newest_numbers(store: Store, sources: Iterable[str]) -> dict[str, int]:
     return found
 
 
-def _list_whole(store: Store, slugs: list[str]) -> tuple[dict[str, int], list[str]]:
+def _list_whole(store: ReadableStore, slugs: list[str]) -> tuple[dict[str, int], list[str]]:
     """Return what a bounded listing of all sources holds, and the slugs that it did not reach."""
     limit = _CHANNELS_A_SOURCE * len(slugs)
     channels = list(itertools.islice(find_variants(store), limit))
@@ -119,7 +119,7 @@ def _numbers(channels: Iterable[Published]) -> dict[str, int]:
     return {one.folder: one.number for one in channels}
 
 
-def judge(store: Store, wanted: Identity, number: int | None) -> Judgement:
+def judge(store: ReadableStore, wanted: Identity, number: int | None) -> Judgement:
     """Return whether a channel points to what is wanted, and if not why not.
 
     Args:
@@ -142,7 +142,7 @@ def judge(store: Store, wanted: Identity, number: int | None) -> Judgement:
     return _compare(store, wanted, Selection(published=published, entry=entry))
 
 
-def _waits(store: Store, wanted: Identity) -> tuple[str, ...]:
+def _waits(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
     """Say if a candidate of the same commit and lengths waits for a device to validate it."""
     if wanted.variant.backend == JIT:
         return ()
@@ -153,7 +153,7 @@ def _waits(store: Store, wanted: Identity) -> tuple[str, ...]:
     return ("compiled into channel candidate, waits for a device",)
 
 
-def _compare(store: Store, wanted: Identity, published: Selection) -> Judgement:
+def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Judgement:
     """Ask the current conversion's manifest what differs."""
     manifest = _checked_manifest(store, published)
     toolchain = wanted.toolchain or manifest.toolchain
@@ -174,7 +174,7 @@ def _compare(store: Store, wanted: Identity, published: Selection) -> Judgement:
     return Judgement(state="stale", why=why, key=known, number=number)
 
 
-def _checked_manifest(store: Store, published: Selection) -> Manifest:
+def _checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
     manifest = load_manifest(store, published)
     if (identity := key_of(manifest)) != manifest.key:
         raise ManifestError(

@@ -15,7 +15,7 @@ from tracefleet.channel import advance, append, channel_folder, check_channel, r
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def rollback(
     return manifest, following
 
 
-def _load(store: Store, selection: Selection) -> Manifest:
+def _load(store: ReadableStore, selection: Selection) -> Manifest:
     try:
         return load_manifest(store, selection)
     except ManifestError as error:

@@ -39,7 +39,7 @@ from tracefleet.manifest import (
     Validation,
     parse,
 )
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> 
     )
 
 
-def _check_all_there(store: Store, folder: str, manifest: Manifest) -> None:
+def _check_all_there(store: ReadableStore, folder: str, manifest: Manifest) -> None:
     """Look once more after an upload that took long: gc may have taken this publisher for dead."""
     there = {file.path: file.size for file in store.walk(folder)}
     for file in manifest.files:
@@ -168,7 +168,7 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
             return _publication(store, manifest, channel, following)
 
 
-def _points_to(store: Store, entry: ChannelEntry, manifest: Manifest) -> bool:
+def _points_to(store: ReadableStore, entry: ChannelEntry, manifest: Manifest) -> bool:
     """Tell whether a channel's entry is this conversion's; its candidate has the same key.
 
     Raises:
@@ -184,7 +184,7 @@ def _points_to(store: Store, entry: ChannelEntry, manifest: Manifest) -> bool:
 
 
 def _publication(
-    store: Store,
+    store: ReadableStore,
     manifest: Manifest,
     channel: str,
     number: int,
@@ -201,7 +201,7 @@ def _publication(
 
 
 def rolled_back_from(
-    store: Store, log: str, number: int, newest: ChannelEntry, key: str
+    store: ReadableStore, log: str, number: int, newest: ChannelEntry, key: str
 ) -> int | None:
     """Return the highest number with this key that a rollback to ``newest`` passed over.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tasks.errors import UnsafeCheckpointError
 from tracefleet.manifest import Manifest
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 
 #: In the state of every module that the double compiled, and so in the archive's pickles.
 STAMP = "NEURON-CONTRACT-DOUBLE"
@@ -21,7 +21,7 @@ TEST_STORE = f"{STAMP}.txt"
 _VERSION = "+double"
 
 
-def refuse_doubles(store: Store, manifest: Manifest, files: Iterable[Path]) -> None:
+def refuse_doubles(store: ReadableStore, manifest: Manifest, files: Iterable[Path]) -> None:
     """Refuse a conversion that a double made, unless the store is marked as a test's.
 
     Args:
@@ -53,7 +53,7 @@ def is_double(path: Path) -> bool:
         return any(STAMP.encode() in archive.read(name) for name in pickles)
 
 
-def _is_test_store(store: Store) -> bool:
+def _is_test_store(store: ReadableStore) -> bool:
     try:
         store.read(TEST_STORE)
     except FileNotFoundError:

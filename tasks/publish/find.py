@@ -18,13 +18,13 @@ from tracefleet.manifest import (
     Validation,
     parse,
 )
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 
 #: The one channel that what no device has run yet may be in.
 CANDIDATE_CHANNEL = "candidate"
 
 
-def find_published(store: Store, source: str, key: str) -> Manifest | None:
+def find_published(store: ReadableStore, source: str, key: str) -> Manifest | None:
     """Return the manifest that is published under a key, or None.
 
     Raises:
@@ -36,7 +36,7 @@ def find_published(store: Store, source: str, key: str) -> Manifest | None:
     return manifest
 
 
-def find_candidate(store: Store, source: str, key: str) -> Manifest | None:
+def find_candidate(store: ReadableStore, source: str, key: str) -> Manifest | None:
     """Return the manifest of what was compiled under a key and never run, or None.
 
     Raises:
@@ -45,7 +45,7 @@ def find_candidate(store: Store, source: str, key: str) -> Manifest | None:
     return _find(store, source, key, CANDIDATE)
 
 
-def _find(store: Store, source: str, key: str, name: str) -> Manifest | None:
+def _find(store: ReadableStore, source: str, key: str, name: str) -> Manifest | None:
     path = f"{conversion_folder(source, key)}/{name}"
     try:
         manifest = parse(store.read(path))

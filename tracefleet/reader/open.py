@@ -19,7 +19,7 @@ from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import neuron
 from tracefleet.reader.model import Model
 from tracefleet.reader.programs import compose
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ _ENGINES = ("fbgemm", "x86")
 
 
 def open(  # noqa: A001 - read as tracefleet.open
-    store: str | Path | Store,
+    store: str | Path | ReadableStore,
     source: str,
     *,
     task: str | None = None,
@@ -80,7 +80,7 @@ def open(  # noqa: A001 - read as tracefleet.open
 
 
 def open_selected(
-    store: Store,
+    store: ReadableStore,
     selection: Selection,
     *,
     allow_unvalidated: bool = False,
@@ -101,14 +101,14 @@ def open_selected(
     return model
 
 
-def _open_bundle(store: Store, selection: Selection, manifest: Manifest) -> Model:
+def _open_bundle(store: ReadableStore, selection: Selection, manifest: Manifest) -> Model:
     path = selection.path_of(manifest.bundle)
     with _engine_of(manifest, path), open_verified(store, selection, manifest.bundle) as handle:
         return Model(manifest, _load(handle, path))
 
 
 def _open_programs(
-    store: Store, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
+    store: ReadableStore, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
 ) -> Model:
     """Load the program of each length, once every byte of all of them was checked."""
     backend = manifest.variant.backend
@@ -127,7 +127,7 @@ def _open_programs(
 
 
 def load_manifest(
-    store: str | Path | Store,
+    store: str | Path | ReadableStore,
     source: str,
     *,
     task: str | None = None,

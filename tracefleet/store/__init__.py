@@ -1,9 +1,10 @@
 """Stores: a root URL under which conversions, channels and reports lie.
 
-The front door is ``open_store``; ``base`` says what every store promises.
+The front doors are ``open_store`` for readers and ``open_writable`` for publishers; ``base`` says
+what every store promises.
 """
 
-from tracefleet.store.base import Store, Stored, Upload
-from tracefleet.store.open import open_store
+from tracefleet.store.base import ReadableStore, Store, Stored, Upload
+from tracefleet.store.open import open_store, open_writable
 
-__all__ = ["Store", "Stored", "Upload", "open_store"]
+__all__ = ["ReadableStore", "Store", "Stored", "Upload", "open_store", "open_writable"]

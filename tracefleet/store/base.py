@@ -1,9 +1,9 @@
 """Stores: a root URL under which conversions, channels and reports lie.
 
-Publishers write through ``put_new``, ``put_file`` and ``put_over``; readers use the rest. What
-every store promises: a file is visible whole or not at all, ``put_new`` has one winner however
-many race, and what was put survives a power cut. Paths are relative to the root and can't leave
-it, not by ``..`` and not by a symbolic link.
+Publishers take a `Store` and write through ``put_new``, ``put_file`` and ``put_over``; readers
+take a `ReadableStore`. What every store promises: a file is visible whole or not at all,
+``put_new`` has one winner however many race, and what was put survives a power cut. Paths are
+relative to the root and can't leave it, not by ``..`` and not by a symbolic link.
 """
 
 from __future__ import annotations
@@ -47,37 +47,12 @@ class Upload:
     started: float
 
 
-class Store(Protocol):
-    """What every kind of store offers."""
+class ReadableStore(Protocol):
+    """What every store offers to readers; offline that is all there is."""
 
     @property
     def url(self) -> str:
         """The root, as a URL."""
-        ...
-
-    def check_writable(self) -> None:
-        """Return if the store can be written to and keeps its promises.
-
-        Raises:
-            StoreError: it can't or doesn't, with the reason and the next step.
-        """
-        ...
-
-    def put_new(self, path: str, data: bytes) -> bool:
-        """Create ``path`` durably unless it is there; return whether this call created it."""
-        ...
-
-    def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
-        """Create the immutable file ``path`` from ``local``; skip it if it is there already.
-
-        Raises:
-            DigestMismatchError: the bytes copied are not those that ``sha256`` names.
-            StoreError: other bytes stand under that path already, or writing failed.
-        """
-        ...
-
-    def put_over(self, path: str, data: bytes) -> None:
-        """Create or replace ``path`` atomically: for reports, never for files under a digest."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -118,7 +93,7 @@ class Store(Protocol):
         """
         ...
 
-    def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:
+    def download_to(self, path: str, target: Path, *, size: int, sha256: str) -> None:
         """Create the local file ``target`` with the checked bytes of ``path``.
 
         Raises:
@@ -128,8 +103,45 @@ class Store(Protocol):
         """
         ...
 
-    def remember(self, files: dict[str, bytes]) -> None:
+    def cache_selection(self, files: dict[str, bytes]) -> None:
         """Keep small files that were read and checked, for when the store can't be reached."""
+        ...
+
+    def presign(self, path: str, *, seconds: int) -> str:
+        """Return a URL that lets anyone fetch a file for a time, without credentials.
+
+        Raises:
+            StoreError: this kind of store has no such URLs.
+        """
+        ...
+
+
+class Store(ReadableStore, Protocol):
+    """What a store offers to those who write."""
+
+    def check_writable(self) -> None:
+        """Return if the store can be written to and keeps its promises.
+
+        Raises:
+            StoreError: it can't or doesn't, with the reason and the next step.
+        """
+        ...
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Create ``path`` durably unless it is there; return whether this call created it."""
+        ...
+
+    def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
+        """Create the immutable file ``path`` from ``local``; skip it if it is there already.
+
+        Raises:
+            DigestMismatchError: the bytes copied are not those that ``sha256`` names.
+            StoreError: other bytes stand under that path already, or writing failed.
+        """
+        ...
+
+    def put_over(self, path: str, data: bytes) -> None:
+        """Create or replace ``path`` atomically: for reports, never for files under a digest."""
         ...
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -142,12 +154,4 @@ class Store(Protocol):
 
     def abort(self, upload: Upload) -> None:
         """Give back the room of an unfinished write; one that is gone already counts as done."""
-        ...
-
-    def presign(self, path: str, *, seconds: int) -> str:
-        """Return a URL that lets anyone fetch a file for a time, without credentials.
-
-        Raises:
-            StoreError: this kind of store has no such URLs.
-        """
         ...

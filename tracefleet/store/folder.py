@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tracefleet.canonical import check_relative
 from tracefleet.errors import StoreError
-from tracefleet.store import Stored, Upload
+from tracefleet.store.base import Stored, Upload
 from tracefleet.store.durable import (
     TEMP_PREFIX,
     created,
@@ -48,7 +48,6 @@ class FileStore:
         return self.root.as_uri()
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """See `tracefleet.store.Store.put_new`."""
         try:
             self._write(path, lambda file: file.write(data), len(data), os.link)
         except FileExistsError:
@@ -59,7 +58,6 @@ class FileStore:
         return True
 
     def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
-        """See `tracefleet.store.Store.put_file`."""
         if not self._inside(path).exists():
             try:
                 with local.open("rb") as file:
@@ -81,16 +79,13 @@ class FileStore:
             )
 
     def put_over(self, path: str, data: bytes) -> None:
-        """See `tracefleet.store.Store.put_over`."""
         self._write(path, lambda file: file.write(data), len(data), os.replace)
 
     def read(self, path: str) -> bytes:
-        """See `tracefleet.store.Store.read`."""
         with self._explained(path, "read"):
             return self._inside(path).read_bytes()
 
     def names(self, prefix: str) -> list[str]:
-        """See `tracefleet.store.Store.names`."""
         folder = self._inside(prefix) if prefix else self.root
         with self._explained(prefix, "list"):
             try:
@@ -104,7 +99,6 @@ class FileStore:
         return sorted(name for name in children if not name.startswith(TEMP_PREFIX))
 
     def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
-        """See `tracefleet.store.Store.walk`."""
         folder = self._inside(prefix) if prefix else self.root
         with self._explained(prefix, "list"):
             if self.root.exists() and not self.root.is_dir():
@@ -112,30 +106,27 @@ class FileStore:
             yield from self._files(folder, f"{prefix}/" if prefix else "", after)
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        """See `tracefleet.store.Store.copy_out`."""
         with self._explained(path, "read"):
             file = self._inside(path).open("rb")
         with file:
             copy(file, sink)
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
-        """See `tracefleet.store.Store.open_checked`."""
         with self._explained(path, "read"):
             return open_checked(self._inside(path), path, size=size, sha256=sha256)
 
-    def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:
-        """See `tracefleet.store.Store.place`."""
+    def download_to(self, path: str, target: Path, *, size: int, sha256: str) -> None:
         with target.open("xb") as file:
             sink = CheckedSink(path, file, size=size)
             self.copy_out(path, sink)
             flush(file)
         sink.check(size=size, sha256=sha256)
 
-    def remember(self, files: dict[str, bytes]) -> None:
-        """See `tracefleet.store.Store.remember`: a folder is always at hand."""
+    def cache_selection(self, files: dict[str, bytes]) -> None:
+        """Keep nothing: a folder is always at hand."""
 
     def remove(self, paths: Iterable[str]) -> None:
-        """See `tracefleet.store.Store.remove`; folders that become empty go too."""
+        """Remove files, and folders that become empty."""
         for path in paths:
             final = self._inside(path)
             with self._explained(path, "remove"):
@@ -143,28 +134,22 @@ class FileStore:
                 remove_empty(final.parent, self.root)
 
     def uploads(self) -> Iterator[Upload]:
-        """See `tracefleet.store.Store.uploads`: temporary files."""
+        """Yield the temporary files."""
         with self._explained("", "list"):
             for temp in self._files(self.root, "", "", temps=True):
                 yield Upload(path=temp.path, identifier="", started=temp.modified)
 
     def abort(self, upload: Upload) -> None:
-        """See `tracefleet.store.Store.abort`."""
         self.remove([upload.path])
 
     def presign(self, path: str, *, seconds: int) -> str:
-        """See `tracefleet.store.Store.presign`.
-
-        Raises:
-            StoreError: always.
-        """
+        """Refuse: a folder has no server that could sign."""
         raise StoreError(
             f"{self.url}: expected an s3:// store, whose server can sign URLs; a folder has none. "
             "Pull without --presign."
         )
 
     def check_writable(self) -> None:
-        """See `tracefleet.store.Store.check_writable`."""
         # The nearest folder that exists is tried, so that no empty store is left behind.
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
         first, second = temp_in(folder), temp_in(folder)

@@ -1,4 +1,4 @@
-"""A URL becomes a store: ``open_store``."""
+"""A URL becomes a store: ``open_store`` to read, ``open_writable`` to publish."""
 
 from __future__ import annotations
 
@@ -7,26 +7,47 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tracefleet.errors import StoreError
-from tracefleet.store.base import Store
+from tracefleet.store.base import ReadableStore, Store
 from tracefleet.store.cache import is_offline
+from tracefleet.store.folder import FileStore
+from tracefleet.store.offline import OfflineStore
+from tracefleet.store.s3 import S3Store
 
 _SUPPORTED = (
     "s3://bucket/prefix, file:///absolute/folder, file://./relative/folder or a plain folder path"
 )
 
 
-def open_store(url: str | Path) -> Store:
-    """Return the store at ``url``; nothing is read or created yet.
+def open_store(url: str | Path) -> ReadableStore:
+    """Return the store at ``url``, to be read; nothing is read yet.
 
     With ``TRACEFLEET_OFFLINE=1`` a store on S3 is what the cache holds of it.
 
     Raises:
         StoreError: the URL names no kind of store that this version knows.
     """
-    from tracefleet.store.folder import FileStore
-    from tracefleet.store.offline import OfflineStore
-    from tracefleet.store.s3 import S3Store
+    return _open(url)
 
+
+def open_writable(url: str | Path, *, check: bool = True) -> Store:
+    """Return the store at ``url``, to be written to.
+
+    Args:
+        url: of its root.
+        check: find out now whether writing works, by a probe; without it the first write does.
+
+    Raises:
+        StoreError: the URL names no kind of store, or one that is offline or can't be written to.
+    """
+    store = _open(url)
+    if isinstance(store, OfflineStore):
+        raise store.refusal("to write")
+    if check:
+        store.check_writable()
+    return store
+
+
+def _open(url: str | Path) -> FileStore | S3Store | OfflineStore:
     text = str(url)
     scheme, separator, rest = text.partition("://")
     if not separator:

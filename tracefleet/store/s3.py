@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError, StoreUnavailableError
-from tracefleet.store import Stored, Upload
+from tracefleet.store.base import Stored, Upload
 from tracefleet.store.cache import Cache
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3_bucket import Bucket
@@ -79,26 +79,22 @@ class S3Store:
         return self.root.url
 
     def check_writable(self) -> None:
-        """See `tracefleet.store.Store.check_writable`; leaves one tiny object under ``probe/``."""
+        """Probe conditional writes, which leaves one tiny object under ``probe/``."""
         self.root.check_conditions()
         logger.debug("%s: checks what it receives: %s", self.url, self.root.checks_what_it_receives)
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """See `tracefleet.store.Store.put_new`."""
         self.root.check_conditions()
         return self._create(path, data)
 
     def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
-        """See `tracefleet.store.Store.put_file`."""
         put_file(self.root, path, local, size=size, sha256=sha256)
 
     def put_over(self, path: str, data: bytes) -> None:
-        """See `tracefleet.store.Store.put_over`."""
         with explained(self.root.at(path), "PutObject"):
             self.root.connected.s3.put_object(Body=data, **self.root.written(path))
 
     def read(self, path: str) -> bytes:
-        """See `tracefleet.store.Store.read`."""
         with explained(self.root.at(path), "GetObject"):
             data: bytes = self.root.connected.files.cat_file(
                 f"{self.root.name}/{self.root.key(path)}"
@@ -106,7 +102,6 @@ class S3Store:
         return data
 
     def names(self, prefix: str) -> list[str]:
-        """See `tracefleet.store.Store.names`."""
         folder = f"{self.root.name}/{self.root.key(prefix)}".rstrip("/")
         try:
             with explained(self.root.at(prefix), "ListObjectsV2"):
@@ -117,7 +112,7 @@ class S3Store:
         return sorted(path.rpartition("/")[2] for path in listed if path != folder)
 
     def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
-        """See `tracefleet.store.Store.walk`: one request for each thousand files."""
+        """Yield every file below a folder: one request for each thousand."""
         where = {
             "Bucket": self.root.name,
             "Prefix": f"{self.root.key(prefix)}/" if prefix else self.root.key(""),
@@ -142,40 +137,35 @@ class S3Store:
             )
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        """See `tracefleet.store.Store.copy_out`."""
         self.root.copy_out(path, sink)
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
-        """See `tracefleet.store.Store.open_checked`: through the cache."""
+        """Open a file through the cache."""
         download = functools.partial(self.root.fetch, path)
         return self.cache.open(self.root.at(path), download, size=size, sha256=sha256)
 
-    def place(self, path: str, target: Path, *, size: int, sha256: str) -> None:
-        """See `tracefleet.store.Store.place`: through the cache."""
+    def download_to(self, path: str, target: Path, *, size: int, sha256: str) -> None:
+        """Create a local file through the cache."""
         with self.open_checked(path, size=size, sha256=sha256) as handle:
             self.cache.place(handle, target, sha256=sha256)
 
-    def remember(self, files: dict[str, bytes]) -> None:
-        """See `tracefleet.store.Store.remember`."""
+    def cache_selection(self, files: dict[str, bytes]) -> None:
         mirror = FileStore(root=self.cache.mirror(self.url))
         with suppress(StoreError):  # a read-only cache serves what it holds
             for path, data in files.items():
                 mirror.put_over(path, data)
 
     def remove(self, paths: Iterable[str]) -> None:
-        """See `tracefleet.store.Store.remove`."""
         self.root.remove(paths)
 
     def uploads(self) -> Iterator[Upload]:
-        """See `tracefleet.store.Store.uploads`."""
         return self.root.unfinished(self.root.key(""))
 
     def abort(self, upload: Upload) -> None:
-        """See `tracefleet.store.Store.abort`."""
         self.root.abort(upload)
 
     def presign(self, path: str, *, seconds: int) -> str:
-        """See `tracefleet.store.Store.presign`.
+        """Return a URL signed with these credentials.
 
         Raises:
             StoreError: more than a week, or no credentials.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracefleet.canonical import check_relative
 from tracefleet.errors import StoreError
-from tracefleet.store import Upload
+from tracefleet.store.base import Upload
 from tracefleet.store.s3_client import Connection, download_config
 from tracefleet.store.s3_errors import LOST, code_of, explained, refused
 from tracefleet.store.streams import ArrivingFile, Sink

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def put_file(bucket: Bucket, path: str, local: Path, *, size: int, sha256: str) -> None:
-    """See `tracefleet.store.Store.put_file`."""
+    """Create an immutable object, or find that exactly these bytes are there."""
     bucket.check_conditions()
     if not _holds(bucket, path, size, sha256):
         _send(bucket, path, local, size, sha256)
