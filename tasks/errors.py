@@ -19,10 +19,7 @@ Network and capacity errors keep their library's type: those are what Prefect re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tasks.validate.verdict import ValidationReport
+from typing import Any
 
 
 def first_line(error: BaseException) -> str:
@@ -73,10 +70,10 @@ class NumericsMismatchError(ConversionError):
     """The saved bundle does not compute what eager computes.
 
     Attributes:
-        report: every probe with its error, for the person who has to find out why.
+        report: the gate's ``ValidationReport`` with the error of every probe, or None.
     """
 
-    def __init__(self, message: str, report: ValidationReport | None = None) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:
         self.report = report
         super().__init__(message)
 

@@ -1,1 +1,1 @@
-"""How a flow runs under Prefect: settings, retries, names, and steps as tasks."""
+"""How a flow runs under Prefect: settings, retries, names; its front door is ``settings``."""

@@ -1,1 +1,1 @@
-"""What differs between jit, neuronx and neuron: one module each behind one protocol."""
+"""What tells jit, neuronx and neuron apart; the front door is ``find_backend`` in ``registry``."""

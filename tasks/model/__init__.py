@@ -1,1 +1,1 @@
-"""A folder becomes an eager model and its inputs; ``preflight.inspect`` and ``load.load_eager``."""
+"""A folder becomes an eager model and its inputs; the front door is ``load_eager`` in ``load``."""

@@ -1,1 +1,1 @@
-"""The report of a conversion: one HTML page, and the same in markdown for Prefect's UI."""
+"""Pages for people: the front door is ``conversion`` for one conversion, ``fleet`` for a fleet."""
