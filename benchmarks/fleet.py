@@ -87,7 +87,7 @@ def _fleet_file(folders: list[Path], store: str) -> str:
 
 def _loop(folders: list[Path]) -> dict[str, float]:
     """Convert without an engine, in this process; the first one is not counted: it warms up."""
-    from flows.pipeline import convert
+    from flows.convert import convert
 
     fleet = _fleet_file(folders, f"file://{WORK.absolute()}/loop")
     seconds: list[float] = []

@@ -21,13 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.commands.plan import wanted_of
 from tasks.backends.jit import toolchain
 from tasks.fetch.checkpoint import resolve
 from tasks.fleet.spec import read_fleet
 from tasks.plan.fleet import plan
-from tasks.publish.find import key_of
-from tasks.publish.identity import RECIPE
+from tasks.publish.identity import RECIPE, Identity
 from tests.support import s3_servers
 from tests.support.fetch_support import safetensors
 from tests.support.reader_support import example_manifest
@@ -111,7 +109,7 @@ def _publish_one(store: Store, source: str) -> None:
     variant = Variant(task=TASK)
     plain = {"source": source, "commit": resolve(source).commit, "variant": variant}
     plain |= {"lengths": LENGTHS, "options": {}, "toolchain": toolchain(), "recipe": RECIPE}
-    manifest = example_manifest(**plain, key=key_of(example_manifest(**plain)))
+    manifest = example_manifest(**plain, key=Identity.of(example_manifest(**plain)).key)
     entry = ChannelEntry(manifest=manifest.digest, key=manifest.key, previous=None, nonce="0")
     folder = conversion_folder(source, manifest.key)
     store.put_over(f"{folder}/manifest.json", manifest.to_bytes())
@@ -149,10 +147,10 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str:
 def _inside(fleet: Path) -> dict[str, float]:
     """Plan in this process; every row has to be fresh, or the clock measured something else."""
     started = time.perf_counter()
-    wanted = [wanted_of(name, request) for name, request in read_fleet(fleet).requests().items()]
+    requests = read_fleet(fleet).requests()
     read = time.perf_counter() - started
     started, cpu = time.perf_counter(), time.process_time()
-    rows = plan(wanted)
+    rows = plan(requests)
     took = {"wall": time.perf_counter() - started, "cpu": time.process_time() - cpu}
     if wrong := [row for row in rows if row.state != "fresh"]:
         raise RuntimeError(f"expected fresh rows only, got {len(wrong)} others: {wrong[0]}")

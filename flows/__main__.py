@@ -20,7 +20,7 @@ from flows.commands import validate as validating
 from flows.engine import settings as engine
 
 if TYPE_CHECKING:
-    from flows.pipeline import ConversionResult
+    from flows.engine.record import Conversion
     from tasks.request.conversion import ConversionRequest
 
 EXIT_FAILED = 1  # argparse exits with 2 on wrong usage
@@ -137,7 +137,7 @@ def _convert(options: argparse.Namespace) -> int:
     return _tell(options, _run_flow(request) if prefect else _run_plain(request))
 
 
-def _tell(options: argparse.Namespace, result: ConversionResult) -> int:
+def _tell(options: argparse.Namespace, result: Conversion) -> int:
     if options.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
@@ -147,13 +147,13 @@ def _tell(options: argparse.Namespace, result: ConversionResult) -> int:
     return 0
 
 
-def _run_plain(request: ConversionRequest) -> ConversionResult:
-    from flows.pipeline import convert
+def _run_plain(request: ConversionRequest) -> Conversion:
+    from flows.convert import convert
 
     return convert(request)
 
 
-def _run_flow(request: ConversionRequest) -> ConversionResult:
+def _run_flow(request: ConversionRequest) -> Conversion:
     engine.prepare()
     if "PREFECT_API_URL" not in os.environ:
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
@@ -205,13 +205,13 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(result: ConversionResult) -> str:
+def _status(result: Conversion) -> str:
     if not result.validated:
         return "compiled before" if result.fresh else "compiled"
     return "already published" if result.fresh else "published"
 
 
-def _as_json(result: ConversionResult) -> dict[str, Any]:
+def _as_json(result: Conversion) -> dict[str, Any]:
     return {
         "status": _status(result),
         "url": result.publication.url,

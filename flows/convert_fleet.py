@@ -16,9 +16,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.commands.plan import wanted_of
 from flows.engine import settings as engine
-from flows.engine.retries import HiddenError, network_task
+from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Handout
 from flows.fan_out.convert_entries import carried_out
@@ -26,7 +25,7 @@ from flows.fan_out.pool_runs import RunLostError
 from flows.fan_out.rows import invalid_row, planned_row
 from tasks.errors import RequestError
 from tasks.fleet.spec import FleetSpec, read_fleet
-from tasks.plan.fleet import PlanRow, Wanted, plan
+from tasks.plan.fleet import PlanRow, plan
 from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
 from tasks.request.conversion import ConversionRequest
 
@@ -70,13 +69,13 @@ def convert_fleet(
         RequestError: the fleet is wrong; every mistake is named, and no work was begun.
         FleetError: some entries failed; all others are current.
     """
-    engine.tell_progress()
+    engine.show_progress()
     _check_lives()
     started = _now()
     requests = _requests(fleet, spec, store, only)
     rows = _planned(requests)
     work = [
-        Handout(request=requests[row.wanted.name], planned=row, fleet=str(flow_run.id))
+        Handout(request=row.request, planned=row, fleet=str(flow_run.id))
         for row in rows
         if row.state in ("stale", "missing")
     ]
@@ -90,9 +89,9 @@ def convert_fleet(
         run=str(flow_run.name),
         started=started,
         finished=_now(),
-        rows=tuple(ended[row.wanted.name] for row in rows),
+        rows=tuple(ended[row.name] for row in rows),
     )
-    return _checked(fleet_show.keep(facts, store=rows[0].wanted.store, run=str(flow_run.id)))
+    return _checked(fleet_show.keep(facts, store=rows[0].request.store, run=str(flow_run.id)))
 
 
 def _check_lives() -> None:
@@ -106,21 +105,21 @@ def _check_lives() -> None:
 
 def _planned(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
     """Plan; what the network hid of a checkpoint is asked again before it counts as a failure."""
-    rows: list[PlanRow] = plan_fleet([wanted_of(*one) for one in requests.items()])
-    hidden = [row.wanted for row in rows if row.transient]
+    rows: list[PlanRow] = plan_fleet(requests)
+    hidden = {row.name: row.request for row in rows if row.transient}
     if hidden:
         state = plan_again(hidden, return_state=True)
         found = state.result(raise_on_failure=False)
-        known = {row.wanted.name: row for row in getattr(found, "rows", found)}
-        rows = [known.get(row.wanted.name, row) for row in rows]
+        known = {row.name: row for row in getattr(found, "rows", found)}
+        rows = [known.get(row.name, row) for row in rows]
     fleet_show.plan_table(rows)
     return rows
 
 
-def _again(wanted: list[Wanted]) -> list[PlanRow]:
-    rows = plan(wanted)
+def _again(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
+    rows = plan(requests)
     if any(row.transient for row in rows):
-        raise HiddenError(rows)
+        raise PlanIncompleteError(rows)
     return rows
 
 

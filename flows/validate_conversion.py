@@ -5,9 +5,11 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.convert_checkpoint import STEPS
-from flows.engine import settings as engine
-from flows.pipeline import ConversionResult, validate
+from flows.convert import validate
+from flows.engine import settings
+from flows.engine.prefect_steps import PrefectSteps
+from flows.engine.record import Conversion
+from tasks.child import Limits
 
 
 def _run_name() -> str:
@@ -24,7 +26,7 @@ def validate_conversion(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     timeout_seconds: float = 3600,
-) -> ConversionResult:
+) -> Conversion:
     """Run a candidate's programs on this host's device; nothing wrong is ever published.
 
     Args:
@@ -38,11 +40,10 @@ def validate_conversion(
     Returns:
         What came of it, with the conversion's URL and manifest.
     """
-    engine.tell_progress()
+    settings.show_progress()
     return validate(
         conversion,
-        STEPS,
-        run_id=flow_run.id,
+        PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id)),
         backend=backend,
         channel=channel,
         allow_pickle=allow_pickle,

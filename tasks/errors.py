@@ -3,7 +3,7 @@
     ConversionError
     ├── RequestError                the request itself: unknown scheme, task, length, option
     ├── UnsupportedCheckpointError  a checkpoint that can't be converted, with the reason
-    │   └── PaddingChangesError     eager minds padding: exact lengths alone could be published
+    │   └── PaddingChangesError     padding changes eager's outputs: exact lengths alone can do
     ├── UnsafeCheckpointError       pickle or remote code that was not asked for; damaged weights
     ├── TiedWeightsError            a tied group that could not be untied bit-identically
     ├── TraceError                  torch.jit refused to trace or save the model
@@ -70,11 +70,13 @@ class NumericsMismatchError(ConversionError):
     """The saved bundle does not compute what eager computes.
 
     Attributes:
-        report: the gate's ``ValidationReport`` with the error of every probe, or None.
+        report: The gate's report, every probe with its error; None: there is none.
+        refused: What was traced (``tasks.backends.base.Proved``); None: unknown.
     """
 
     def __init__(self, message: str, report: Any = None) -> None:
         self.report = report
+        self.refused: Any = None
         super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:

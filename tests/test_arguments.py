@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import tracefleet
-from flows.pipeline import convert
+from flows.convert import convert
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.model.arguments import Argument
 from tasks.model.facts import LoadOptions

@@ -13,7 +13,7 @@ from tasks.publish import channels
 from tasks.publish import conversion as publishing
 from tasks.publish.channels import promote, rollback
 from tasks.publish.conversion import point_channel
-from tasks.publish.find import key_of
+from tasks.publish.identity import Identity
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.channel import append, channel_folder, conversion_folder, read_entry
 from tracefleet.errors import DigestMismatchError
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> FileStore:
 
 def put(store: FileStore, name: str, *, channel: str = "latest") -> Manifest:
     options = {"name": name}
-    key = key_of(example_manifest(options=options))
+    key = Identity.of(example_manifest(options=options)).key
     return publish(store, bundle=BUNDLE, channel=channel, key=key, options=options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +15,9 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 import tracefleet
-from flows import convert_checkpoint as module
+from flows import convert
 from flows.convert_checkpoint import convert_checkpoint
+from flows.engine import prefect_steps
 from flows.engine.retries import is_transient, network_task
 from tasks.errors import RequestError, UnsupportedCheckpointError
 from tasks.request.conversion import make_request
@@ -103,16 +103,20 @@ def test_network_errors_are_tried_again_and_refusals_are_not(checkpoint, tmp_pat
 
             return real(source, **options)
 
-        quick = network_task(resolve, name="resolve").with_options(retries=3, retry_delay_seconds=0)
-        return dataclasses.replace(module.STEPS, resolve=quick)
+        return resolve
+
+    def quick(function: Any, **options: Any) -> Any:
+        return network_task(function, **options).with_options(retry_delay_seconds=0)
+
+    monkeypatch.setattr(prefect_steps, "network_task", quick)
 
     request = _request(checkpoint("bert"), tmp_path / "store")
-    monkeypatch.setattr(module, "STEPS", flaky(ConnectionResetError("reset by peer")))
+    monkeypatch.setattr(convert, "resolve", flaky(ConnectionResetError("reset by peer")))
     assert convert_checkpoint(request, return_state=True).is_completed()
     assert len(calls) == 3
 
     calls.clear()
-    monkeypatch.setattr(module, "STEPS", flaky(RequestError("no such repository")))
+    monkeypatch.setattr(convert, "resolve", flaky(RequestError("no such repository")))
     assert convert_checkpoint(request, return_state=True).is_failed()
     assert len(calls) == 1
 

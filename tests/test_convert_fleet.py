@@ -29,9 +29,9 @@ from flows.fan_out import progress as fleet_show
 from flows.fan_out.convert_entries import EntryFailedError
 from tasks.errors import RequestError
 from tasks.fleet.spec import FleetSpec
-from tasks.plan.fleet import PlanRow, Wanted
+from tasks.plan.fleet import PlanRow
 from tasks.report.fleet.facts import FleetError, FleetFacts
-from tasks.request.conversion import make_request
+from tasks.request.conversion import ConversionRequest, make_request
 from tracefleet.errors import StoreError
 from tracefleet.store import open_store, open_writable
 
@@ -155,11 +155,11 @@ def test_what_the_network_hid_is_planned_again(checkpoint, tmp_path, monkeypatch
     fleet = spec(tmp_path / "store", {"good": {"source": f"file://{checkpoint('bert')}"}})
     answers = iter(["hidden", "hidden", "seen"])
 
-    def plan(wanted: list[Wanted]) -> list[PlanRow]:
+    def plan(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
         hidden = {"state": "invalid", "error": "ConnectionError", "transient": True}
         seen = {"state": "fresh", "key": "0" * 64, "task": "feature-extraction"}
         found: Any = hidden if next(answers) == "hidden" else seen
-        return [PlanRow(wanted=one, **found) for one in wanted]
+        return [PlanRow(name=name, request=one, **found) for name, one in requests.items()]
 
     monkeypatch.setattr(module, "plan", plan)
     monkeypatch.setattr(module, "plan_fleet", network_task(plan, name="plan"))
@@ -179,8 +179,8 @@ def test_a_deployment_has_one_backend(checkpoint, tmp_path):
     with pytest.raises(RequestError, match="backend: expected neuronx of this deployment, got jit"):
         convert_checkpoint(named, backend="neuronx")
     open_request = make_request(fields)
-    assert single._of(open_request, "neuronx").backend == "neuronx"
-    assert single._of(open_request, None) is open_request
+    assert single.with_backend(open_request, "neuronx").backend == "neuronx"
+    assert single.with_backend(open_request, None) is open_request
 
 
 @pytest.mark.usefixtures("_server")

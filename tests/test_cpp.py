@@ -9,7 +9,7 @@ import pytest
 
 import tracefleet
 from examples.cpp.build import build
-from flows.pipeline import convert
+from flows.convert import convert
 from tasks.request.conversion import make_request
 
 

@@ -18,8 +18,8 @@ from tasks.publish import claim as claiming
 from tasks.publish import gc
 from tasks.publish.claim import claimed, prefix_of
 from tasks.publish.conversion import point_channel
-from tasks.publish.find import key_of
 from tasks.publish.gc import Collection, collect
+from tasks.publish.identity import Identity
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tests.support.s3_servers import S3Server
 from tests.test_store_contract import begin_upload
@@ -307,7 +307,7 @@ def test_unfinished_uploads_go_when_they_are_old(
 
 def old_and_unreferenced(store: FileStore, options: dict[str, str]) -> Manifest:
     plain = example_manifest(files=(), options=options)
-    manifest = dataclasses.replace(plain, key=key_of(plain))
+    manifest = dataclasses.replace(plain, key=Identity.of(plain).key)
     path = f"{conversion_folder(SOURCE, manifest.key)}/manifest.json"
     store.put_new(path, manifest.to_bytes())
     then = time.time() - 86400

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from flows.commands.plan import wanted_of
 from flows.engine.names import artifact_key, run_name
 from flows.fan_out.assignment import Handout
 from flows.fan_out.pool_runs import StoppedError, hand_out
@@ -21,7 +20,8 @@ COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
 def handout(source: str = "hf://google/bert-base", key: str | None = "k" * 64, **fields: Any):
     request = make_request({"source": source, "lengths": [8], "task": "fill-mask", **fields})
     row = PlanRow(
-        wanted=wanted_of("entry", request),
+        name="entry",
+        request=request,
         state="missing",
         why=("never published",),
         commit=COMMIT,
@@ -111,7 +111,11 @@ def test_rows_of_what_did_not_work(tmp_path):
     assert failed_row(gone, *told, run="run-1").report_url is None
     assert planned_row(one.planned, "cancelled").conversion_url is None
     bad = PlanRow(
-        wanted=one.planned.wanted, state="invalid", error="RequestError", message="no such folder"
+        name="entry",
+        request=one.request,
+        state="invalid",
+        error="RequestError",
+        message="no such folder",
     )
     assert invalid_row(bad).next_step == "Correct the entry in the fleet file."
     assert invalid_row(bad).variant == "?.jit.float32.b1"

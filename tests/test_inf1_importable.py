@@ -18,7 +18,7 @@ OLDEST = (3, 10)
 STEPS = (
     "flows.__main__",
     "flows.convert_checkpoint",
-    "flows.pipeline",
+    "flows.convert",
     "flows.validate_conversion",
     "tasks.backends.base",
     "tasks.backends.neuron",

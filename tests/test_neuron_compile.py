@@ -11,8 +11,9 @@ import pytest
 
 from tasks import child
 from tasks.backends import neuron, neuronx, programs
+from tasks.backends.base import Job
 from tasks.backends.options import NeuronOptions, NeuronxOptions
-from tasks.backends.programs import Prepared, ProgramJob
+from tasks.backends.programs import Prepared
 from tasks.backends.triage import cause_of, triaged
 from tasks.child import Limits
 from tasks.errors import (
@@ -28,19 +29,21 @@ from tasks.validate.probes import ProbePlan
 from tests.support.neuron_support import on
 
 OPTIONS = LoadOptions(task="text-classification")
-COMPILERS = {"neuronx": neuronx.NEURONX, "neuron": neuron.NEURON}
+COMPILERS = {"neuronx": neuronx.COMPILER, "neuron": neuron.COMPILER}
 
 
 @pytest.fixture
-def job(checkpoint, tmp_path) -> ProgramJob:
+def job(checkpoint, tmp_path) -> Job:
     folder = checkpoint("bert-cls")
-    return ProgramJob(
+    return Job(
         folder=folder,
         options=OPTIONS,
         facts=inspect(folder, OPTIONS, (8,)),
         lengths=(8,),
         batch=1,
+        tolerance=NeuronxOptions().tolerance,
         compiling=NeuronxOptions(),
+        target="inf2",
         device=True,
         work=tmp_path,
         failed=tmp_path / "failed",
@@ -52,7 +55,7 @@ def prepared(job) -> Prepared:
     return programs.prepare(job, job.work / "prepare.log")
 
 
-def _compile(job: ProgramJob, prepared: Prepared, backend: str = "neuronx", timeout: float = 60):
+def _compile(job: Job, prepared: Prepared, backend: str = "neuronx", timeout: float = 60):
     log = job.work / "compile-8.log"
     compiling = NeuronxOptions() if backend == "neuronx" else NeuronOptions()
     job = dataclasses.replace(job, compiling=compiling)
@@ -165,7 +168,7 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
     with on(device="inf1"):
         made = _compile(job, prepared, "neuron").value
         compiled_by = neuron.NEURON.toolchain()
-        neuron.NEURON.validate(
+        COMPILERS["neuron"].validate(
             {8: made.path}, reference, compiled_by, "inf1"
         )  # sound on its device
     with (
@@ -173,7 +176,7 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
         pytest.warns(UserWarning, match="not sent"),
         pytest.raises(NumericsMismatchError) as caught,
     ):
-        neuron.NEURON.validate({8: made.path}, reference, compiled_by, "inf1")
+        COMPILERS["neuron"].validate({8: made.path}, reference, compiled_by, "inf1")
     report = caught.value.report
     assert report is not None
     assert len({probe.name for probe in report.probes if not probe.difference.passed}) > 10

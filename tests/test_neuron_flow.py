@@ -14,7 +14,7 @@ import torch
 
 import tracefleet
 from flows.__main__ import main
-from flows.pipeline import Steps, convert, validate
+from flows.convert import convert, validate
 from tasks import child
 from tasks.errors import (
     BackendUnavailableError,
@@ -28,6 +28,7 @@ from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.publish.channels import promote
 from tasks.publish.conversion import publish
+from tasks.steps import Steps
 from tests.support.neuron_support import NO_DEVICE, names, on, request, store_for_doubles
 from tracefleet.errors import (
     InputTooLongError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flows.__main__ import _COMPILING
-from flows.candidates import _fields
 from tasks.backends.options import CAST_TOLERANCES, NeuronOptions, NeuronxOptions
 from tasks.errors import RequestError
+from tasks.request.candidate import request_fields
 from tasks.request.conversion import make_request
 from tests.support.reader_support import example_manifest
 from tracefleet.manifest import Variant
@@ -86,7 +86,7 @@ def test_a_candidates_request_is_read_back_from_its_manifest(backend: str, optio
         lengths=(8,),
         options=asked.identity_options,
     )
-    again = make_request(_fields(manifest))
+    again = make_request(request_fields(manifest))
     assert again.identity_options == asked.identity_options
     assert again.tolerance == asked.tolerance
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tracefleet
-from flows.pipeline import convert
+from flows.convert import convert
 from tests.support import tiny
 from tests.support.neuron_support import on, request, store_for_doubles
 from tracefleet import BackendUnavailableError, ManifestError

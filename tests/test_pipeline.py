@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import tracefleet
-from flows.pipeline import Steps, convert
+from flows.convert import convert
 from tasks import child
 from tasks.errors import (
     BackendUnavailableError,
@@ -27,6 +27,7 @@ from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.publish.conversion import publish
 from tasks.request.conversion import make_request
+from tasks.steps import Steps
 from tasks.sweep.tiny import Case, build
 from tests.support import tiny
 from tests.support.gate_support import Bench, blind_to_weights
@@ -111,7 +112,7 @@ def test_ties_that_padding_decides_are_looked_for(tmp_path):
 
 def test_the_report_and_the_attestation_are_kept_beside_it(checkpoint, tmp_path):
     store = tmp_path / "store"
-    result = convert(_request(checkpoint("bert"), store), run_id="run-1")
+    result = convert(_request(checkpoint("bert"), store), Steps(run_id="run-1"))
     page = (store / "reports" / "run-1" / "index.html").read_text()
     assert "Validated." in page
     assert "<svg" in page
@@ -131,7 +132,16 @@ def test_a_second_run_reads_no_weights_and_starts_no_child(checkpoint, tmp_path)
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a published conversion must not be made again")
 
-    second = convert(request, Steps(fetch=never, run=never, publish=never, describe=never))
+    class NoWork(Steps):
+        """Lets the source be resolved, and nothing else."""
+
+        publish = never
+
+        def here(self, step: str, function: Any, *arguments: Any, **options: Any) -> Any:
+            assert step == "resolve"
+            return super().here(step, function, *arguments, **options)
+
+    second = convert(request, NoWork(run=never))
     assert second.fresh
     assert second.manifest == first.manifest
     assert {p: p.stat().st_mtime_ns for p in _published(store)} == before
@@ -142,7 +152,14 @@ def test_the_manifest_that_came_first_is_the_one_that_is_told(checkpoint, tmp_pa
     store = tmp_path / "store"
     request = _request(checkpoint("bert"), store)
 
-    def beaten(opened: Any, manifest: Any, files: Any, *, channel: str) -> Any:
+    class Beaten(Steps):
+        def publish(
+            self, function: Any, store: Any, manifest: Any, files: Any, *, channel: str
+        ) -> Any:
+            publish_other(store, manifest, files, channel)
+            return function(store, manifest, files, channel=channel)
+
+    def publish_other(opened: Any, manifest: Any, files: Any, channel: str) -> None:
         first = manifest.validation.lengths[0]
         worse = dataclasses.replace(first, max_abs_error=first.max_abs_error + 1e-9)
         lengths = (worse, *manifest.validation.lengths[1:])
@@ -150,9 +167,8 @@ def test_the_manifest_that_came_first_is_the_one_that_is_told(checkpoint, tmp_pa
         publish(
             opened, dataclasses.replace(manifest, validation=validation), files, channel=channel
         )
-        return publish(opened, manifest, files, channel=channel)
 
-    result = convert(request, Steps(publish=beaten), run_id="second")
+    result = convert(request, Beaten(run_id="second"))
     assert result.manifest.digest == result.publication.manifest_digest
     (path,) = (store / "attestations").rglob("second.json")
     assert json.loads(path.read_text())["manifest"] == result.publication.manifest_digest
@@ -195,17 +211,10 @@ def test_what_does_not_shape_it_leaves_the_key(change, checkpoint, tmp_path):
 def _keys(*requests: Any) -> list[str]:
     from tasks.backends.registry import find_backend
     from tasks.fetch.checkpoint import resolve
-    from tasks.publish.identity import conversion_key
+    from tasks.request.identify import identify
 
     return [
-        conversion_key(
-            commit=resolve(r.source).commit,
-            variant=r.variant,
-            lengths=r.lengths,
-            options=r.identity_options,
-            toolchain=find_backend(r.backend).toolchain(),
-        )
-        for r in requests
+        identify(r, resolve(r.source), find_backend(r.backend).toolchain()).key for r in requests
     ]
 
 
@@ -220,14 +229,14 @@ def test_other_weights_are_another_key(own_checkpoint, checkpoint, tmp_path):
     assert keys[0] != keys[1]
 
 
-def _steps_with(function_name: str, replacement: Any) -> Steps:
+def _steps_with(function_name: str, replacement: Any, **options: Any) -> Steps:
     """Let one child step do something else, everything around it real."""
 
     def run(function: Any, *arguments: Any, **options: Any) -> Any:
         chosen = replacement if options["step"] == function_name else function
         return child.run(chosen, *arguments, **options)
 
-    return Steps(run=run)
+    return Steps(run=run, **options)
 
 
 def _segfault(*_: Any) -> None:
@@ -257,7 +266,7 @@ def test_a_hang_ends_at_the_requests_timeout(checkpoint, tmp_path):
     request = _request(checkpoint("bert"), tmp_path / "store", timeout_seconds=2)
     child.warm_up()
     with pytest.raises(ConversionCrashedError, match="timeout after 2 s"):
-        convert(request, _steps_with("validate", _hang))
+        convert(request, _steps_with("validate", _hang, limits=request.limits))
     assert _published(tmp_path / "store") == []
 
 
@@ -298,7 +307,7 @@ def test_a_numeric_mismatch_keeps_its_report_and_publishes_nothing(checkpoint, t
         return child.run(replaced.get(options["step"], function), *arguments, **options)
 
     with pytest.raises(NumericsMismatchError, match="pooler_output") as caught:
-        convert(_request(checkpoint("bert"), store), Steps(run=run), run_id="bad")
+        convert(_request(checkpoint("bert"), store), Steps(run=run, run_id="bad"))
     assert caught.value.report is not None
     assert [p.relative_to(store).as_posix() for p in _published(store)] == [
         "reports/bad/index.html"
@@ -352,7 +361,7 @@ def _share_anyway(*arguments: Any) -> Any:
 
 def test_a_shared_graph_that_fails_the_gate_is_traced_for_each_length(checkpoint, tmp_path, caplog):
     """Longformer's program depends on the length; the gate sees it and each length is traced."""
-    caplog.set_level("INFO", logger="flows")
+    caplog.set_level("INFO", logger="tasks")
     request = _request(checkpoint("longformer-mlm"), tmp_path, "fill-mask", lengths=[8, 24])
     result = convert(request, _steps_with("trace", _share_anyway_first))
     assert "tracing each" in caplog.text

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.__main__ import main
-from flows.commands.plan import summary_line, table, wanted_of
+from flows.commands.plan import summary_line, table
 from tasks import child
 from tasks.backends.jit import toolchain
 from tasks.errors import BackendUnavailableError, ConversionCrashedError
@@ -23,13 +24,12 @@ from tasks.fetch.checkpoint import resolve
 from tasks.plan import default_tasks as own_task
 from tasks.plan import fleet as planning
 from tasks.plan import freshness as stale
-from tasks.plan.concurrently import each
-from tasks.plan.fleet import PlanRow, Wanted, plan
+from tasks.plan.concurrently import map_concurrently
+from tasks.plan.fleet import PlanRow, plan
 from tasks.publish.channels import rollback
 from tasks.publish.conversion import attest
-from tasks.publish.find import key_of
-from tasks.publish.identity import RECIPE
-from tasks.request.conversion import make_request
+from tasks.publish.identity import RECIPE, Identity
+from tasks.request.conversion import ConversionRequest, make_request
 from tests.support import reader_support
 from tests.support.fetch_support import safetensors, whole
 from tests.support.reader_support import example_manifest
@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> FileStore:
 
 
 @pytest.fixture
-def wanted(tmp_path: Path, store: FileStore) -> Wanted:
+def wanted(tmp_path: Path, store: FileStore) -> ConversionRequest:
     return make_wanted(save(tmp_path / "tiny", whole()), store)
 
 
@@ -69,26 +69,26 @@ def save(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def make_wanted(folder: Path | str, store: Store, **fields: Any) -> Wanted:
+def make_wanted(folder: Path | str, store: Store, **fields: Any) -> ConversionRequest:
     source = folder if isinstance(folder, str) else f"file://{folder}"
     plain = {"task": "feature-extraction", "lengths": (8, 32), "store": store.url}
-    return wanted_of("entry", make_request({"source": source, **plain, **fields}))
+    return make_request({"source": source, **plain, **fields})
 
 
-def publish(store: Store, wanted: Wanted, **changes: Any) -> Manifest:
+def publish(store: Store, wanted: ConversionRequest, **changes: Any) -> Manifest:
     """Publish what a conversion of ``wanted`` would, or would have with these parts of the key."""
     found = resolve(wanted.source, revision=wanted.revision)
     parts: dict[str, Any] = {
         "commit": found.commit,
         "lengths": wanted.lengths,
-        "options": wanted.options,
+        "options": wanted.identity_options,
         "toolchain": toolchain(),
         "recipe": RECIPE,
         **changes,
     }
     task = wanted.task or "feature-extraction"
     variant = Variant(task=task, backend=wanted.backend, dtype=wanted.dtype, batch=wanted.batch)
-    key = key_of(example_manifest(variant=variant, **parts))
+    key = Identity.of(example_manifest(variant=variant, **parts)).key
     return reader_support.publish(
         store,
         source=found.source,
@@ -100,8 +100,13 @@ def publish(store: Store, wanted: Wanted, **changes: Any) -> Manifest:
     )
 
 
-def plan_one(wanted: Wanted) -> PlanRow:
-    (row,) = plan([wanted])
+def plan_all(requests: Sequence[ConversionRequest], **options: Any) -> list[PlanRow]:
+    """Plan requests under names of their positions."""
+    return plan({f"entry-{i}": request for i, request in enumerate(requests)}, **options)
+
+
+def plan_one(wanted: ConversionRequest) -> PlanRow:
+    (row,) = plan({"entry": wanted})
     return row
 
 
@@ -113,10 +118,12 @@ def test_an_entry_is_missing_then_fresh(wanted, store):
     assert (row.state, row.why, row.number) == ("missing", ("never published",), None)
     manifest = publish(store, wanted)
     assert plan_one(wanted) == PlanRow(
-        wanted=wanted,
+        name="entry",
+        request=wanted,
         state="fresh",
         commit=manifest.commit,
         task="feature-extraction",
+        weight_bytes=row.weight_bytes,
         key=manifest.key,
         number=1,
     )
@@ -159,7 +166,7 @@ def test_a_hub_branch_that_moves_makes_its_entry_stale(hub, store):
     wanted = make_wanted("hf://acme/tiny", store)
     publish(store, wanted)
     assert plan_one(wanted).state == "fresh"
-    pinned = dataclasses.replace(wanted, revision=hub.refs["main"])
+    pinned = wanted.model_copy(update={"revision": hub.refs["main"]})
     commit = hub.push(whole(b"others"))
     row = plan_one(wanted)
     assert (row.state, row.why, row.commit) == ("stale", ("new commit",), commit)
@@ -177,7 +184,7 @@ def test_a_channel_that_was_rolled_back_is_left_so(wanted, store):
     row = plan_one(wanted)
     assert (row.state, row.why, row.number) == ("fresh", ("rolled back from number 2",), 3)
     assert row.key == manifest.key
-    assert plan_one(dataclasses.replace(wanted, lengths=(8, 64))).state == "stale"
+    assert plan_one(wanted.model_copy(update={"lengths": (8, 64)})).state == "stale"
 
 
 def test_a_conversion_that_is_there_but_not_current_is_stale(wanted, store):
@@ -219,7 +226,7 @@ def test_what_is_damaged_is_an_invalid_row_beside_the_others(
     damage(store, publish(store, wanted, lengths=(8,)))
     other = make_wanted(save(tmp_path / "other", whole()), store)
     publish(store, other)
-    row, beside = plan([wanted, other])
+    row, beside = plan_all([wanted, other])
     assert (row.state, row.error, row.number) == ("invalid", error, 1)
     assert "latest" in row.message or "manifest.json" in row.message
     assert beside.state == "fresh"
@@ -237,7 +244,7 @@ def test_checkpoints_that_are_wrong_are_rows_too(wanted, store, tmp_path):
     gone = make_wanted(tmp_path / "gone", store)
     bare = make_wanted(save(tmp_path / "bare", {"config.json": b"{}"}), store)
     told: list[PlanRow] = []
-    rows = plan([gone, wanted, bare], on_row=told.append)
+    rows = plan_all([gone, wanted, bare], on_row=told.append)
     assert [row.state for row in rows] == ["invalid", "fresh", "invalid"]
     assert [row.error for row in rows] == ["RequestError", None, "UnsupportedCheckpointError"]
     assert rows[0].commit is None
@@ -250,17 +257,17 @@ def test_a_hub_that_fails_is_a_row(hub, store, wanted):
     hub.push(whole())
     hub.status["api"] = 500
     publish(store, wanted)
-    row, beside = plan([make_wanted("hf://acme/tiny", store), wanted])
+    row, beside = plan_all([make_wanted("hf://acme/tiny", store), wanted])
     assert (row.state, row.error, beside.state) == ("invalid", "HfHubHTTPError", "fresh")
     assert row.transient
 
 
 def test_entries_that_turn_out_to_move_one_channel_are_refused(wanted, store):
-    named = dataclasses.replace(wanted, name="named", lengths=(4,))
-    elsewhere = dataclasses.replace(wanted, name="elsewhere", channel="other")
-    rows = plan([wanted, named, elsewhere])
+    named = wanted.model_copy(update={"lengths": (4,)})
+    elsewhere = wanted.model_copy(update={"channel": "other"})
+    rows = plan_all([wanted, named, elsewhere])
     assert [row.state for row in rows] == ["missing", "invalid", "missing"]
-    assert f"which {wanted.name!r} moves too" in rows[1].message
+    assert "which 'entry-0' moves too" in rows[1].message
 
 
 def test_a_store_that_does_not_answer_is_no_row(wanted, monkeypatch):
@@ -270,7 +277,7 @@ def test_a_store_that_does_not_answer_is_no_row(wanted, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreUnavailableError, match="s3://bucket/models"):
-        plan([dataclasses.replace(wanted, store="s3://bucket/models")])
+        plan_all([wanted.model_copy(update={"store": "s3://bucket/models"})])
 
 
 def test_a_store_that_fails_meanwhile_is_no_row(wanted, store, monkeypatch):
@@ -281,7 +288,7 @@ def test_a_store_that_fails_meanwhile_is_no_row(wanted, store, monkeypatch):
 
     monkeypatch.setattr(stale, "read_entry", unavailable)
     with pytest.raises(StoreUnavailableError):
-        plan([wanted])
+        plan_all([wanted])
 
 
 # What a plan never touches
@@ -311,7 +318,7 @@ def test_a_second_plan_reads_no_weights(wanted, store, monkeypatch):
         raise AssertionError("read a file again")
 
     monkeypatch.setattr(digests, "hash_stream", unreadable)
-    assert plan([wanted, wanted])[1].state == "fresh"
+    assert plan_all([wanted, wanted])[1].state == "fresh"
 
 
 def test_tasks_are_found_out_in_one_child_without_weights(hub, store, tmp_path, monkeypatch):
@@ -322,7 +329,7 @@ def test_tasks_are_found_out_in_one_child_without_weights(hub, store, tmp_path, 
     folder = save(tmp_path / "none", weights | {"config.json": b"{}"})
     nameless = make_wanted(folder, store, task=None)
     broken = make_wanted(save(tmp_path / "broken", weights | {"config.json": b"{"}), store)
-    broken = dataclasses.replace(broken, task=None)
+    broken = broken.model_copy(update={"task": None})
     runs: list[str] = []
     run = child.run
 
@@ -331,9 +338,9 @@ def test_tasks_are_found_out_in_one_child_without_weights(hub, store, tmp_path, 
         return run(*arguments, **settings)
 
     monkeypatch.setattr(child, "run", counted)
-    publish(store, dataclasses.replace(local, task="fill-mask"))
+    publish(store, local.model_copy(update={"task": "fill-mask"}))
     remote = make_wanted("hf://acme/tiny", store, task=None)
-    rows = plan([local, nameless, broken, remote, local])
+    rows = plan_all([local, nameless, broken, remote, local])
     states = ["fresh", "invalid", "invalid", "missing", "fresh"]
     assert [row.state for row in rows] == states
     assert [row.task for row in rows] == ["fill-mask", None, None, "fill-mask", "fill-mask"]
@@ -370,10 +377,12 @@ def test_a_checkpoint_that_breaks_the_child_breaks_no_other(monkeypatch, tmp_pat
 
 def test_a_plan_with_named_tasks_imports_no_framework(wanted, store):
     publish(store, wanted)
+    fields = wanted.model_dump(mode="json")
     text = f"""
 import sys
-from tasks.plan.fleet import Wanted, plan
-assert plan([{wanted!r}])[0].state == "fresh"
+from tasks.plan.fleet import plan
+from tasks.request.conversion import ConversionRequest, make_request
+assert plan({{"entry": make_request({fields!r})}})[0].state == "fresh"
 print([name for name in ("torch", "transformers", "prefect", "boto3") if name in sys.modules])
 """
     done = subprocess.run(
@@ -395,7 +404,7 @@ def _no_neuron(monkeypatch):
 
 @pytest.mark.usefixtures("_no_neuron")
 def test_where_only_workers_know_the_toolchain_it_is_taken_as_published(wanted, store):
-    neuron = dataclasses.replace(wanted, backend="neuronx")
+    neuron = wanted.model_copy(update={"backend": "neuronx"})
     row = plan_one(neuron)
     assert (row.state, row.key) == ("missing", None)
     theirs = Toolchain(python="3.11", torch="2.9.0", transformers="4.57.0", compiler="2.21")
@@ -403,7 +412,7 @@ def test_where_only_workers_know_the_toolchain_it_is_taken_as_published(wanted, 
     note = "toolchain not checked: no neuronx here"
     row = plan_one(neuron)
     assert (row.state, row.why, row.key) == ("fresh", (note,), manifest.key)
-    row = plan_one(dataclasses.replace(neuron, lengths=(8,)))
+    row = plan_one(neuron.model_copy(update={"lengths": (8,)}))
     assert (row.state, row.why) == ("stale", ("new lengths: 8,32 -> 8", note))
 
 
@@ -440,10 +449,10 @@ def test_a_fleet_on_s3_is_planned_in_parallel(store_url, tmp_path):
         entries.append(make_wanted(copy, store))
         if index % 8:
             publish(store, entries[-1], **({"lengths": (8,)} if index % 8 == 1 else {}))
-    rows = plan(entries)
-    assert [row.wanted for row in rows] == entries
+    rows = plan_all(entries)
+    assert [row.request for row in rows] == entries
     assert summary_line(rows) == "24 entries: 18 fresh, 3 stale, 3 missing, 0 invalid"
-    assert [row.state for row in plan(entries[:3])] == ["missing", "stale", "fresh"]
+    assert [row.state for row in plan_all(entries[:3])] == ["missing", "stale", "fresh"]
 
 
 def test_a_piece_of_work_that_fails_ends_the_others():
@@ -458,14 +467,17 @@ def test_a_piece_of_work_that_fails_ends_the_others():
         return item if item == 0 or go.wait(10) else -1
 
     with pytest.raises(StoreUnavailableError):
-        list(each(range(5000), work, url=lambda _: "s3://bucket", what="read"))
+        list(map_concurrently(range(5000), work, url=lambda _: "s3://bucket", what="read"))
     assert len(started) < 5000
 
 
 def test_long_work_says_how_far_it_is(caplog, monkeypatch):
-    monkeypatch.setattr("tasks.plan.concurrently._SAY_EVERY_SECONDS", -1)
+    monkeypatch.setattr("tasks.plan.concurrently._REPORT_SECONDS", -1)
     caplog.set_level("INFO", logger="tasks.plan.concurrently")
-    assert dict(each("ab", str.upper, url=lambda _: "file://", what="read")) == {"a": "A", "b": "B"}
+    assert dict(map_concurrently("ab", str.upper, url=lambda _: "file://", what="read")) == {
+        "a": "A",
+        "b": "B",
+    }
     assert caplog.messages == ["1 of 2 read", "2 of 2 read"]
 
 
@@ -473,7 +485,7 @@ def test_long_work_says_how_far_it_is(caplog, monkeypatch):
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, wanted: Wanted, store: FileStore) -> Path:
+def fleet(tmp_path: Path, wanted: ConversionRequest, store: FileStore) -> Path:
     publish(store, wanted)
     defaults = {"task": "feature-extraction", "lengths": [8, 32], "store": store.url}
     entries = {
@@ -518,7 +530,7 @@ def test_the_command_prints_json(fleet, capsys, wanted):
 
 
 def test_fresh_rows_of_long_plans_are_folded(wanted):
-    fresh = PlanRow(wanted=wanted, state="fresh", commit="c" * 40, number=1)
+    fresh = PlanRow(name="entry", request=wanted, state="fresh", commit="c" * 40, number=1)
     old = dataclasses.replace(fresh, state="stale", why=("new commit",))
     rows = [fresh] * 40 + [old]
     assert len(table(rows).splitlines()) == 3

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import save_file
 
 import tracefleet
-from flows.pipeline import convert
+from flows.convert import convert
 from tasks.errors import (
     NumericsMismatchError,
     UnsafeCheckpointError,

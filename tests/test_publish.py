@@ -12,9 +12,10 @@ import pytest
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.publish.conversion import attest, publish
 from tasks.publish.files import collect_files, describe_files, triton_config
-from tasks.publish.find import find_published, key_of
-from tasks.publish.identity import RECIPE, conversion_key
+from tasks.publish.find import find_published
+from tasks.publish.identity import RECIPE, Identity
 from tasks.trace.bundle import TracedFile
+from tasks.trace.record import TraceResult
 from tracefleet.channel import channel_folder, conversion_folder, current
 from tracefleet.errors import DigestMismatchError, StoreError
 from tracefleet.manifest import (
@@ -68,15 +69,24 @@ def _conversion(
         sha256=hashlib.sha256(content).hexdigest(),
         weight_bytes=1,
     )
-    files = collect_files([bundle], folder, folder / "config.pbtxt")
+    traced = TraceResult(
+        files=(bundle,),
+        outputs=OUTPUTS,
+        tied_groups=(),
+        same_program=True,
+        shared=True,
+        selects=False,
+    )
+    files = collect_files(traced, INPUTS, folder, folder)
     toolchain = Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0")
     variant = Variant(task="fill-mask")
-    key = conversion_key(
-        commit=commit, variant=variant, lengths=(8,), options={}, toolchain=toolchain
+    source = "file:///models/tiny"
+    identity = Identity(
+        source=source, commit=commit, variant=variant, lengths=(8,), options={}, toolchain=toolchain
     )
     manifest = Manifest(
-        key=key,
-        source="file:///models/tiny",
+        key=identity.key,
+        source=source,
         commit=commit,
         license=None,
         variant=variant,
@@ -114,7 +124,7 @@ def test_publish_makes_a_triton_folder_a_manifest_and_a_channel_entry(tmp_path):
     assert (newest[0], newest[1].manifest) == (1, manifest.digest)
     assert publication.number == 1
     assert find_published(store, manifest.source, manifest.key) == manifest
-    assert key_of(manifest) == manifest.key
+    assert Identity.of(manifest).key == manifest.key
 
 
 def test_publishing_again_changes_nothing(tmp_path):

@@ -14,9 +14,8 @@ from torch import nn
 
 import tracefleet
 from flows.commands.summary import summary
-from flows.pipeline import Steps, convert
+from flows.convert import convert
 from tasks import child
-from tasks.backends.jit import JIT
 from tasks.child import Limits
 from tasks.errors import (
     BackendUnavailableError,
@@ -31,6 +30,8 @@ from tasks.model.preflight import inspect
 from tasks.model.weights import named_tensors
 from tasks.publish.find import check_publishable
 from tasks.request.conversion import make_request
+from tasks.steps import Steps
+from tasks.trace.record import trace_checkpoint
 from tasks.validate.compute import compute_reference
 from tasks.validate.gate import validate_bundle
 from tasks.validate.verdict import TOLERANCES
@@ -178,7 +179,7 @@ def test_two_processes_write_the_same_digest(checkpoint, tmp_path):
         target = tmp_path / attempt / "model.pt"
         target.parent.mkdir()
         outcome = child.run(
-            JIT.trace, folder, options, facts, (8, 16), 2, target,
+            trace_checkpoint, folder, options, facts, (8, 16), 2, target,
             limits=Limits(), log=tmp_path / "log", step="trace",
         )  # fmt: skip
         digests.add(outcome.value.file.sha256)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from flows.pipeline import convert
+from flows.convert import convert
 from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
 from tasks.trace.patches import recordable

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows import convert_checkpoint
-from flows.pipeline import Steps, convert
+from flows.convert import convert
+from flows.engine import prefect_steps
 from tasks import child
 from tasks.errors import NumericsMismatchError
 from tasks.report.conversion import words as wording
@@ -21,6 +21,7 @@ from tasks.report.conversion.markdown import markdown_report
 from tasks.report.conversion.page import html_report
 from tasks.report.conversion.plots import error_plot, shown_outputs
 from tasks.request.conversion import make_request
+from tasks.steps import Steps
 from tasks.validate.verdict import (
     TOLERANCES,
     Difference,
@@ -367,9 +368,9 @@ def test_numbers_are_written_as_people_write_them(value, text):
 def test_the_artifact_has_one_key_for_each_checkpoint_and_variant(monkeypatch):
     made: list[dict[str, str]] = []
     monkeypatch.setattr(
-        convert_checkpoint, "create_markdown_artifact", lambda **fields: made.append(fields)
+        prefect_steps, "create_markdown_artifact", lambda **fields: made.append(fields)
     )
-    convert_checkpoint.STEPS.show(FACTS, FAILED, "s3://b/index.html")  # type: ignore[misc]
+    prefect_steps.PrefectSteps().show(FACTS, FAILED, "s3://b/index.html")
     (artifact,) = made
     assert re.fullmatch(r"hf-acme-tiny-[0-9a-f]+-fill-mask-jit-float32-b1", artifact["key"])
     assert artifact["markdown"] == markdown_report(FACTS, FAILED, "s3://b/index.html")
@@ -391,9 +392,13 @@ def test_a_refused_conversion_shows_which_output_is_wrong(checkpoint, tmp_path):
             "store": f"file://{tmp_path / 'store'}",
         }
     )
-    steps = Steps(run=run, show=lambda *given: shown.append(given))
+
+    class Shown(Steps):
+        def show(self, *given: Any) -> None:
+            shown.append(given)
+
     with pytest.raises(NumericsMismatchError):
-        convert(request, steps, run_id="bad")
+        convert(request, Shown(run=run, run_id="bad"))
     ((facts, report, url),) = shown
     assert url == f"file://{tmp_path}/store/reports/bad/index.html"
     found = report.by_output(8)

@@ -16,7 +16,8 @@ import transformers
 
 import tracefleet
 import tracefleet.reader.dispatcher
-from flows.pipeline import ConversionResult, convert
+from flows.convert import convert
+from flows.engine.record import Conversion
 from tasks.errors import (
     NumericsMismatchError,
     PaddingChangesError,
@@ -340,9 +341,9 @@ class _Fleet:
 
     def __init__(self, folder: Callable[[str], Path], root: Path) -> None:
         self._folder, self._root = folder, root
-        self._made: dict[str, ConversionResult] = {}
+        self._made: dict[str, Conversion] = {}
 
-    def convert(self, name: str, **fields: Any) -> ConversionResult:
+    def convert(self, name: str, **fields: Any) -> Conversion:
         if name not in self._made:
             request = {
                 "source": f"file://{self._folder(name)}",

@@ -120,14 +120,14 @@ def test_what_no_conversion_may_raise_is_a_crash(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr("flows.pipeline.convert", broken)
+    monkeypatch.setattr("flows.convert.convert", broken)
     row = try_case(Case(model_type="bert", task="fill-mask"), SweepOptions())
     assert (row.status, row.error) == (CRASHED, "KeyError")
 
 
 def test_the_independent_comparison_sees_another_model(tmp_path: Path):
     """The negative control: what was published is right for another checkpoint."""
-    from flows.pipeline import convert
+    from flows.convert import convert
     from tasks.request.conversion import make_request
 
     case = Case(model_type="bert", task="fill-mask")
@@ -198,9 +198,9 @@ def test_the_command_prints_totals_writes_the_table_and_fails_on_a_crash(
     )
     arguments = ["sweep", "--tiny", "--out", str(tmp_path / "a.json"), "--tasks", "fill-mask"]
     table = ["--table", str(tmp_path / "table.md"), "--quiet"]
-    level = logging.getLogger("flows.pipeline").level
+    level = logging.getLogger("flows.convert").level
     assert main([*arguments, "--types", "bert", *table]) == 0
-    assert logging.getLogger("flows.pipeline").level == level
+    assert logging.getLogger("flows.convert").level == level
     assert "1 cases: 1 published" in capsys.readouterr().out
     assert "| bert | yes |" in (tmp_path / "table.md").read_text()
     other = ["sweep", "--tiny", "--out", str(tmp_path / "b.json"), "--types", "t5", "--quiet"]

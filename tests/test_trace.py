@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tasks import child
-from tasks.backends.jit import JIT
 from tasks.child import Limits
 from tasks.errors import TraceError
 from tasks.model.facts import LoadOptions
@@ -48,7 +47,7 @@ def test_two_processes_write_the_same_digest_without_paths_of_this_machine(check
         target = tmp_path / attempt / "model.pt"
         target.parent.mkdir()
         outcome = child.run(
-            JIT.trace, folder, options, facts, (8, 16), 2, target,
+            trace_checkpoint, folder, options, facts, (8, 16), 2, target,
             limits=Limits(), log=tmp_path / "log", step="trace",
         )  # fmt: skip
         results.append(outcome.value)

@@ -1,6 +1,6 @@
 """``python -m flows plan``: the table of what a fleet's next run would do, and why.
 
-``flows.__main__`` parses the arguments. ``wanted_of`` is also how the fleet flow asks for a plan.
+``flows.__main__`` parses the arguments.
 """
 
 from __future__ import annotations
@@ -11,18 +11,31 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.plan.fleet import PlanRow, State, Wanted
-    from tasks.request.conversion import ConversionRequest
+    from tasks.plan.fleet import PlanRow, State
 
 EXIT_INVALID = 1
 #: So many rows are shown whole; of more, the fresh ones are only counted.
 _SHORT = 30
 _STATES: tuple[State, ...] = ("fresh", "stale", "missing", "invalid")
 _COLUMNS = ("name", "state", "why", "number", "commit")
+_NOT_PRINTED = ("request", "weight_bytes")
+#: Fields of the request that a row of the JSON document repeats, beside name and options.
+_PRINTED = (
+    "source",
+    "revision",
+    "task",
+    "backend",
+    "dtype",
+    "batch",
+    "lengths",
+    "store",
+    "channel",
+    "allow_pickle",
+    "trust_remote_code",
+)
 _DESCRIPTION = """\
 Say of every entry of a fleet file whether its published conversion is fresh, stale (and why),
 missing, or the entry invalid. Nothing is converted or written, and no weights are downloaded or
@@ -58,27 +71,6 @@ def add_command(commands: Any) -> None:
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
-def wanted_of(name: str, request: ConversionRequest) -> Wanted:
-    """Return what a plan has to know of a fleet's entry."""
-    from tasks.plan.fleet import Wanted
-
-    return Wanted(
-        name=name,
-        source=request.source,
-        revision=request.revision,
-        task=request.task,
-        backend=request.backend,
-        dtype=request.dtype,
-        batch=request.batch,
-        lengths=request.lengths,
-        options=request.identity_options,
-        store=request.store,
-        channel=request.channel,
-        allow_pickle=request.allow_pickle,
-        trust_remote_code=request.trust_remote_code,
-    )
-
-
 def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
     """Return the rows as a table for a terminal, what refused some, and a line that sums up.
 
@@ -88,7 +80,7 @@ def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
     """
     shown = [row for row in rows if whole or len(rows) < _SHORT or row.state != "fresh"]
     lines = _aligned([_COLUMNS, *(_cells(row) for row in shown)]) if shown else []
-    errors = [f"{row.wanted.name}: {row.error}: {row.message}" for row in rows if row.error]
+    errors = [f"{row.name}: {row.error}: {row.message}" for row in rows if row.error]
     return "\n".join([*lines, *errors, summary_line(rows)])
 
 
@@ -105,7 +97,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     requests = read_fleet(options.fleet).with_store(options.store).requests()
     with _few_lines():
-        rows = plan([wanted_of(name, request) for name, request in requests.items()])
+        rows = plan(requests)
     print(_as_json(rows) if options.json else table(rows, whole=options.all))
     return EXIT_INVALID if any(row.state == "invalid" for row in rows) else 0
 
@@ -132,16 +124,18 @@ def _as_json(rows: Sequence[PlanRow]) -> str:
 
 
 def _row_as_json(row: PlanRow) -> dict[str, Any]:
-    plain = asdict(row)
-    wanted = plain.pop("wanted")
-    return {"name": wanted["name"], **plain, "wanted": wanted}
+    plain = {name: value for name, value in vars(row).items() if name not in _NOT_PRINTED}
+    request = row.request
+    fields = {name: getattr(request, name) for name in _PRINTED}
+    fields["options"] = request.identity_options
+    return {**plain, "wanted": {"name": row.name, **fields}}
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
     why = row.error or "; ".join(row.why) or "-"
     number = "-" if row.number is None else str(row.number)
     commit = "-" if row.commit is None else row.commit[:7]
-    return row.wanted.name, row.state, why, number, commit
+    return row.name, row.state, why, number, commit
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

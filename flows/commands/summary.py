@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flows.pipeline import ConversionResult
+from flows.engine.record import Conversion
 from tasks.publish.conversion import Publication
 from tracefleet.manifest import JIT, Manifest, Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
 
-def summary(result: ConversionResult) -> str:
+def summary(result: Conversion) -> str:
     """Return what was published, where, and how good it is, for a terminal."""
     manifest = result.manifest
     size = sum(file.size for file in manifest.files)
@@ -27,13 +27,13 @@ def summary(result: ConversionResult) -> str:
     return "\n".join(lines)
 
 
-def _status(result: ConversionResult) -> str:
+def _status(result: Conversion) -> str:
     if not result.validated:
         return "compiled before" if result.fresh else "compiled, and not validated"
     return "already published" if result.fresh else "published and validated"
 
 
-def _verdict(result: ConversionResult) -> list[str]:
+def _verdict(result: Conversion) -> list[str]:
     validation = result.manifest.validation
     if not result.validated:
         return [
@@ -71,7 +71,7 @@ def _channel(publication: Publication) -> str:
     )
 
 
-def _rows(result: ConversionResult) -> list[tuple[str, ...]]:
+def _rows(result: Conversion) -> list[tuple[str, ...]]:
     report = result.report
     eager = report.latency_eager if report else {}
     traced = report.latency_traced if report else {}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConversionCrashedError, ConversionError, first_line
 
 if TYPE_CHECKING:
-    from flows.pipeline import ConversionResult
+    from flows.engine.record import Conversion
     from tasks.sweep.rows import Row, Sweep
     from tasks.sweep.tiny import Case
 
@@ -95,7 +95,7 @@ def _sweep(options: argparse.Namespace) -> int:
 @contextmanager
 def _conversions_silent() -> Iterator[None]:
     """A conversion's own progress would drown the sweep's."""
-    loggers = [logging.getLogger(name) for name in ("tasks", "flows.pipeline", "tracefleet")]
+    loggers = [logging.getLogger(name) for name in ("tasks", "flows.convert", "tracefleet")]
     levels = [one.level for one in loggers]
     try:
         for one in loggers:
@@ -217,7 +217,7 @@ def _setup(options: SweepOptions) -> dict[str, Any]:
 
 
 def _tried(case: Case, options: SweepOptions, work: Path) -> dict[str, Any]:
-    from flows.pipeline import convert
+    from flows.convert import convert
     from tasks.request.conversion import make_request
     from tasks.sweep.check import check_published
     from tasks.sweep.rows import PUBLISHED, WRONG
@@ -258,7 +258,7 @@ def _tried(case: Case, options: SweepOptions, work: Path) -> dict[str, Any]:
     return found | _gate_facts(result)
 
 
-def _gate_facts(result: ConversionResult) -> dict[str, Any]:
+def _gate_facts(result: Conversion) -> dict[str, Any]:
     verdicts = result.manifest.validation.lengths
     return {
         "worst_gate": max(verdict.max_rel_error for verdict in verdicts),

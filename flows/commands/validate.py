@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flows.engine import settings as engine
 
 if TYPE_CHECKING:
-    from flows.pipeline import ConversionResult
+    from flows.engine.record import Conversion
 
 _MORE = ("channel", "allow_pickle", "trust_remote_code", "timeout_seconds")
 _DESCRIPTION = """\
@@ -30,7 +30,7 @@ example:
 """
 
 
-def add_command(commands: Any, run: Callable[[argparse.Namespace, ConversionResult], int]) -> None:
+def add_command(commands: Any, run: Callable[[argparse.Namespace, Conversion], int]) -> None:
     """Add ``validate`` to the command line; ``run`` prints its result."""
     parser = commands.add_parser(
         "validate",
@@ -56,10 +56,10 @@ def add_command(commands: Any, run: Callable[[argparse.Namespace, ConversionResu
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
-def _validated(options: argparse.Namespace) -> ConversionResult:
+def _validated(options: argparse.Namespace) -> Conversion:
     more: dict[str, Any] = {name: getattr(options, name) for name in _MORE}
     if not engine.is_asked_for(options.engine):
-        from flows.pipeline import validate
+        from flows.convert import validate
 
         return validate(options.conversion, **more)
     engine.prepare()
@@ -67,5 +67,5 @@ def _validated(options: argparse.Namespace) -> ConversionResult:
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
     from flows.validate_conversion import validate_conversion
 
-    result: ConversionResult = validate_conversion(options.conversion, **more)
+    result: Conversion = validate_conversion(options.conversion, **more)
     return result

@@ -1,4 +1,4 @@
-"""Tasks that talk to a network: retried with jitter for what may pass by itself, nothing else."""
+"""Tasks that talk to a network: retried with jitter for transient errors, nothing else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tasks.plan.fleet import PlanRow
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 
 
-class HiddenError(Exception):
-    """The network hid some checkpoints from a plan.
+class PlanIncompleteError(Exception):
+    """Some checkpoints of a plan could not be reached.
 
     Attributes:
         rows: of the plan.
@@ -25,11 +25,11 @@ class HiddenError(Exception):
 
     def __init__(self, rows: list[PlanRow]) -> None:
         self.rows = rows
-        super().__init__("; ".join(f"{r.wanted.name}: {r.error}" for r in rows if r.transient))
+        super().__init__("; ".join(f"{r.name}: {r.error}" for r in rows if r.transient))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Carry the rows across the process boundary."""
-        return HiddenError, (self.rows,)
+        return PlanIncompleteError, (self.rows,)
 
 
 def network_task(

@@ -1,4 +1,4 @@
-"""What Prefect has to be told before it is imported, wherever a flow is started from here."""
+"""Prefect's settings, made before it is imported, wherever a flow is started from here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 
 #: The embedded server needs more than its default 20 s on small machines; what our loggers say
-#: belongs into the run's log; nobody is to be told that a server runs here. The server's automation
+#: belongs into the run's log; analytics are off. The server's automation
 #: takes a run without three heartbeats of 30 s for lost (infra.automations).
 SETTINGS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -25,7 +25,7 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
-def tell_progress() -> None:
+def show_progress() -> None:
     """Let our loggers tell their progress, unless somebody has set their levels."""
     for name in SETTINGS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(","):
         if (ours := logging.getLogger(name)).level == logging.NOTSET:

@@ -32,7 +32,7 @@ class Handout:
     @property
     def name(self) -> str:
         """Name of the entry."""
-        return self.planned.wanted.name
+        return self.planned.name
 
     @property
     def pinned(self) -> ConversionRequest:

@@ -80,7 +80,7 @@ def plan_table(rows: list[PlanRow]) -> None:
     work = [row for row in rows if row.state != "fresh"]
     if work:
         table = [
-            {"entry": row.wanted.name, "state": row.state, "why": "; ".join(row.why) or row.message}
+            {"entry": row.name, "state": row.state, "why": "; ".join(row.why) or row.message}
             for row in work[:_ROWS]
         ]
         described = f"The plan: {counts}"

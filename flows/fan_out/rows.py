@@ -43,17 +43,17 @@ _LONGEST_WHY = 600
 
 def planned_row(row: PlanRow, ending: Ending) -> FleetRow:
     """Return what is known of an entry from its plan."""
-    wanted = row.wanted
-    variant = f"{row.task or '?'}.{wanted.backend}.{wanted.dtype}.b{wanted.batch}"
+    request = row.request
+    variant = f"{row.task or '?'}.{request.backend}.{request.dtype}.b{request.batch}"
     url = None
     if row.key is not None:
-        url = f"{open_store(wanted.store).url}/{conversion_folder(_source(row), row.key)}"
+        url = f"{open_store(request.store).url}/{conversion_folder(_source(row), row.key)}"
     return FleetRow(
-        name=wanted.name,
-        source=wanted.source,
+        name=row.name,
+        source=request.source,
         commit=row.commit,
         variant=variant,
-        lengths=wanted.lengths,
+        lengths=request.lengths,
         ending=ending,
         why="; ".join(row.why),
         conversion_url=url if ending in ("fresh", "published") else None,
@@ -133,7 +133,7 @@ def _failed(row: FleetRow, error: str, message: str) -> FleetRow:
 
 
 def _source(row: PlanRow) -> str:
-    source = row.wanted.source
+    source = row.request.source
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 

@@ -1,56 +1,122 @@
-"""What a backend is, and the one place that knows which there are."""
+"""What a backend is, what it is asked to make, and what it returns.
+
+``tasks.backends.registry`` finds backends by name; ``tasks.backends.prove`` has their two ways.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tracefleet.manifest import Toolchain
-
-if TYPE_CHECKING:
-    from tasks.trace.record import TraceResult
-    from tasks.validate.reference import Reference
-    from tasks.validate.verdict import ValidationReport
+from tasks.backends.options import Options
+from tasks.model.facts import LoadOptions, ModelFacts
+from tasks.model.feeds import input_specs
+from tasks.steps import Steps
+from tasks.trace.record import TraceResult
+from tasks.validate.probes import ProbePlan
+from tasks.validate.verdict import ValidationReport
+from tracefleet.manifest import InputSpec, Manifest, Tolerance, Toolchain
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backend:
-    """One way to make an artifact of one file for all lengths.
+class Candidate:
+    """What was compiled before where no device could run it, downloaded again.
 
     Attributes:
-        name: ``jit``.
-        trace: module-level function that a child runs; takes and returns plain data.
-        toolchain: reads the versions that shape the artifact, without importing torch.
+        manifest: Manifest of the candidate.
+        programs: Program of each standard length on this machine, every byte checked.
     """
 
-    name: str
-    trace: Callable[..., TraceResult]
-    toolchain: Callable[[], Toolchain]
+    manifest: Manifest
+    programs: dict[int, Path]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiler:
-    """One way to make an artifact of a program for each length, for a device of its own.
-
-    Every function can be pickled and runs in a child; all take and return plain data.
+class Job:
+    """One artifact to make and to prove.
 
     Attributes:
-        name: ``neuronx`` or ``neuron``.
-        toolchain: reads the versions that shape the artifact, without importing anything.
-        has_device: tells whether this host can run what it compiles.
-        prepare: describes outputs, unties with proof, names operators that can't be compiled.
-        compile: makes the program of one length.
-        validate: runs the gate on the programs, on this host's device.
+        folder: Folder of the checkpoint.
+        options: Task, dtype and what is trusted.
+        facts: Facts of the model, from ``tasks.model.preflight.inspect``.
+        lengths: Standard lengths, ascending.
+        batch: Rows in one call.
+        tolerance: Bound on every difference.
+        compiling: Options of the backend's compiler; None: it has no compiler.
+        target: Instance family that a device's programs are for.
+        work: Folder of this conversion alone.
+        failed: Folder that keeps the compiler's files of failed compilations.
+        device: Whether this host has the device.
+        candidate: Programs that are to be proved instead of new ones; None: compile.
+    """
+
+    folder: Path
+    options: LoadOptions
+    facts: ModelFacts
+    lengths: tuple[int, ...]
+    batch: int
+    tolerance: Tolerance
+    compiling: Options | None
+    target: str
+    work: Path
+    failed: Path
+    device: bool = False
+    candidate: Candidate | None = None
+
+    def exact(self) -> Job:
+        """Return the job for a model whose outputs depend on padding: exact lengths alone."""
+        return dataclasses.replace(self, facts=self.facts.exact())
+
+    def plan(self, *, whole: tuple[int, ...], has_topk: bool, opaque: bool = False) -> ProbePlan:
+        """Return the probes; see `ProbePlan` for the arguments."""
+        return ProbePlan(
+            facts=self.facts,
+            lengths=self.lengths,
+            whole=whole,
+            batch=self.batch,
+            tolerance=self.tolerance,
+            selects=has_topk,
+            opaque=opaque,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proved:
+    """What was traced, and what the gate found.
+
+    Attributes:
+        facts: Facts of the model, without padding if that changes eager's outputs.
+        traced: The files and what is known of them.
+        report: Report of the gate; None: no device here could run the files.
+    """
+
+    facts: ModelFacts
+    traced: TraceResult
+    report: ValidationReport | None
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Inputs of the artifact, in the order of its arguments."""
+        return input_specs(self.facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to make an artifact and to prove it.
+
+    Attributes:
+        name: One of ``BACKENDS``.
+        toolchain: Reads the versions that shape the artifact; imports no torch.
+        has_device: Tells in a child whether this host can run the artifact.
+        prove: Makes the artifact of a job and runs it through the gate.
     """
 
     name: str
     toolchain: Callable[[], Toolchain]
     has_device: Callable[[], bool]
-    prepare: Callable[..., Any]
-    compile: Callable[..., Any]
-    validate: Callable[[dict[int, Path], Reference, Toolchain, str], ValidationReport]
+    prove: Callable[[Job, Steps], Proved]

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
 
 from tasks.backends.base import Backend
+from tasks.backends.prove import prove_bundle
 from tracefleet.manifest import Toolchain
-
-if TYPE_CHECKING:
-    from tasks.trace.record import TraceResult
-
-
-def trace(*arguments: Any) -> TraceResult:
-    """Run ``tasks.trace.record.trace_checkpoint``; torch is imported in the child alone."""
-    from tasks.trace.record import trace_checkpoint
-
-    return trace_checkpoint(*arguments)
 
 
 def toolchain() -> Toolchain:
@@ -33,4 +23,9 @@ def toolchain() -> Toolchain:
     )
 
 
-JIT = Backend(name="jit", trace=trace, toolchain=toolchain)
+def has_device() -> bool:
+    """Tell that every host has what runs a bundle: its CPU."""
+    return True
+
+
+JIT = Backend(name="jit", toolchain=toolchain, has_device=has_device, prove=prove_bundle)

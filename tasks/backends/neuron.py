@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.backends import host, programs
-from tasks.backends.base import Compiler
+from tasks.backends.base import Backend, Job
 from tasks.backends.options import NeuronOptions
-from tasks.backends.programs import Prepared, ProgramJob
+from tasks.backends.programs import Prepared
+from tasks.backends.prove import Compiler, prove_programs
 from tasks.child import say
 from tasks.errors import CompilationError
 from tasks.trace.bundle import TracedFile
@@ -38,12 +39,12 @@ _COSTLY = re.compile(
 )
 
 
-def prepare(job: ProgramJob, log: Path) -> Prepared:
+def prepare(job: Job, log: Path) -> Prepared:
     """See ``programs.prepare``; this SDK's own analysis only writes a share into its log."""
     return programs.prepare(job, log)
 
 
-def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) -> TracedFile:
+def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> TracedFile:
     """See ``programs.compile_program``.
 
     Raises:
@@ -123,11 +124,16 @@ def _separated(options: NeuronOptions, module: nn.Module) -> bool:
     return size > _INLINE_LIMIT
 
 
-NEURON = Compiler(
-    name=_NAME,
+COMPILER = Compiler(
     toolchain=partial(host.toolchain, _NAME),
     has_device=partial(host.has_device, _NAME),
     prepare=prepare,
     compile=compile_length,
     validate=partial(programs.validate_programs, backend=_NAME),
+)
+NEURON = Backend(
+    name=_NAME,
+    toolchain=COMPILER.toolchain,
+    has_device=COMPILER.has_device,
+    prove=partial(prove_programs, compiler=COMPILER),
 )

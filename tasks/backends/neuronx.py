@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.backends import host, programs
-from tasks.backends.base import Compiler
+from tasks.backends.base import Backend, Job
 from tasks.backends.options import NeuronxOptions
-from tasks.backends.programs import Prepared, ProgramJob
+from tasks.backends.programs import Prepared
+from tasks.backends.prove import Compiler, prove_programs
 from tasks.errors import CompilationError
 from tasks.trace.bundle import TracedFile
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _NAME = "neuronx"
 
 
-def prepare(job: ProgramJob, log: Path) -> Prepared:
+def prepare(job: Job, log: Path) -> Prepared:
     """See ``programs.prepare``; unsupported operators are named before the long compilation.
 
     Raises:
@@ -38,7 +39,7 @@ def prepare(job: ProgramJob, log: Path) -> Prepared:
     return programs.prepare(job, log, _analyze if options.analyze else None)
 
 
-def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) -> TracedFile:
+def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> TracedFile:
     """See ``programs.compile_program``."""
     _platform(job)
     options = _options(job)
@@ -59,12 +60,12 @@ def compile_length(job: ProgramJob, prepared: Prepared, length: int, log: Path) 
     return programs.compile_program(job, prepared, length, log, compile_module)
 
 
-def _options(job: ProgramJob) -> NeuronxOptions:
+def _options(job: Job) -> NeuronxOptions:
     assert isinstance(job.compiling, NeuronxOptions)
     return job.compiling
 
 
-def _platform(job: ProgramJob) -> None:
+def _platform(job: Job) -> None:
     """Say what to compile for where no device can tell; read when the package is imported."""
     if not job.device:
         os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", _options(job).target)
@@ -83,11 +84,16 @@ def _analyze(module: nn.Module, feed: Feed) -> None:
         )
 
 
-NEURONX = Compiler(
-    name=_NAME,
+COMPILER = Compiler(
     toolchain=partial(host.toolchain, _NAME),
     has_device=partial(host.has_device, _NAME),
     prepare=prepare,
     compile=compile_length,
     validate=partial(programs.validate_programs, backend=_NAME),
+)
+NEURONX = Backend(
+    name=_NAME,
+    toolchain=COMPILER.toolchain,
+    has_device=COMPILER.has_device,
+    prove=partial(prove_programs, compiler=COMPILER),
 )

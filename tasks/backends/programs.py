@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.backends.options import Options
+from tasks.backends.base import Job
 from tasks.backends.triage import triaged
 from tasks.child import say
 from tasks.errors import BackendUnavailableError, ConversionError, TraceError
-from tasks.model.facts import LoadOptions, ModelFacts
+from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed
 from tasks.model.load import load_eager
 from tasks.model.outputs import as_loaded, call_tuple, describe_outputs
@@ -46,33 +46,6 @@ _KEPT_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramJob:
-    """What is to be compiled; the same for every length.
-
-    Attributes:
-        folder: the checkpoint.
-        options: task, dtype and what is trusted.
-        facts: from ``tasks.model.preflight.inspect``.
-        lengths: standard lengths, ascending.
-        batch: rows in one call.
-        compiling: the backend's options.
-        device: whether this host has the device.
-        work: folder for programs and compilers' files, of this conversion alone.
-        failed: where a failed compiler's folder is kept; the newest ten.
-    """
-
-    folder: Path
-    options: LoadOptions
-    facts: ModelFacts
-    lengths: tuple[int, ...]
-    batch: int
-    compiling: Options
-    device: bool
-    work: Path
-    failed: Path
-
-
-@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """What is known of a model before anything is compiled.
 
@@ -88,7 +61,7 @@ class Prepared:
 
 
 def prepare(
-    job: ProgramJob, log: Path, analyze: Callable[[nn.Module, Feed], None] | None = None
+    job: Job, log: Path, analyze: Callable[[nn.Module, Feed], None] | None = None
 ) -> Prepared:
     """Describe a model's outputs, prove its untying, and say early what can't be compiled.
 
@@ -116,7 +89,7 @@ def prepare(
 
 
 def compile_program(
-    job: ProgramJob,
+    job: Job,
     prepared: Prepared,
     length: int,
     log: Path,

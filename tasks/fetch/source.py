@@ -51,6 +51,16 @@ class Resolved:
     commit: str
     files: tuple[CheckpointFile, ...]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights, and of the files that list them."""
+        return sum(file.size for file in self.files if file.is_weights)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, which is read in place."""
+        return self.source.startswith("file://")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

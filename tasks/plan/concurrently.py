@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _THREADS = 32
-_SAY_EVERY_SECONDS = 5.0
+_REPORT_SECONDS = 5.0
 
 
-def each(
+def map_concurrently(
     items: Iterable[T], work: Callable[[T], R], *, url: Callable[[T], str], what: str
 ) -> Iterator[tuple[T, R]]:
     """Yield every item with what ``work`` returned of it, as they become known.
@@ -33,15 +33,15 @@ def each(
         what: for progress: ``checkpoints resolved``.
     """
     todo = list(items)
-    said = time.monotonic()
+    reported = time.monotonic()
     for done, pair in enumerate(_work(todo, work, url), start=1):
         yield pair
-        if time.monotonic() - said > _SAY_EVERY_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
             logger.info("%d of %d %s", done, len(todo), what)
 
 
-def tried(work: Callable[[T], R]) -> Callable[[T], R | Exception]:
+def catching_errors(work: Callable[[T], R]) -> Callable[[T], R | Exception]:
     """Return ``work`` with its errors as results: what is wrong with one item stops no other."""
 
     def returning(item: T) -> R | Exception:

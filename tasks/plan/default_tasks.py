@@ -13,17 +13,17 @@ from tasks import child
 from tasks.errors import ConversionCrashedError, ConversionError, first_line
 from tasks.fetch.checkpoint import Resolved, fetch_description
 from tasks.model.heads import default_task
-from tasks.plan.concurrently import each, tried
+from tasks.plan.concurrently import catching_errors, map_concurrently
 
 #: Starting the child takes some seconds, each checkpoint in it some milliseconds.
 _CHILD_SECONDS = 600.0
 
 
-def tasks_of(checkpoints: Iterable[Resolved]) -> dict[Resolved, str | Exception]:
+def find_tasks(checkpoints: Iterable[Resolved]) -> dict[Resolved, str | Exception]:
     """Return each checkpoint's task, or what refused to name one; weights are not fetched."""
-    described = each(
+    described = map_concurrently(
         checkpoints,
-        tried(fetch_description),
+        catching_errors(fetch_description),
         url=lambda one: one.source,
         what="checkpoints described",
     )

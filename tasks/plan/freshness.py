@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.plan.concurrently import each
+from tasks.plan.concurrently import map_concurrently
 from tasks.publish.conversion import rolled_back_from
-from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published, key_of
-from tasks.publish.identity import RECIPE, conversion_key
+from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.publish.identity import RECIPE, Identity
 from tracefleet.channel import (
     Published,
     channel_folder,
@@ -25,7 +25,7 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import JIT, Manifest, Toolchain, Variant
+from tracefleet.manifest import JIT, Manifest, Toolchain
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore
 
@@ -38,51 +38,18 @@ _CHANNELS_A_SOURCE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What a conversion is wanted of and how: all that its key is made of, and its channel.
-
-    Attributes:
-        source: as resolved.
-        commit: what the revision resolved to.
-        variant: task, backend, dtype, batch.
-        lengths: standard lengths, ascending.
-        options: what else is part of the key.
-        toolchain: of this machine; None: only the backend's workers know it.
-        channel: that shall point to the conversion.
-    """
-
-    source: str
-    commit: str
-    variant: Variant
-    lengths: tuple[int, ...]
-    options: dict[str, str]
-    toolchain: Toolchain | None
-    channel: str
-
-    @property
-    def log(self) -> str:
-        """The channel's folder in the store."""
-        return channel_folder(self.source, self.variant, self.channel)
-
-    def key(self, toolchain: Toolchain) -> str:
-        """Return the conversion key with a toolchain."""
-        return conversion_key(
-            commit=self.commit,
-            variant=self.variant,
-            lengths=self.lengths,
-            options=self.options,
-            toolchain=toolchain,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the channel says; the attributes are those of ``tasks.plan.fleet.PlanRow``."""
+    """State of a channel; the attributes are those of ``tasks.plan.fleet.PlanRow``."""
 
     state: State
     why: tuple[str, ...] = ()
     key: str | None
     number: int | None = None
+
+
+def channel_of(wanted: Identity, channel: str) -> str:
+    """Return the folder of the channel that shall point to a conversion."""
+    return channel_folder(wanted.source, wanted.variant, channel)
 
 
 def newest_numbers(store: ReadableStore, sources: Iterable[str]) -> dict[str, int]:
@@ -93,7 +60,7 @@ def newest_numbers(store: ReadableStore, sources: Iterable[str]) -> dict[str, in
     """
     slugs = sorted({source_slug(source) for source in sources})
     found, left = _list_whole(store, slugs) if len(slugs) >= _MANY else ({}, slugs)
-    listings = each(
+    listings = map_concurrently(
         left,
         lambda slug: _numbers(find_variants(store, slug)),
         url=lambda _: store.url,
@@ -119,26 +86,27 @@ def _numbers(channels: Iterable[Published]) -> dict[str, int]:
     return {one.folder: one.number for one in channels}
 
 
-def judge(store: ReadableStore, wanted: Identity, number: int | None) -> Judgement:
+def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | None) -> Judgement:
     """Return whether a channel points to what is wanted, and if not why not.
 
     Args:
-        store: where the channel is.
-        wanted: what it should point to.
-        number: the channel's newest; None: nothing is published in it.
+        store: ReadableStore of the channel.
+        wanted: What the channel should point to.
+        channel: Folder of the channel.
+        number: The channel's newest number; None: nothing is published in it.
 
     Raises:
         ArtifactError: the channel's entry or a manifest is damaged, or the store does not answer.
         NumericsMismatchError: a conversion is published that was not validated.
     """
-    key = wanted.key(wanted.toolchain) if wanted.toolchain else None
+    key = wanted.key if wanted.toolchain else None
     if number is None:
         return Judgement(state="missing", why=("never published", *_waits(store, wanted)), key=key)
-    entry = read_entry(store, wanted.log, number)
+    entry = read_entry(store, channel, number)
     if entry.key == key:
         return Judgement(state="fresh", key=key, number=number)
-    _, slug, label, channel = wanted.log.split("/")
-    published = Published(slug, label, channel, number)
+    _, slug, label, name = channel.split("/")
+    published = Published(slug, label, name, number)
     return _compare(store, wanted, Selection(published=published, entry=entry))
 
 
@@ -146,7 +114,7 @@ def _waits(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
     """Say if a candidate of the same commit and lengths waits for a device to validate it."""
     if wanted.variant.backend == JIT:
         return ()
-    newest = current(store, channel_folder(wanted.source, wanted.variant, CANDIDATE_CHANNEL))
+    newest = current(store, channel_of(wanted, CANDIDATE_CHANNEL))
     found = find_candidate(store, wanted.source, newest[1].key) if newest else None
     if found is None or (found.commit, found.lengths) != (wanted.commit, wanted.lengths):
         return ()
@@ -157,7 +125,8 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     """Ask the current conversion's manifest what differs."""
     manifest = _checked_manifest(store, published)
     toolchain = wanted.toolchain or manifest.toolchain
-    key, number, log = wanted.key(toolchain), published.number, published.published.folder
+    key = dataclasses.replace(wanted, toolchain=toolchain).key
+    number, log = published.number, published.published.folder
     # Workers of the backend know their own toolchain: here that of their last work has to do.
     blind = f"toolchain not checked: no {wanted.variant.backend} here"
     notes = () if wanted.toolchain else (blind,)
@@ -176,10 +145,10 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
 
 def _checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
     manifest = load_manifest(store, published)
-    if (identity := key_of(manifest)) != manifest.key:
+    if (key := Identity.of(manifest).key) != manifest.key:
         raise ManifestError(
             f"{store.url}/{published.manifest_path}: key expected {manifest.key}, but its contents "
-            f"give {identity}. It was not written by tracefleet; convert the checkpoint again."
+            f"give {key}. It was not written by tracefleet; convert the checkpoint again."
         )
     return manifest
 

@@ -17,7 +17,7 @@ from typing import Any
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.publish.claim import Claim, claimed
 from tasks.publish.doubles import refuse_doubles
-from tasks.publish.find import CANDIDATE_CHANNEL, _find, check_publishable, find_candidate
+from tasks.publish.find import CANDIDATE_CHANNEL, check_publishable, find_candidate, find_manifest
 from tasks.validate.verdict import ValidationReport
 from tracefleet.canonical import canonical_json
 from tracefleet.channel import (
@@ -137,7 +137,7 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
         return _publication(store, manifest, channel, newest[0])
     with claimed(store, source_slug(manifest.source), manifest.key):
         # From here on it can't be collected; up to here it could.
-        if _find(store, manifest.source, manifest.key, manifest.file_name) is None:
+        if find_manifest(store, manifest.source, manifest.key, manifest.file_name) is None:
             raise StoreUnavailableError(
                 f"{store.url}/{conversion_folder(manifest.source, manifest.key)}: expected the "
                 "conversion that was found a moment ago, but gc has collected it. Run again."
@@ -226,12 +226,20 @@ def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) ->
     return path
 
 
-def validation_of(report: ValidationReport) -> Validation:
+def validation_of(report: ValidationReport | None, tolerance: Tolerance) -> Validation:
     """Return what the manifest publishes of a report.
+
+    Args:
+        report: The gate's; None: no device could run the artifact where it was compiled.
+        tolerance: Bound that the request set.
 
     Raises:
         NumericsMismatchError: the report did not pass; there is nothing to publish.
     """
+    if report is None:
+        return Validation(
+            verdict=UNVALIDATED_ON_DEVICE, tolerance=tolerance, lengths=(), negative_controls=()
+        )
     if not report.passed:
         raise NumericsMismatchError(f"publish: got a failed report: {report.failures[0]}", report)
     return Validation(
@@ -240,11 +248,4 @@ def validation_of(report: ValidationReport) -> Validation:
         lengths=report.lengths(),
         negative_controls=report.negative_controls,
         accuracy=report.accuracy,
-    )
-
-
-def unvalidated(tolerance: Tolerance) -> Validation:
-    """Return the verdict on what could not be run where it was compiled."""
-    return Validation(
-        verdict=UNVALIDATED_ON_DEVICE, tolerance=tolerance, lengths=(), negative_controls=()
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tasks.fetch.needed import CONFIG, PROCESSOR, TOKENIZER
 from tasks.trace.bundle import TracedFile
+from tasks.trace.record import TraceResult
 from tracefleet.manifest import (
     BUNDLE_MEDIA_TYPE,
+    BUNDLE_PATH,
     FileEntry,
     InputSpec,
     OutputSpec,
@@ -25,14 +27,23 @@ _TRITON_TYPES = {
 
 
 def collect_files(
-    archives: Sequence[TracedFile], checkpoint: Path, triton: Path | None
+    traced: TraceResult, inputs: tuple[InputSpec, ...], checkpoint: Path, work: Path
 ) -> dict[str, Path]:
-    """Map each published path to its local file: archives, Triton's config, the checkpoint's."""
-    files = {archive.published: archive.path for archive in archives}
-    if triton is not None:
-        files["model/config.pbtxt"] = triton
+    """Map each published path to its local file: archives, Triton's config, the checkpoint's.
+
+    Args:
+        traced: What tracing made.
+        inputs: Inputs of the artifact.
+        checkpoint: Folder of the checkpoint.
+        work: Folder for what is written here.
+    """
+    files = {archive.published: archive.path for archive in traced.files}
+    if BUNDLE_PATH in files:  # Triton's PyTorch backend runs nothing of Neuron's
+        files["model/config.pbtxt"] = work / "config.pbtxt"
+        files["model/config.pbtxt"].write_bytes(triton_config(inputs, traced.outputs))
     for name in (CONFIG, *TOKENIZER, *PROCESSOR):
-        if (path := checkpoint / name).is_file() and path.stat().st_size:
+        path = checkpoint / name
+        if path.is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
     return files
 

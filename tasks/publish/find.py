@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.errors import NumericsMismatchError
 from tasks.model.quantise import check_accuracy
-from tasks.publish.identity import conversion_key
+from tasks.publish.identity import Identity
 from tracefleet.channel import (
     conversion_folder,
 )
@@ -30,7 +30,7 @@ def find_published(store: ReadableStore, source: str, key: str) -> Manifest | No
     Raises:
         ManifestError: a manifest is there and can't be trusted.
     """
-    manifest = _find(store, source, key, MANIFEST)
+    manifest = find_manifest(store, source, key, MANIFEST)
     if manifest is not None:
         check_publishable(manifest.validation)
     return manifest
@@ -42,16 +42,21 @@ def find_candidate(store: ReadableStore, source: str, key: str) -> Manifest | No
     Raises:
         ManifestError: a manifest is there and can't be trusted.
     """
-    return _find(store, source, key, CANDIDATE)
+    return find_manifest(store, source, key, CANDIDATE)
 
 
-def _find(store: ReadableStore, source: str, key: str, name: str) -> Manifest | None:
+def find_manifest(store: ReadableStore, source: str, key: str, name: str) -> Manifest | None:
+    """Return the manifest of a file name under a key, or None.
+
+    Raises:
+        ManifestError: it was moved or edited, or its verdict belongs to another file name.
+    """
     path = f"{conversion_folder(source, key)}/{name}"
     try:
         manifest = parse(store.read(path))
     except FileNotFoundError:
         return None
-    identity = key_of(manifest)
+    identity = Identity.of(manifest).key
     if not key == manifest.key == identity:
         raise ManifestError(
             f"{path}: key expected {key}, got {manifest.key}, and its contents give {identity}. "
@@ -66,20 +71,8 @@ def _find(store: ReadableStore, source: str, key: str, name: str) -> Manifest | 
     return manifest
 
 
-def key_of(manifest: Manifest) -> str:
-    """Return the key that a manifest's own contents give."""
-    return conversion_key(
-        commit=manifest.commit,
-        variant=manifest.variant,
-        lengths=manifest.lengths,
-        options=manifest.options,
-        toolchain=manifest.toolchain,
-        recipe=manifest.recipe,
-    )
-
-
 def check_publishable(validation: Validation) -> None:
-    """The last door: nothing without a passed gate gets through, whoever calls.
+    """Refuse to publish what did not pass the gate; every path to a channel calls this.
 
     Raises:
         NumericsMismatchError: the verdict, a length, the negative control or the accuracy says

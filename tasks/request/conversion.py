@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from tasks.backends.base import BACKENDS
 from tasks.backends.options import NeuronOptions, NeuronxOptions, Options
+from tasks.child import Limits
 from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
@@ -259,6 +260,22 @@ class ConversionRequest(BaseModel):
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def permissions(self) -> dict[str, Any]:
+        """Revision and permissions that the checkpoint is resolved with."""
+        names = ("revision", "allow_pickle", "trust_remote_code")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def limits(self) -> Limits:
+        """What each child process may take."""
+        memory = self.memory_limit_mb
+        return Limits(
+            timeout=self.timeout_seconds,
+            memory=None if memory is None else memory * 1_000_000,
+            threads=self.threads,
         )
 
     @property

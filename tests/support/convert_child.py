@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import convert
+from flows.convert import convert
 from tasks import child
 from tasks.child import Limits
 from tasks.errors import ConversionError

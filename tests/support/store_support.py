@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.publish.files import collect_files, describe_files, triton_config
-from tasks.publish.find import find_published, key_of
+from tasks.publish.files import describe_files, triton_config
+from tasks.publish.find import find_published
+from tasks.publish.identity import Identity
 from tasks.trace.bundle import TracedFile
 from tests.support.reader_support import SOURCE, example_manifest
 from tracefleet.channel import conversion_folder
@@ -36,9 +37,10 @@ def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest
         sha256=hashlib.sha256(data).hexdigest(),
         weight_bytes=size,
     )
-    files = collect_files([bundle], folder, folder / "config.pbtxt")
+    files = {bundle.published: bundle.path, "model/config.pbtxt": folder / "config.pbtxt"}
+    files["model/config.json"] = folder / "config.json"
     manifest = example_manifest(
-        options=plain.options, key=key_of(plain), files=describe_files(files, [bundle])
+        options=plain.options, key=Identity.of(plain).key, files=describe_files(files, [bundle])
     )
     return manifest, files
 

@@ -1,0 +1,57 @@
+"""The way through: request → fetch → untie → trace → validate → publish → manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.engine.record import Conversion, await_device, keep_refused, record, reuse
+from tasks.backends.registry import find_backend
+from tasks.fetch.checkpoint import fetch, fetch_description, resolve
+from tasks.model.preflight import inspect
+from tasks.publish.conversion import publish, validation_of
+from tasks.publish.files import collect_files, describe_files
+from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.request.candidate import download_programs, read_candidate
+from tasks.request.conversion import ConversionRequest
+from tasks.request.identify import identify, make_job, name_task
+from tasks.steps import Steps
+from tracefleet.manifest import Manifest
+from tracefleet.store import open_writable
+
+
+def convert(
+    request: ConversionRequest, steps: Steps | None = None, given: Manifest | None = None
+) -> Conversion:
+    """Carry out one request, or find that it was; ``given`` is a candidate that is to be proved."""
+    with steps or Steps(limits=request.limits) as steps:
+        backend, store = find_backend(request.backend), open_writable(request.store)
+        source = steps.here("resolve", resolve, request.source, **request.permissions)
+        request = name_task(request, source, steps)
+        identity = identify(request, source, backend.toolchain(), given)  # -> conversion key
+        if published := find_published(store, source.source, identity.key):
+            return reuse(store, published, request.channel)  # no weights are read
+        candidate = given or find_candidate(store, source.source, identity.key)
+        if candidate and not steps.child("device", backend.has_device):
+            return await_device(store, candidate, required=given is not None)
+        described = steps.here("describe", fetch_description, source)
+        facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
+        checkpoint = steps.here("fetch", fetch, source)  # every byte verified
+        programs = download_programs(store, candidate, steps.work)
+        job = make_job(request, checkpoint.folder, facts, steps.work, programs)
+        with keep_refused(store, identity, steps):
+            proved = backend.prove(job, steps)  # untie, trace, validate
+        if source.is_local:
+            steps.here("confirm", fetch, source)  # it is read in place: did anybody write to it?
+        files = collect_files(proved.traced, proved.inputs, checkpoint.folder, steps.work)
+        entries = describe_files(files, proved.traced.files)
+        validation = validation_of(proved.report, request.tolerance)
+        manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, validation)
+        channel = request.channel if proved.report else CANDIDATE_CHANNEL
+        publication = steps.publish(publish, store, manifest, files, channel=channel)
+        return record(request, store, manifest, publication, proved, steps)
+
+
+def validate(conversion: str, steps: Steps | None = None, **more: Any) -> Conversion:
+    """Prove the candidate at a URL on this host's device; for ``more`` see `read_candidate`."""
+    candidate, request = read_candidate(conversion, **more)
+    return convert(request, steps, candidate)

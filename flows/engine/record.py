@@ -1,0 +1,182 @@
+"""What a run leaves behind and returns: its attestation, its report page, its ``Conversion``."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from tasks.backends.base import Proved
+from tasks.errors import BackendUnavailableError, NumericsMismatchError
+from tasks.publish.conversion import Publication, attest, point_channel
+from tasks.publish.find import CANDIDATE_CHANNEL, find_published
+from tasks.publish.identity import Identity
+from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.page import html_report
+from tasks.request.conversion import ConversionRequest
+from tasks.steps import Steps
+from tasks.validate.verdict import ValidationReport
+from tracefleet.manifest import VALIDATED, Manifest
+from tracefleet.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What came of a request.
+
+    Attributes:
+        fresh: Whether it was published already, so that nothing was read or traced.
+        manifest: Manifest of the conversion.
+        publication: Where it is.
+        report: Report of the gate; None when fresh, or when there is no device here.
+        facts: Sizes, times and versions for the report; None when fresh.
+        report_url: URL of the HTML page; None without a report.
+    """
+
+    fresh: bool
+    manifest: Manifest
+    publication: Publication
+    report: ValidationReport | None = None
+    facts: ReportFacts | None = None
+    report_url: str | None = None
+
+    @property
+    def validated(self) -> bool:
+        """Whether the gate has passed it; else it is a candidate, which a device has to run."""
+        return self.manifest.validation.verdict == VALIDATED
+
+
+def reuse(store: Store, manifest: Manifest, channel: str) -> Conversion:
+    """Return what was published before, and let the channel point to it."""
+    publication = point_channel(store, manifest, channel=channel)
+    return Conversion(fresh=True, manifest=manifest, publication=publication)
+
+
+def await_device(store: Store, candidate: Manifest, *, required: bool) -> Conversion:
+    """Return a candidate that this host has no device for; it stays one.
+
+    Raises:
+        BackendUnavailableError: a device is required here, to prove it.
+    """
+    if required:
+        raise BackendUnavailableError(
+            f"{candidate.variant.backend}: expected a Neuron device to validate on, got none here. "
+            "Run on such an instance; the log has what the runtime said. The conversion stays a "
+            "candidate."
+        )
+    return reuse(store, candidate, CANDIDATE_CHANNEL)
+
+
+def record(
+    request: ConversionRequest,
+    store: Store,
+    manifest: Manifest,
+    publication: Publication,
+    proved: Proved,
+    steps: Steps,
+) -> Conversion:
+    """Write the attestation and the report of what was published, and return it."""
+    if publication.manifest_digest != manifest.digest:
+        # Another machine published the same bytes first: its manifest is the one that counts.
+        manifest = find_published(store, manifest.source, manifest.key) or manifest
+    _attest(request, store, manifest, proved.report, steps)
+    facts, url = report_facts(Identity.of(manifest), proved, steps), None
+    if proved.report is not None:
+        url = _write_report(store, facts, proved.report, steps)
+    return Conversion(
+        fresh=False,
+        manifest=manifest,
+        publication=publication,
+        report=proved.report,
+        facts=facts,
+        report_url=url,
+    )
+
+
+@contextmanager
+def keep_refused(store: Store, identity: Identity, steps: Steps) -> Iterator[None]:
+    """Keep the report of an artifact that the gate refuses, beside its error."""
+    try:
+        yield
+    except NumericsMismatchError as error:
+        if error.refused is not None:
+            facts = report_facts(identity, error.refused, steps)
+            url = _write_report(store, facts, error.refused.report, steps)
+            logger.warning("the gate's report is kept at %s", url)
+        raise
+
+
+def report_facts(identity: Identity, proved: Proved, steps: Steps) -> ReportFacts:
+    """Return what a report shows beside the gate's findings."""
+    assert identity.toolchain is not None
+    traced = proved.traced
+    return ReportFacts(
+        source=identity.source,
+        commit=identity.commit,
+        variant=identity.variant,
+        options=identity.options,
+        inputs=proved.inputs,
+        outputs=traced.outputs,
+        shared=traced.shared,
+        same_program=traced.same_program,
+        toolchain=identity.toolchain,
+        tied_groups=traced.tied_groups,
+        seconds=steps.seconds,
+        peak_bytes=steps.peak_bytes,
+        bundle_bytes=sum(file.size for file in traced.files),
+        weight_bytes=max(file.weight_bytes for file in traced.files),
+    )
+
+
+def _attest(
+    request: ConversionRequest,
+    store: Store,
+    manifest: Manifest,
+    report: ValidationReport | None,
+    steps: Steps,
+) -> None:
+    """Write who, when, where and how fast; what is published stays so if that fails."""
+    facts = {
+        "revision": request.revision,
+        # Not datetime.UTC: Inf1's Python 3.10 has none.
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017
+        "host": platform.node(),
+        "user": _user(),
+        "seconds": _rounded(steps.seconds),
+        "peak_bytes": steps.peak_bytes,
+        "latency_eager_ms": _rounded(report.latency_eager if report else {}),
+        "latency_traced_ms": _rounded(report.latency_traced if report else {}),
+    }
+    try:
+        attest(store, manifest, steps.run_id, facts)
+    except Exception:
+        logger.warning("the attestation could not be written", exc_info=True)
+
+
+def _write_report(store: Store, facts: ReportFacts, report: ValidationReport, steps: Steps) -> str:
+    """Write the page and return its URL; one that can't be made must not hide the verdict."""
+    path = f"reports/{steps.run_id}/index.html"
+    url = f"{store.url}/{path}"
+    try:
+        store.put_over(path, html_report(facts, report).encode())
+        steps.show(facts, report, url)
+    except Exception:
+        logger.warning("the report could not be written", exc_info=True)
+    return url
+
+
+def _rounded(figures: dict[str, float] | dict[int, float]) -> dict[str, float]:
+    return {str(name): round(figure, 3) for name, figure in figures.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

@@ -1,0 +1,210 @@
+"""Make an artifact and put it through the gate: the two ways of the backends.
+
+A jit bundle is traced first, because its programs decide which probes it needs. A device's programs
+are compiled last, because that takes longest, and a checkpoint that can't be a reference needs
+none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.backends import programs
+from tasks.backends.base import Candidate, Job, Proved
+from tasks.backends.programs import Prepared
+from tasks.errors import NumericsMismatchError, PaddingChangesError
+from tasks.steps import Steps
+from tasks.trace.bundle import TracedFile
+from tasks.trace.record import TraceResult, trace_checkpoint
+from tasks.validate.compute import compute_reference
+from tasks.validate.gate import validate_bundle
+from tasks.validate.probes import ProbePlan
+from tasks.validate.reference import Reference
+from tasks.validate.verdict import ValidationReport
+from tracefleet.manifest import Toolchain, program_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """The steps of a backend that compiles a program for each length, for a device of its own.
+
+    Every function can be pickled and runs in a child; all take and return plain data.
+
+    Attributes:
+        toolchain: Reads the versions that shape the artifact.
+        has_device: Tells whether this host can run what it compiles.
+        prepare: Describes outputs, unties with proof, names operators that can't be compiled.
+        compile: Makes the program of one length.
+        validate: Runs the gate on the programs, on this host's device.
+    """
+
+    toolchain: Callable[[], Toolchain]
+    has_device: Callable[[], bool]
+    prepare: Callable[..., Prepared]
+    compile: Callable[..., TracedFile]
+    validate: Callable[[dict[int, Path], Reference, Toolchain, str], ValidationReport]
+
+
+def prove_bundle(job: Job, steps: Steps) -> Proved:
+    """Trace one bundle for all lengths and run the gate on it.
+
+    Raises:
+        ConversionError: it can't be made, or it is not what eager computes.
+    """
+    share = True
+    while True:
+        traced = _trace(job, steps, share=share)
+        try:
+            reference = _compute_reference(job, steps, _bundle_plan(job, traced))
+        except PaddingChangesError:
+            job = _exact(job)
+            continue
+        try:
+            report = steps.child("validate", validate_bundle, traced.file.path, reference)
+        except NumericsMismatchError as error:
+            if not traced.shared:
+                raise _refusal(error, job, traced) from None
+            logger.info("one graph does not hold at every length: tracing each")
+            share = False
+        else:
+            return Proved(facts=job.facts, traced=traced, report=report)
+
+
+def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
+    """Compile a program for each length, or take a candidate's; run the gate on a device.
+
+    Raises:
+        ConversionError: they can't be made, or they are not what eager computes.
+    """
+    if job.candidate is not None:
+        return _prove_candidate(job, job.candidate, steps, compiler)
+    job = replace(job, device=steps.child("device", compiler.has_device))
+    prepared = steps.child("prepare", compiler.prepare, job, steps.log("prepare"))
+    checked, reference = _reference_of_programs(job, steps, prepared)
+    files = tuple(_compile(job, prepared, length, steps, compiler) for length in job.lengths)
+    traced = _trace_result(files, prepared)
+    if not job.device:
+        return Proved(facts=checked.facts, traced=traced, report=None)
+    paths = {length: file.path for length, file in zip(job.lengths, files, strict=True)}
+    return _judge(checked, traced, paths, reference, compiler.toolchain(), steps, compiler)
+
+
+def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Compiler) -> Proved:
+    """Run a candidate's own programs through the gate, on this host's device."""
+    job, manifest = replace(job, device=True), candidate.manifest
+    prepared = steps.child("prepare", programs.prepare, job, steps.log("prepare"))
+    checked, reference = _reference_of_programs(job, steps, prepared)
+    traced = _candidate_result(candidate, prepared)
+    made = Proved(facts=checked.facts, traced=traced, report=None)
+    if (made.inputs, reference.outputs) != (manifest.inputs, manifest.outputs):
+        raise NumericsMismatchError(
+            f"{manifest.key}: expected the inputs and outputs that were compiled, got others "
+            "from eager. Convert the checkpoint again with these versions.",
+            None,
+        )
+    paths, compiled_by = candidate.programs, manifest.toolchain
+    return _judge(checked, traced, paths, reference, compiled_by, steps, compiler)
+
+
+def _trace(job: Job, steps: Steps, *, share: bool) -> TraceResult:
+    return steps.child(
+        "trace",
+        trace_checkpoint,
+        job.folder,
+        job.options,
+        job.facts,
+        job.lengths,
+        job.batch,
+        # The stem is part of the archive's bytes: always model.pt.
+        job.work / "model.pt",
+        share,
+    )
+
+
+def _bundle_plan(job: Job, traced: TraceResult) -> ProbePlan:
+    # What holds at one length shows nothing of another where the programs differ.
+    whole = job.lengths[:1] if traced.same_program else job.lengths
+    return job.plan(whole=whole, has_topk=traced.selects)
+
+
+def _reference_of_programs(job: Job, steps: Steps, prepared: Prepared) -> tuple[Job, Reference]:
+    """Compute eager's outputs for programs that share nothing but the weights."""
+    plan = job.plan(whole=job.lengths, has_topk=prepared.selects, opaque=True)
+    try:
+        return job, _compute_reference(job, steps, plan)
+    except PaddingChangesError:
+        return _reference_of_programs(_exact(job), steps, prepared)
+
+
+def _compute_reference(job: Job, steps: Steps, plan: ProbePlan) -> Reference:
+    folder = job.work / "reference"
+    return steps.child("reference", compute_reference, job.folder, job.options, plan, folder)
+
+
+def _compile(
+    job: Job, prepared: Prepared, length: int, steps: Steps, compiler: Compiler
+) -> TracedFile:
+    step = f"compile-{length}"
+    return steps.child(step, compiler.compile, job, prepared, length, steps.log(step))
+
+
+def _judge(
+    job: Job,
+    traced: TraceResult,
+    paths: dict[int, Path],
+    reference: Reference,
+    compiled_by: Toolchain,
+    steps: Steps,
+    compiler: Compiler,
+) -> Proved:
+    """Run the gate on the device; ``compiled_by`` names the versions that made the programs."""
+    arguments = (paths, reference, compiled_by, job.target)
+    try:
+        report = steps.child("validate", compiler.validate, *arguments)
+    except NumericsMismatchError as error:
+        raise _refusal(error, job, traced) from None
+    return Proved(facts=job.facts, traced=traced, report=report)
+
+
+def _trace_result(files: tuple[TracedFile, ...], prepared: Prepared, **known: Any) -> TraceResult:
+    made: dict[str, Any] = {"outputs": prepared.outputs, "tied_groups": prepared.tied_groups}
+    return TraceResult(
+        files=files,
+        same_program=False,
+        shared=False,
+        selects=prepared.selects,
+        **{**made, **known},
+    )
+
+
+def _candidate_result(candidate: Candidate, prepared: Prepared) -> TraceResult:
+    """Return what tracing would have returned of a candidate's files."""
+    manifest = candidate.manifest
+    entries = {entry.path: entry for entry in manifest.archives}
+    files = []
+    for length, path in candidate.programs.items():
+        entry = entries[program_path(length)]
+        file = TracedFile(
+            path=path, size=entry.size, sha256=entry.sha256, weight_bytes=0, published=entry.path
+        )
+        files.append(file)
+    known = {"outputs": manifest.outputs, "tied_groups": manifest.tied_groups}
+    return _trace_result(tuple(files), prepared, **known)
+
+
+def _exact(job: Job) -> Job:
+    logger.info("padding changes what this model computes: exact lengths only")
+    return job.exact()
+
+
+def _refusal(error: NumericsMismatchError, job: Job, traced: TraceResult) -> NumericsMismatchError:
+    """Return the gate's error with what it refused, for the report."""
+    if error.report is not None:
+        error.refused = Proved(facts=job.facts, traced=traced, report=error.report)
+    return error

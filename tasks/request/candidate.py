@@ -1,0 +1,124 @@
+"""A candidate's URL becomes its manifest and the request that it answers.
+
+A candidate is what was compiled where no device could run it; ``flows.convert.validate`` proves it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tasks.backends.base import Candidate
+from tasks.errors import RequestError
+from tasks.fetch.source import Resolved
+from tasks.publish.find import find_candidate
+from tasks.request.conversion import ConversionRequest, make_request
+from tracefleet.channel import conversion_folder
+from tracefleet.errors import NoSuchVariantError
+from tracefleet.manifest import CANDIDATE, JIT, Manifest, parse
+from tracefleet.store import ReadableStore, open_store
+
+_CONVERSION = re.compile(r"(?P<store>.+)/(?P<folder>conversions/[^/]+/(?P<key>[0-9a-f]{64}))/?")
+
+
+def read_candidate(
+    conversion: str, *, backend: str | None = None, **more: Any
+) -> tuple[Manifest, ConversionRequest]:
+    """Return the candidate in a conversion's folder, and the request that it answers.
+
+    Args:
+        conversion: URL of the folder.
+        backend: The only backend that can be run here; None: any.
+        more: Fields of the request that are no part of its identity: channel, trust, limits.
+
+    Raises:
+        RequestError: that is no conversion's URL, or one of another backend.
+        NoSuchVariantError: there is no candidate.
+        ManifestError: it can't be trusted.
+    """
+    found = _CONVERSION.fullmatch(conversion)
+    if found is None:
+        raise RequestError(
+            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` tells "
+            f"it, got {conversion!r}"
+        )
+    store = open_store(found["store"])
+    manifest = _read_manifest(store, found["folder"], found["key"])
+    variant = manifest.variant
+    if variant.backend == JIT or backend not in (None, variant.backend):
+        raise RequestError(
+            f"conversion: expected one of backend {backend or 'neuronx or neuron'}, got one of "
+            f"{variant.backend}. Validate it on a worker of pool {variant.backend!r}."
+        )
+    return manifest, make_request({**request_fields(manifest), "store": store.url, **more})
+
+
+def request_fields(manifest: Manifest) -> dict[str, Any]:
+    """Return the request's fields: its identity, read back from the manifest's options."""
+    variant, options = manifest.variant, manifest.options
+    return {
+        "source": manifest.source,
+        "revision": manifest.commit if manifest.source.startswith("hf://") else None,
+        "task": variant.task,
+        "lengths": manifest.lengths,
+        "backend": variant.backend,
+        "dtype": variant.dtype,
+        "batch": variant.batch,
+        variant.backend: _compiler_options(options, f"{variant.backend}."),
+        "rtol": options.get("rtol"),
+        "accept_tolerance_risk": options.get("accept_tolerance_risk") == "true",
+    }
+
+
+def check_same_commit(candidate: Manifest, found: Resolved) -> None:
+    """Refuse a checkpoint that is not the one that was compiled.
+
+    Raises:
+        RequestError: its commit is another one by now.
+    """
+    if found.commit != candidate.commit:
+        raise RequestError(
+            f"{candidate.source}: expected commit {candidate.commit}, which was compiled, got "
+            f"{found.commit}. Without its weights the candidate can't be judged: convert "
+            "the checkpoint as it is now."
+        )
+
+
+def download_programs(store: ReadableStore, manifest: Manifest | None, work: Path) -> Candidate | None:
+    """Download a candidate's programs, every byte checked; None: there is no candidate."""
+    if manifest is None:
+        return None
+    folder = conversion_folder(manifest.source, manifest.key)
+    programs = {}
+    for length, file in manifest.programs.items():
+        programs[length] = work / "candidate" / file.path
+        programs[length].parent.mkdir(parents=True, exist_ok=True)
+        path = f"{folder}/{file.path}"
+        store.download_to(path, programs[length], size=file.size, sha256=file.sha256)
+    return Candidate(manifest=manifest, programs=programs)
+
+
+def _read_manifest(store: ReadableStore, folder: str, key: str) -> Manifest:
+    path = f"{folder}/{CANDIDATE}"
+    try:
+        source = parse(store.read(path)).source
+    except FileNotFoundError:
+        raise NoSuchVariantError(
+            f"{store.url}/{path}: expected a candidate, got no such file. What was validated where "
+            "it was compiled never was one: see `tracefleet list`."
+        ) from None
+    found = find_candidate(store, source, key)
+    if found is None:
+        raise NoSuchVariantError(f"{store.url}/{path}: it names another source: {source}")
+    return found
+
+
+def _compiler_options(options: dict[str, str], prefix: str) -> dict[str, str | None]:
+    chosen: dict[str, str | None] = {}
+    for name, value in options.items():
+        if not name.startswith(prefix) or name.endswith(".compiler_args"):
+            continue
+        unset = value == "none" and "separate" in name
+        chosen[name.removeprefix(prefix)] = None if unset else value
+    return chosen

@@ -1,0 +1,91 @@
+"""A request and a resolved checkpoint become an ``Identity``, and later a ``Job``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tasks.backends.base import Candidate, Job
+from tasks.fetch.checkpoint import fetch_description
+from tasks.fetch.source import Resolved
+from tasks.model.facts import ModelFacts
+from tasks.model.heads import default_task
+from tasks.publish.identity import Identity
+from tasks.request.candidate import check_same_commit
+from tasks.request.conversion import ConversionRequest
+from tasks.steps import Steps
+from tracefleet.manifest import Manifest, Toolchain
+from tracefleet.store.cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+
+def name_task(request: ConversionRequest, found: Resolved, steps: Steps) -> ConversionRequest:
+    """Return the request with its task: if it names none, the one of the checkpoint's own files."""
+    if request.task is not None:
+        return request
+    described = steps.here("describe", fetch_description, found)
+    task = steps.child("task", default_task, described)
+    logger.info("task: %s, as the checkpoint's files name it", task)
+    return request.model_copy(update={"task": task})
+
+
+def identify(
+    request: ConversionRequest,
+    found: Resolved,
+    toolchain: Toolchain | None,
+    candidate: Manifest | None = None,
+) -> Identity:
+    """Return what a request asks for, now that its checkpoint is resolved.
+
+    Args:
+        request: The request, with its task.
+        found: Its checkpoint.
+        toolchain: Versions of its backend; None: only the backend's workers know them.
+        candidate: What the request has to be; None: nothing was compiled before.
+
+    Raises:
+        RequestError: the checkpoint is not the one that was compiled.
+    """
+    if candidate is not None:
+        check_same_commit(candidate, found)
+        return Identity.of(candidate)
+    return Identity(
+        source=found.source,
+        commit=found.commit,
+        variant=request.variant,
+        lengths=request.lengths,
+        options=request.identity_options,
+        toolchain=toolchain,
+    )
+
+
+def make_job(
+    request: ConversionRequest,
+    folder: Path,
+    facts: ModelFacts,
+    work: Path,
+    candidate: Candidate | None = None,
+) -> Job:
+    """Return what a backend has to make and to prove.
+
+    Args:
+        request: The request, with its task.
+        folder: Folder of the checkpoint.
+        facts: Facts of the model.
+        work: Folder of this conversion alone.
+        candidate: Programs that are to be proved instead of new ones.
+    """
+    return Job(
+        folder=folder,
+        options=request.load_options,
+        facts=facts,
+        lengths=request.lengths,
+        batch=request.batch,
+        tolerance=request.tolerance,
+        compiling=request.backend_options,
+        target=request.target,
+        work=work,
+        failed=cache_root() / "failed-compilations",
+        candidate=candidate,
+    )
