@@ -139,7 +139,8 @@ def test_fields_of_one_request_need_nothing_of_the_other_entries():
 
 
 def test_the_command_line_takes_an_expanded_name_and_overrides_it(tmp_path):
-    from flows.__main__ import _parser, _request
+    from flows.__main__ import _parser
+    from flows.commands.convert import _request
 
     path = tmp_path / "fleet.yaml"
     path.write_text("entries: {a: {source: hf://o/a, lengths: [8], batch: [1, 2]}}")

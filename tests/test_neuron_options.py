@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.__main__ import _COMPILING
+from flows.commands.convert import COMPILING
 from tasks.backends.options import CAST_TOLERANCES, NeuronOptions, NeuronxOptions
 from tasks.errors import RequestError
 from tasks.request.candidate import request_fields
@@ -93,4 +93,4 @@ def test_a_candidates_request_is_read_back_from_its_manifest(backend: str, optio
 
 def test_the_command_line_names_every_option():
     for backend, model in (("neuronx", NeuronxOptions), ("neuron", NeuronOptions)):
-        assert _COMPILING[backend].split(", ") == list(model.model_fields)
+        assert COMPILING[backend].split(", ") == list(model.model_fields)

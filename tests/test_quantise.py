@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tracefleet
-from flows.commands.summary import summary
+from flows.commands.summary import summarise
 from flows.convert import convert
 from tasks import child
 from tasks.child import Limits
@@ -112,7 +112,7 @@ def test_a_tied_decoder_is_converted_and_opened(wide, tmp_path):
     assert 0.0 < accuracy.max_rel_error < 0.2
     assert (
         f"accuracy quantised against float32: relative error up to {accuracy.max_rel_error:.2e}"
-        in (summary(result))
+        in summarise(result)
     )
 
     model = tracefleet.open(f"file://{store}", manifest.source, dtype="int8")

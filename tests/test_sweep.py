@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.commands.sweep import SweepOptions, run_sweep, summary, try_case
+from flows.commands.sweep import summarise
+from flows.convert import convert
 from tasks.errors import RequestError
 from tasks.sweep import check, rows, tiny
+from tasks.sweep import run as sweep_run
 from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
+from tasks.sweep.run import SweepOptions, run_sweep, try_case
 from tasks.sweep.table import support_page
 from tasks.sweep.tiny import Case
 
@@ -57,7 +60,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     for model_type, task in REPRESENTATIVE.items():
         by_task.setdefault(task, []).append(model_type)
     for task, types in by_task.items():
-        run_sweep(out, types=types, tasks=[task])
+        run_sweep(out, types=types, tasks=[task], convert=convert)
     return Sweep.at(out, json.loads(out.read_text())["setup"])
 
 
@@ -79,55 +82,55 @@ def test_it_is_published_right_or_refused_with_its_reason(model_type: str, swept
 
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "sweep.json"
-    first = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1)
+    first = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1, convert=convert)
     assert [row.status for row in first.rows.values()] == [PUBLISHED]
 
     def never(*_: object) -> Row:
         raise AssertionError("it has a row already")
 
     monkeypatch.setattr("flows.commands.sweep.try_case", never)
-    again = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1)
+    again = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1, convert=convert)
     assert again.rows == first.rows
     with pytest.raises(AssertionError, match="has a row already"):
-        run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1, again=[PUBLISHED])
+        run_sweep(
+            out, types=["bert"], tasks=["fill-mask"], jobs=1, again=[PUBLISHED], convert=convert
+        )
     with pytest.raises(RequestError, match=r"expected a sweep of .*float16.*Name another --out"):
-        run_sweep(out, types=["bert"], options=SweepOptions(dtype="float16"))
+        run_sweep(out, types=["bert"], options=SweepOptions(dtype="float16"), convert=convert)
 
 
 def test_a_file_that_is_no_sweep_is_left_alone(tmp_path: Path):
     out = tmp_path / "sweep.json"
     out.write_text('{"rows": 1}')
     with pytest.raises(RequestError, match="expected a file that"):
-        run_sweep(out, types=["bert"])
+        run_sweep(out, types=["bert"], convert=convert)
     assert out.read_text() == '{"rows": 1}'
     with pytest.raises(RequestError, match=r"brt.*Did you mean .*bert"):
-        run_sweep(tmp_path / "other.json", types=["brt"])
+        run_sweep(tmp_path / "other.json", types=["brt"], convert=convert)
 
 
 def test_a_case_that_eager_can_not_run_is_untestable_and_told_why():
-    row = try_case(Case(model_type="vit", task="feature-extraction"), SweepOptions())
+    row = try_case(Case(model_type="vit", task="feature-extraction"), SweepOptions(), convert)
     assert (row.status, row.error) == (UNTESTABLE, "")
     assert "pixel_values" in row.reason
 
 
 def test_a_child_that_dies_is_a_crash_and_not_the_sweeps_end(monkeypatch: pytest.MonkeyPatch):
     options = SweepOptions(timeout=0.05)
-    row = try_case(Case(model_type="bert", task="fill-mask"), options)
+    row = try_case(Case(model_type="bert", task="fill-mask"), options, convert)
     assert (row.status, row.error) == (CRASHED, "timeout after 0.05 s")
 
 
-def test_what_no_conversion_may_raise_is_a_crash(monkeypatch: pytest.MonkeyPatch):
+def test_what_no_conversion_may_raise_is_a_crash():
     def broken(*_: object) -> None:
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr("flows.convert.convert", broken)
-    row = try_case(Case(model_type="bert", task="fill-mask"), SweepOptions())
+    row = try_case(Case(model_type="bert", task="fill-mask"), SweepOptions(), broken)
     assert (row.status, row.error) == (CRASHED, "KeyError")
 
 
 def test_the_independent_comparison_sees_another_model(tmp_path: Path):
     """The negative control: what was published is right for another checkpoint."""
-    from flows.convert import convert
     from tasks.request.conversion import make_request
 
     case = Case(model_type="bert", task="fill-mask")
@@ -166,7 +169,7 @@ def test_shares_are_of_what_eager_runs():
     found = [row(PUBLISHED), row(PUBLISHED), row(PUBLISHED), row(REFUSED), row(UNTESTABLE)]
     assert rows.share_published(found) == 0.75
     assert rows.share_published([]) == 0.0
-    assert summary(found).startswith("5 cases: 3 published, 1 refused, 1 untestable\n75.0%")
+    assert summarise(found).startswith("5 cases: 3 published, 1 refused, 1 untestable\n75.0%")
 
 
 def test_the_support_page_tells_types_tasks_and_reasons():
@@ -192,10 +195,11 @@ def test_the_command_prints_totals_writes_the_table_and_fails_on_a_crash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     statuses = {"bert": PUBLISHED, "t5": CRASHED}
-    monkeypatch.setattr(
-        "flows.commands.sweep.try_case",
-        lambda case, _: Row(type=case.model_type, task=case.task, status=statuses[case.model_type]),
-    )
+
+    def answer(case: Case, *_: object) -> Row:
+        return Row(type=case.model_type, task=case.task, status=statuses[case.model_type])
+
+    monkeypatch.setattr(sweep_run, "try_case", answer)
     arguments = ["sweep", "--tiny", "--out", str(tmp_path / "a.json"), "--tasks", "fill-mask"]
     table = ["--table", str(tmp_path / "table.md"), "--quiet"]
     level = logging.getLogger("flows.convert").level

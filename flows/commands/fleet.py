@@ -9,7 +9,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from flows.engine import settings as engine
+from flows.commands.arguments import add_output, parse_positive
+from flows.engine import settings
 
 if TYPE_CHECKING:
     from tasks.report.fleet.facts import FleetFacts, FleetRow
@@ -49,25 +50,24 @@ def add_command(commands: Any) -> None:
         metavar="ENTRY",
         help="only this entry, and what it is multiplied into",
     )
-    add("--jobs", type=_positive, metavar="N", help="convert in this process, N at a time")
+    add("--jobs", type=parse_positive, metavar="N", help="convert in this process, N at a time")
     add(
         "--in-flight",
-        type=_positive,
+        type=parse_positive,
         default=32,
         metavar="N",
         help="conversions handed out to the pools at a time (default: 32)",
     )
-    add("--json", action="store_true", help="print the result as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add_output(fleet)
 
 
 def _fleet(options: argparse.Namespace) -> int:
-    engine.prepare()
+    settings.prepare()
     from flows.convert_fleet import convert_fleet
     from tasks.report.fleet.facts import FleetError
 
-    engine.quieten(quiet=options.quiet)
-    if not engine.has_server():
+    settings.quieten(quiet=options.quiet)
+    if not settings.has_server():
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
     state: Any = convert_fleet(
         fleet=options.fleet,
@@ -113,9 +113,3 @@ def _line(row: FleetRow) -> str:
         return f"published  {row.name}  {error}  {row.seconds or 0:.1f} s  ({row.why})"
     why = row.why if len(row.why) <= _WHY else row.why[:_WHY] + "…"
     return f"{row.ending:<9}  {row.name}  {row.error or ''}: {why}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
-    return int(text)

@@ -1,7 +1,4 @@
-"""``python -m flows plan``: the table of what a fleet's next run would do, and why.
-
-``flows.__main__`` parses the arguments.
-"""
+"""``python -m flows plan``: the table of what a fleet's next run would do, and why."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from flows.commands.arguments import add_output
 
 if TYPE_CHECKING:
     from tasks.plan.fleet import PlanRow, State
@@ -67,8 +66,7 @@ def add_command(commands: Any) -> None:
     add("fleet", metavar="FLEET", help="fleet file (YAML or JSON): a path, file:// or s3:// URL")
     add("--store", help="look into this store instead of the entries' own")
     add("--all", action="store_true", help=f"show fresh rows too where there are {_SHORT} or more")
-    add("--json", action="store_true", help="print every row and the counts as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add_output(parser, json="print every row and the counts as JSON")
 
 
 def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:

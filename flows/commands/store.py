@@ -14,12 +14,14 @@ import sys
 import time
 from typing import Any
 
+from flows.commands.arguments import add_output, parse_positive
+
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 #: The shortest grace time: a publish may take that long between its first file and its channel.
 _SHORTEST_HOURS = 1
 
 
-def add_commands(commands: Any) -> None:
+def add_command(commands: Any) -> None:
     """Add the three commands to the parser's subcommands."""
     text = "Remove what no channel references: conversions, orphaned files, unfinished uploads."
     gc = commands.add_parser("gc", help=text, description=text)
@@ -34,7 +36,7 @@ def add_commands(commands: Any) -> None:
     )
     gc.add_argument(
         "--keep",
-        type=_positive,
+        type=parse_positive,
         metavar="N",
         help="let only the newest N numbers of each channel hold their conversions (default: all)",
     )
@@ -52,8 +54,7 @@ def add_commands(commands: Any) -> None:
     rollback.add_argument("--channel", default="latest", help="which channel (latest)")
     rollback.add_argument("--number", type=int, help="bring this one back (default: the previous)")
     for parser in (gc, promote, rollback):
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
-        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+        add_output(parser)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +105,7 @@ def _promote(options: argparse.Namespace) -> int:
 
     store = open_writable(options.store)
     manifest, number = promote(store, select(store, **_selection(options)), to=options.to)
-    return _say(options, options.to, number, manifest.key)
+    return _print_channel(options, options.to, number, manifest.key)
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -115,7 +116,7 @@ def _rollback(options: argparse.Namespace) -> int:
     store = open_writable(options.store)
     selection = select(store, **_selection(options))
     manifest, number = rollback(store, selection, number=options.number)
-    return _say(options, options.channel, number, manifest.key)
+    return _print_channel(options, options.channel, number, manifest.key)
 
 
 def _selection(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _selection(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _say(options: argparse.Namespace, channel: str, number: int, key: str) -> int:
+def _print_channel(options: argparse.Namespace, channel: str, number: int, key: str) -> int:
     if options.json:
         print(json.dumps({"channel": channel, "number": number, "key": key}, indent=2))
     else:
@@ -138,9 +139,3 @@ def _seconds(text: str) -> int:
             f"expected an age from 1h, such as 12h or 7d, got {text!r}"
         )
     return seconds
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
-    return int(text)

@@ -9,7 +9,7 @@ from tracefleet.manifest import JIT, Manifest, Validation
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
 
-def summary(result: Conversion) -> str:
+def summarise(result: Conversion) -> str:
     """Return what was published, where, and how good it is, for a terminal."""
     manifest = result.manifest
     size = sum(file.size for file in manifest.files)

@@ -1,17 +1,13 @@
-"""``python -m flows validate``: run a candidate on this host's device, publish it if it is right.
-
-``flows.__main__`` parses the arguments.
-"""
+"""``python -m flows validate``: prove a candidate on this host's device, and publish it."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flows.engine import settings as engine
+from flows.commands.arguments import add_engine, add_output
+from flows.commands.result import print_result
+from flows.engine import settings
 
 if TYPE_CHECKING:
     from flows.engine.record import Conversion
@@ -30,8 +26,8 @@ example:
 """
 
 
-def add_command(commands: Any, run: Callable[[argparse.Namespace, Conversion], int]) -> None:
-    """Add ``validate`` to the command line; ``run`` prints its result."""
+def add_command(commands: Any) -> None:
+    """Add ``validate`` to the command line."""
     parser = commands.add_parser(
         "validate",
         help="run a Neuron candidate on this host's device and publish it if it is right",
@@ -39,33 +35,30 @@ def add_command(commands: Any, run: Callable[[argparse.Namespace, Conversion], i
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=lambda options: run(options, _validated(options)))
+    parser.set_defaults(command=_validate)
     add = parser.add_argument
     add("--conversion", required=True, metavar="URL", help="of its folder, as convert tells it")
     add("--channel", default="latest", help="channel that will point to it (default: latest)")
     add("--allow-pickle", action="store_true", help="read pickled weights")
     add("--trust-remote-code", action="store_true", help="run the checkpoint's code")
     add("--timeout-seconds", type=float, default=3600, help="limit for each step (default: 3600)")
-    add(
-        "--engine",
-        choices=("auto", "prefect", "none"),
-        default="auto",
-        help="as for convert",
-    )
-    add("--json", action="store_true", help="print the result as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add_engine(parser, "as for convert")
+    add_output(parser)
 
 
-def _validated(options: argparse.Namespace) -> Conversion:
+def _validate(options: argparse.Namespace) -> int:
     more: dict[str, Any] = {name: getattr(options, name) for name in _MORE}
-    if not engine.is_asked_for(options.engine):
-        from flows.convert import validate
+    if settings.wants_prefect(options.engine):
+        return print_result(options, _run_flow(options.conversion, more))
+    from flows.convert import validate
 
-        return validate(options.conversion, **more)
-    engine.prepare()
-    if "PREFECT_API_URL" not in os.environ:
-        logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
+    return print_result(options, validate(options.conversion, **more))
+
+
+def _run_flow(conversion: str, more: dict[str, Any]) -> Conversion:
+    settings.prepare()
+    settings.announce_server()
     from flows.validate_conversion import validate_conversion
 
-    result: Conversion = validate_conversion(options.conversion, **more)
+    result: Conversion = validate_conversion(conversion, **more)
     return result

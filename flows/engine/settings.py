@@ -53,7 +53,13 @@ def quieten(*, quiet: bool) -> None:
                 handler.addFilter(is_for_people)
 
 
-def is_asked_for(engine: str) -> bool:
+def announce_server() -> None:
+    """Report that Prefect starts a server of its own, where none is configured."""
+    if "PREFECT_API_URL" not in os.environ:
+        logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
+
+
+def wants_prefect(engine: str) -> bool:
     """Whether ``--engine`` means Prefect: ``auto`` does if its API's URL is set."""
     return engine == "prefect" or (engine == "auto" and "PREFECT_API_URL" in os.environ)
 

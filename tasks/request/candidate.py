@@ -85,7 +85,9 @@ def check_same_commit(candidate: Manifest, found: Resolved) -> None:
         )
 
 
-def download_programs(store: ReadableStore, manifest: Manifest | None, work: Path) -> Candidate | None:
+def download_programs(
+    store: ReadableStore, manifest: Manifest | None, work: Path
+) -> Candidate | None:
     """Download a candidate's programs, every byte checked; None: there is no candidate."""
     if manifest is None:
         return None

@@ -1,0 +1,137 @@
+"""``python -m flows convert``: convert one checkpoint, with or without Prefect.
+
+Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from flows.commands.arguments import add_engine, add_output
+from flows.commands.result import print_result
+from flows.engine import settings
+
+if TYPE_CHECKING:
+    from flows.engine.record import Conversion
+    from tasks.request.conversion import ConversionRequest
+
+_EPILOG = """\
+exit codes: 0 published and validated, or published already; 1 refused or failed; 2 wrong usage;
+130 interrupted.
+
+examples:
+  python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store
+  python -m flows convert --source file:///models/bert --task text-classification \\
+      --lengths 64,256 --dtype float16 --store file:///srv/models
+  python -m flows convert --fleet examples/fleet.yaml --entry minilm
+  python -m flows convert --source hf://org/name --task fill-mask --lengths 128 \\
+      --store s3://bucket/models
+"""
+
+#: Spelt out, since pydantic takes as long to import as the command to start; a test compares.
+COMPILING = {
+    "neuronx": "target, auto_cast, auto_cast_type, optlevel, model_type, separate_weights, "
+    "dynamic_batch, analyze",
+    "neuron": "fast_math, fallback, min_coverage, separate_weights, dynamic_batch",
+}
+
+
+def add_command(commands: Any) -> None:
+    """Add ``convert`` to the command line."""
+    parser = commands.add_parser(
+        "convert",
+        help="convert one checkpoint",
+        description="Fetch, untie, trace, validate and publish one checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=_convert)
+    _add_request_arguments(parser)
+    add_engine(
+        parser,
+        "prefect: as a flow run (an embedded server where PREFECT_API_URL is not set); none: "
+        "plain function calls; auto (default): prefect if PREFECT_API_URL is set, else none",
+    )
+    add_output(parser)
+
+
+def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", help="hf://org/name, file:///folder or s3://bucket/prefix")
+    add("--revision", help="branch, tag or commit of a hub source")
+    add("--task", help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)")
+    add("--lengths", help="standard lengths in tokens, such as 32,128,512")
+    add("--store", help="root of the store, such as ./store or s3://bucket/models")
+    add("--channel", help="channel that will point to the conversion (default: latest)")
+    add("--backend", help="jit (default), neuronx (Inf2, Trn) or neuron (Inf1)")
+    for backend, options in COMPILING.items():
+        text = f"how {backend} compiles, by {options}"
+        add(f"--{backend}", type=_settings, metavar="NAME=VALUE,…", help=text)
+    add("--dtype", help="float32 (default), float16, bfloat16 or int8 (dynamic quantisation)")
+    add("--batch", type=int, help="rows in one traced call (default: 1)")
+    add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
+    add(
+        "--accept-tolerance-risk",
+        action="store_true",
+        default=None,
+        help="let --rtol be looser than its ceiling: faults may pass",
+    )
+    add("--allow-pickle", action="store_true", default=None, help="read pickled weights")
+    add("--trust-remote-code", action="store_true", default=None, help="run the checkpoint's code")
+    add("--timeout-seconds", type=float, help="limit for each step (default: 3600)")
+    add("--memory-limit-mb", type=int, help="limit for each child process (default: none)")
+    add("--threads", type=int, help="torch threads (default: one for each core)")
+    add("--fleet", help="take the request from a fleet file (path or s3:// URL); with --entry")
+    add("--entry", help="name of a request in the fleet file; other options override its fields")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    request = _request(options)
+    if settings.wants_prefect(options.engine):
+        return print_result(options, _run_flow(request))
+    from flows.convert import convert
+
+    return print_result(options, convert(request))
+
+
+def _run_flow(request: ConversionRequest) -> Conversion:
+    settings.prepare()
+    settings.announce_server()
+    from flows.convert_checkpoint import convert_checkpoint
+
+    return convert_checkpoint(request)
+
+
+def _request(options: argparse.Namespace) -> ConversionRequest:
+    from tasks.errors import RequestError
+    from tasks.fleet.spec import read_fleet
+    from tasks.request.conversion import ConversionRequest, make_request
+
+    fields: dict[str, Any] = {}
+    if options.entry is not None and options.fleet is None:
+        raise RequestError("--entry: expected --fleet FILE beside it, got none")
+    if options.fleet is not None:
+        fields = read_fleet(options.fleet).request_fields(options.entry or "")
+    for name in ConversionRequest.model_fields:
+        if (value := getattr(options, name)) is not None:
+            fields[name] = _split_lengths(value) if name == "lengths" else value
+    return make_request(fields)
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"expected name=value between commas, got {text!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def _split_lengths(text: str) -> list[int]:
+    from tasks.errors import RequestError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"lengths: expected whole numbers between commas, such as 32,128; got {text!r}"
+        ) from None

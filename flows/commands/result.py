@@ -1,0 +1,41 @@
+"""What a command prints of a conversion: a table for a person, or one JSON document."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.engine.record import Conversion
+
+
+def print_result(options: argparse.Namespace, result: Conversion) -> int:
+    """Print what came of a request, and return the exit code."""
+    if options.json:
+        print(json.dumps(_as_json(result), indent=2))
+    else:
+        from flows.commands.summary import summarise
+
+        print(summarise(result))
+    return 0
+
+
+def _status(result: Conversion) -> str:
+    if not result.validated:
+        return "compiled before" if result.fresh else "compiled"
+    return "already published" if result.fresh else "published"
+
+
+def _as_json(result: Conversion) -> dict[str, Any]:
+    return {
+        "status": _status(result),
+        "url": result.publication.url,
+        "channel": result.publication.channel,
+        "number": result.publication.number,
+        "withdrawn": result.publication.withdrawn is not None,
+        "withdrawn_number": result.publication.withdrawn,
+        "manifest_digest": result.publication.manifest_digest,
+        "report": result.report_url,
+        "manifest": json.loads(result.manifest.to_bytes()),
+    }
