@@ -11,7 +11,7 @@ from tasks.model.preflight import inspect
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
-from tasks.request.candidate import download_programs, read_candidate
+from tasks.request.candidate import read_candidate
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify, make_job, name_task
 from tasks.steps import Steps
@@ -36,16 +36,15 @@ def convert(
         described = steps.here("describe", fetch_description, source)
         facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
         checkpoint = steps.here("fetch", fetch, source)  # every byte verified
-        programs = download_programs(store, candidate, steps.work)
-        job = make_job(request, checkpoint.folder, facts, steps.work, programs)
+        job = make_job(request, checkpoint.folder, facts, steps.work, store, candidate)
         with keep_refused(store, identity, steps):
             proved = backend.prove(job, steps)  # untie, trace, validate
         if source.is_local:
             steps.here("confirm", fetch, source)  # it is read in place: did anybody write to it?
         files = collect_files(proved.traced, proved.inputs, checkpoint.folder, steps.work)
         entries = describe_files(files, proved.traced.files)
-        validation = validation_of(proved.report, request.tolerance)
-        manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, validation)
+        verdict = validation_of(proved.report, request.tolerance)
+        manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, verdict)
         channel = request.channel if proved.report else CANDIDATE_CHANNEL
         publication = steps.publish(publish, store, manifest, files, channel=channel)
         return record(request, store, manifest, publication, proved, steps)
@@ -54,4 +53,7 @@ def convert(
 def validate(conversion: str, steps: Steps | None = None, **more: Any) -> Conversion:
     """Prove the candidate at a URL on this host's device; for ``more`` see `read_candidate`."""
     candidate, request = read_candidate(conversion, **more)
+    store = open_writable(request.store)
+    if published := find_published(store, candidate.source, candidate.key):
+        return reuse(store, published, request.channel)
     return convert(request, steps, candidate)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tasks.backends.base import Candidate, Job
+from tasks.backends.base import Job
 from tasks.fetch.checkpoint import fetch_description
 from tasks.fetch.source import Resolved
 from tasks.model.facts import ModelFacts
 from tasks.model.heads import default_task
 from tasks.publish.identity import Identity
-from tasks.request.candidate import check_same_commit
+from tasks.request.candidate import check_same_commit, download_programs
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
 from tracefleet.manifest import Manifest, Toolchain
+from tracefleet.store import ReadableStore
 from tracefleet.store.cache import cache_root
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def make_job(
     folder: Path,
     facts: ModelFacts,
     work: Path,
-    candidate: Candidate | None = None,
+    store: ReadableStore,
+    candidate: Manifest | None,
 ) -> Job:
     """Return what a backend has to make and to prove.
 
@@ -74,7 +76,8 @@ def make_job(
         folder: Folder of the checkpoint.
         facts: Facts of the model.
         work: Folder of this conversion alone.
-        candidate: Programs that are to be proved instead of new ones.
+        store: Store of the candidate.
+        candidate: Candidate whose programs are to be proved; None: new ones are made.
     """
     return Job(
         folder=folder,
@@ -87,5 +90,5 @@ def make_job(
         target=request.target,
         work=work,
         failed=cache_root() / "failed-compilations",
-        candidate=candidate,
+        candidate=download_programs(store, candidate, work),
     )
