@@ -23,6 +23,7 @@ from tests.support.import_graph import (
     read_sources,
     upward,
 )
+from tests.support.norms import Counts, rows
 
 ROOT = Path(__file__).parent.parent
 SOURCES = read_sources(ROOT)
@@ -323,3 +324,30 @@ def test_modules_stay_short():
 
 def test_a_long_module_is_seen():
     assert too_long({"one": "x\n" * MOST_LINES, "two": "x\n" * (MOST_LINES - 1)}) == {"one": 300}
+
+
+def test_norms_are_counted():
+    source = '''"""A module."""
+
+def named(a: int, b) -> int:
+    """Its docstring
+    is not its length.
+    """
+    import json  # a reason
+    return [x for x in a] if (y := a) else b  # noqa: E501
+'''
+    counts = Counts()
+    counts.add(source)
+    assert counts == Counts(
+        modules=[8],
+        functions=[3],
+        public=1,
+        described=1,
+        comments=1,
+        docstrings=4,
+        comprehensions=1,
+        conditionals=1,
+        walrus=1,
+        late_imports=1,
+    )
+    assert rows(counts)["comments per 100 lines"] == "12.5"
