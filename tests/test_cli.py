@@ -153,8 +153,9 @@ def test_show_tells_what_a_conversion_is(store: FileStore, published: Manifest, 
         f"model/1/model.pt {published.bundle.size} bytes sha256 {published.bundle.sha256}",
     ):
         assert fact in out
-    raw = run_json(capsys, "show", store.url, source_slug(SOURCE))
-    assert parse(tracefleet.canonical.canonical_json(raw)) == published
+    for name in (source_slug(SOURCE), SOURCE.removeprefix("hf://"), f"{SOURCE}/"):
+        raw = run_json(capsys, "show", store.url, name)
+        assert parse(tracefleet.canonical.canonical_json(raw)) == published
 
 
 # verify
@@ -310,6 +311,25 @@ def test_an_unknown_source_or_store_is_an_error_with_what_is_there(
     message = refused(capsys, command, store.url, "hf://acme/absent", *extra)
     assert f"it holds {source_slug(SOURCE)}" in message
     assert "unknown scheme" in refused(capsys, command, "gs://x/y", SOURCE, *extra)
+
+
+def test_every_command_takes_a_folder_however_it_is_written(
+    store: FileStore, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bert").mkdir()
+    publish(store, source=f"file://{tmp_path}/bert")
+    publish(store, source="hf://acme/other")
+    for number, name in enumerate(("./bert/", "bert", "~/bert", f"file://{tmp_path}//bert")):
+        assert run_json(capsys, "show", store.url, name)["source"] == f"file://{tmp_path}/bert"
+        assert main(["verify", store.url, name]) == 0
+        assert "4 files checked in 1 channels, 0 damaged" in capsys.readouterr().out
+        assert main(["pull", store.url, name, f"out{number}"]) == 0
+        assert main(["run", store.url, name, "--ids", "1 2"]) == 0
+        capsys.readouterr()
+    for command in ("show", "verify"):
+        refused(capsys, command, store.url, "./berd")
 
 
 def test_a_channel_that_is_no_name_is_refused(

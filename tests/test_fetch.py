@@ -320,12 +320,13 @@ def test_license(tmp_path, card, expected):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/some/folder", "has no scheme"),
-        ("org/name", "has no scheme"),
+        ("", "no folder in .* and no name that the hub can have"),
+        ("two words", "no name that the hub can have"),
+        ("org/name/more", "no name that the hub can have"),
         ("gs://bucket/x", "unknown scheme 'gs'"),
         ("file://folder", r"file://\./folder"),
         ("file://", "absolute"),
-        ("hf://name", "org/name"),
+        ("hf://", "org/name"),
         ("hf://a/b/c", "org/name"),
         ("hf://a/../b", "org/name"),
         ("hf://a/b@", "revision"),
@@ -348,6 +349,10 @@ def test_normalise(tmp_path, monkeypatch):
         "file:////a/./c/../b": "file:///a/b",
         "file://./rel/": f"file://{tmp_path}/rel",
         "file://.": f"file://{tmp_path}",
+        "/some/folder": "file:///some/folder",
+        "./modls/bert": f"file://{tmp_path}/modls/bert",
+        "org/name": "hf://org/name",
+        "hf://name": "hf://name",
         "hf://org/name": "hf://org/name",
         "hf://org/name@refs/pr/1": "hf://org/name@refs/pr/1",
         "s3://bucket/prefix/": "s3://bucket/prefix",
@@ -357,14 +362,25 @@ def test_normalise(tmp_path, monkeypatch):
     assert {normalise_source(source) for source in plain.values()} == set(plain.values())
 
 
-def test_a_missing_folder_a_file_and_a_revision(tmp_path):
+def test_a_missing_folder_a_file_and_a_revision(tmp_path, monkeypatch):
     with pytest.raises(RequestError, match="got nothing"):
         resolve(f"file://{tmp_path}/none")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=f"file://{tmp_path}/modls/bert: expected a folder"):
+        resolve("./modls/bert")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RequestError, match="got a file"):
         resolve(f"file://{tmp_path}/file")
     with pytest.raises(RequestError, match="no revision"):
         resolve(write(tmp_path / "tiny", whole()), revision="main")
+
+
+def test_a_folder_is_one_source_however_it_is_written(tmp_path, monkeypatch):
+    source = write(tmp_path / "models" / "tiny", whole())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ["./models/tiny", "models/tiny", "~/models//tiny/", tmp_path / "models" / "tiny"]
+    assert {resolve(name) for name in names} == {resolve(source)}
 
 
 def test_fetch_imports_no_heavy_library():

@@ -94,6 +94,15 @@ def test_revisions_in_the_source_and_beside_it(hub):
             resolve(SOURCE, revision=revision)
 
 
+@pytest.mark.parametrize("name", ["hf://tiny", "tiny", "tiny@main", "acme/tiny", "acme/tiny/"])
+def test_a_name_without_a_scheme_or_an_organisation(hub, name):
+    hub.repo = "acme/tiny" if "/tiny" in name.removeprefix("hf://") else "tiny"
+    commit = hub.push(whole())
+    checkpoint = fetch(resolve(name))
+    assert (checkpoint.source, checkpoint.commit) == (f"hf://{hub.repo}", commit)
+    assert (checkpoint.folder / WEIGHTS).is_file()
+
+
 def test_a_flipped_byte_is_caught_and_does_not_stay(hub):
     hub.push(whole())
     hub.flipped.add(WEIGHTS)

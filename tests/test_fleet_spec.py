@@ -281,6 +281,44 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_itself(tmp_path):
     assert list(sources(fleet(a={"source": f"file://{tmp_path}/bert[13]"}))) == ["a/bert1"]
 
 
+def test_a_pattern_over_folders_is_read_as_a_name_is(tmp_path, monkeypatch, hub):
+    for name in ("models/bert-a", "models/bert-b", "models/gpt", "bert-c", "my models/bert-d"):
+        folder(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub.models = ["models/bert-hub", "other/bert-hub"]
+    both = {f"a/bert-{letter}": f"file://{tmp_path}/models/bert-{letter}" for letter in "ab"}
+    for pattern in (
+        "./models/bert-*", "models/bert-*", "~/models/bert-?", f"{tmp_path}//models/bert-*/",
+        "file://./models/bert-*", "file://~/models/bert-*",
+    ):  # fmt: skip
+        assert sources(fleet(a={"source": pattern})) == both
+    assert sources(fleet(a={"source": "./bert-*"})) == {"a/bert-c": f"file://{tmp_path}/bert-c"}
+    beside = {"a/bert-d": f"file://{tmp_path}/my models/bert-d"}
+    assert sources(fleet(a={"source": "file://./my%20models/*"})) == beside
+    assert sources(fleet(a={"source": "other/bert-*"})) == {"a/bert-hub": "hf://other/bert-hub"}
+    assert sources(fleet(a={"source": "hf://models/*"})) == {"a/bert-hub": "hf://models/bert-hub"}
+    for pattern, says in {
+        "./modls/bert-*": "expected a folder that can be listed, got",
+        "bert-*": "expected a pattern such as hf://org/name-*, got",
+        "gs://models/*": "expected hf://org/name, org/name, a folder or s3://bucket/prefix; got",
+    }.items():
+        (line,) = told(fleet(a={"source": pattern}))
+        assert line.startswith(f"a.source: {says}")
+
+
+def test_one_folder_in_two_spellings_is_one_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = told(fleet(a={"source": ["./x", f"{tmp_path}/x/"]}))
+    assert line.startswith("a.source: expected each value once, got ")
+    (line,) = told(fleet(a={"source": "./x"}, b={"source": f"file://{tmp_path}//x"}))
+    assert line.startswith("b.source: expected each conversion once, got 'b'")
+    assert sources(fleet(a={"source": [Path("x"), "org/name"]})) == {
+        "a/x": f"file://{tmp_path}/x",
+        "a/name": "hf://org/name",
+    }
+
+
 @pytest.fixture
 def bucket(moto_server, aws_env, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -511,7 +549,9 @@ def test_the_schema_is_one_and_takes_the_example():
         ({"lengths": [0]}, False),
         ({"lengths": []}, False),
         ({"source": ["hf://o/a", "s3://b/*"]}, True),
-        ({"source": "o/a"}, False),
+        ({"source": ["o/a", "bert", "./models/bert", "~/bert", "./with:colon"]}, True),
+        ({"source": "gs://o/a"}, False),
+        ({"source": ""}, False),
         ({"task": None}, True),
         ({"task": ["fill-mask"]}, True),
         ({"task": "fil-mask"}, False),

@@ -53,13 +53,16 @@ def test_convert_then_again_in_real_processes(checkpoint, tmp_path):
 
 
 def test_a_repeat_of_what_was_rolled_back_tells_the_number_that_brings_it_back(
-    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ):
-    where = ("--source", f"file://{checkpoint('bert-cls')}", "--store", str(tmp_path / "store"))
+    folder = checkpoint("bert-cls")
+    monkeypatch.chdir(folder.parent)
+    where = ("--source", f"file://{folder}", "--store", str(tmp_path / "store"))
+    by_name = ("--source", f"{folder.name}/", "--store", str(tmp_path / "store"))
 
     def convert(lengths: str, *more: str) -> str:
         task = ("--task", "text-classification", "--lengths", lengths)
-        assert main(["convert", *where, *task, *more, "--quiet"]) == 0
+        assert main(["convert", *by_name, *task, *more, "--quiet"]) == 0
         return capsys.readouterr().out
 
     for lengths in ("8", "16", "24"):  # numbers 1, 2 and 3
@@ -70,7 +73,8 @@ def test_a_repeat_of_what_was_rolled_back_tells_the_number_that_brings_it_back(
     assert [re.findall(says, convert(lengths)) for lengths in ("16", "24")] == [["2"], ["3"]]
     as_json = json.loads(convert("16", "--json"))
     assert (as_json["withdrawn"], as_json["withdrawn_number"], as_json["number"]) == (True, 2, 4)
-    assert main(["rollback", *where, "--number", "2"]) == 0
+    assert main(["rollback", *by_name, "--number", "2"]) == 0
+    assert main(["promote", *by_name, "--channel", "latest", "--to", "stable"]) == 0
     capsys.readouterr()
     assert "channel  latest #5\n" in convert("16"), "the control: what was told brings it back"
     as_json = json.loads(convert("16", "--json"))

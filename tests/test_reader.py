@@ -85,6 +85,102 @@ def test_one_conversion_opens_by_source_and_by_slug_and_from_url_path_or_store(s
     assert opened.output_names == ("last_hidden_state", "pooler_output")
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory and home with two folders."""
+    for name in ("models/bert", "models/other"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def spelt(here: Path) -> list[str | Path]:
+    """The ways to write the folder ``models/bert``."""
+    url = f"file://{here}/models/bert"
+    return [
+        url, f"{url}/", f"file://{here}//models/./bert", "file://./models/bert",
+        "file://~/models/bert/", f"{here}/models/bert", "./models/bert/", "models/bert",
+        "~/models/bert", "models/../models//bert", here / "models" / "bert", Path("models/bert"),
+    ]  # fmt: skip
+
+
+def test_a_folder_opens_however_it_is_written(store: FileStore, here: Path):
+    manifest = publish(store, source=f"file://{here}/models/bert")
+    for name in spelt(here):
+        assert tracefleet.load_manifest(store, name) == manifest
+    assert tracefleet.open(store, "./models/bert").manifest == manifest
+    assert [one.slug for one in tracefleet.find(store, "~/models/bert")] == [
+        source_slug(manifest.source)
+    ]
+    for other in ("models/other", "./models", "./bert", here / "models/other", "./models/bert@1"):
+        with pytest.raises(NoSuchVariantError, match=r"read as file:///.*; looked for file"):
+            tracefleet.load_manifest(store, other)
+        assert list(tracefleet.find(store, other)) == []
+
+
+def test_a_name_of_the_hub_opens_without_its_scheme_but_where_a_folder_has_it(
+    store: FileStore, here: Path
+):
+    manifest = publish(store)
+    bare = SOURCE.removeprefix("hf://")
+    for name in (bare, f"{bare}/", SOURCE, f"{SOURCE}/"):
+        assert tracefleet.load_manifest(store, name) == manifest
+    for path in (f"./{bare}", Path(bare), f"/{bare}"):
+        with pytest.raises(NoSuchVariantError, match="read as file:///"):
+            tracefleet.load_manifest(store, path)
+    (here / bare).mkdir(parents=True)
+    with pytest.raises(NoSuchVariantError, match=f"read as file://{here}/{bare}; looked for file"):
+        tracefleet.load_manifest(store, bare)
+    assert tracefleet.load_manifest(store, SOURCE) == manifest
+
+
+@pytest.mark.parametrize(
+    ("published", "names"),
+    [
+        # Programs of one's own may have published under any text.
+        ("file://./models/bert", ["file://./models/bert", "./models/bert"]),
+        ("file://{here}/models/bert/", ["file://{here}/models/bert/", "./models/bert"]),
+        ("file://{here}//models/bert", ["file://{here}//models/bert"]),
+        ("hf://acme/tiny/", ["hf://acme/tiny/", "acme/tiny/"]),
+        ("s3://bucket//tiny", ["s3://bucket//tiny"]),
+        ("gs://bucket/tiny", ["gs://bucket/tiny"]),
+        # A folder that had the three characters in its name, and one that has a space.
+        ("file://{here}/a%20b", ["file://{here}/a%20b", "./a%20b"]),
+        ("file://{here}/a b", ["file://{here}/a%20b", "file://{here}/a b", "./a b"]),
+        # A writer behind a link knows its working directory without it.
+        ("file://{here}/models/bert", ["link/bert", "file://{here}/link/bert/"]),
+    ],
+)  # fmt: skip
+def test_what_is_published_under_another_spelling_is_found(
+    store: FileStore, here: Path, published: str, names: list[str]
+):
+    (here / "link").symlink_to(here / "models")
+    manifest = publish(store, source=published.format(here=here))
+    for name in names:
+        assert tracefleet.load_manifest(store, name.format(here=here)) == manifest
+    for other in ("models/other", "./link/other", f"file://{here}/a%20c", "acme/tiny2", "./a  b"):
+        with pytest.raises(NoSuchVariantError):
+            tracefleet.load_manifest(store, other)
+
+
+def test_of_two_spellings_the_normalised_one_counts_where_it_has_what_fits(
+    store: FileStore, here: Path
+):
+    normal = f"file://{here}/models/bert"
+    old = publish(store, source=f"{normal}/")
+    new = publish(store, source=normal, channel="candidate")
+    assert tracefleet.load_manifest(store, f"{normal}/") == old, "the other has no latest"
+    assert tracefleet.load_manifest(store, f"{normal}/", channel="candidate") == new
+    (candidate,) = tracefleet.find(store, normal)
+    assert candidate.slug == source_slug(normal)
+    assert list(tracefleet.find(store, normal, after=candidate.folder)) == [], "no other's page"
+    newest = publish(store, source=normal)
+    assert tracefleet.load_manifest(store, f"{normal}/") == newest
+    with pytest.raises(NoSuchVariantError, match=r"channel candidate.*channel latest.*latest"):
+        tracefleet.load_manifest(store, normal, channel="stable")
+
+
 def test_each_filter_tells_variants_apart(store: FileStore):
     variants = [
         Variant(task="feature-extraction"),
@@ -125,7 +221,7 @@ def test_none_that_fits_lists_what_is_there(store: FileStore):
         tracefleet.open(store, SOURCE, channel="stable")
     with pytest.raises(NoSuchVariantError, match=f"it holds {source_slug(SOURCE)}"):
         tracefleet.open(store, "hf://acme/other")
-    for odd in ("../..", "", "/etc"):
+    for odd in ("../..", "", "/etc", "two words", "a/b/c", "~nobody-here/x", "gs://x"):
         with pytest.raises(NoSuchVariantError):
             tracefleet.open(store, odd)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tasks.errors import RequestError
@@ -15,14 +17,21 @@ def test_a_good_request_is_normalised(tmp_path, monkeypatch):
     request = make_request(GOOD)
     assert request.lengths == (8, 32)
     assert request.variant.label == "fill-mask.jit.float32.b1"
-    assert make_request({**GOOD, "source": "file://./x"}).source == f"file://{tmp_path}/x"
+    for folder in ("file://./x", "./x/", Path("x")):
+        assert make_request({**GOOD, "source": folder}).source == f"file://{tmp_path}/x"
+    assert make_request({**GOOD, "source": "org/name"}) == make_request(GOOD)
+    (tmp_path / "org/name").mkdir(parents=True)
+    here = make_request({**GOOD, "source": "org/name"})
+    assert here.source == f"file://{tmp_path}/org/name", "the folder at hand, where there is one"
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"source": "ftp://host/x"}, "source: .*unknown scheme 'ftp'"),
-        ({"source": "org/name"}, "source: .*no scheme"),
+        ({"source": "org/name/more"}, "source: .*no name that the hub can have"),
+        ({"source": ""}, "source: .*got '', which is no folder"),
+        ({"source": 7}, "source: expected text, got 7"),
         ({"task": "telepathy"}, "task: expected one of .*telepathy"),
         ({"backend": "tpu"}, "backend: expected one of .*tpu"),
         ({"lengths": []}, "lengths: .*at least one"),
@@ -64,7 +73,7 @@ def test_a_request_without_a_task_has_no_variant_yet():
 
 def test_every_mistake_is_told_at_once():
     with pytest.raises(RequestError) as caught:
-        make_request({"source": "x", "task": "y", "lengths": [0], "batch": 0, "rtol": 0.5})
+        make_request({"source": "x y", "task": "y", "lengths": [0], "batch": 0, "rtol": 0.5})
     lines = str(caught.value).splitlines()
     assert {line.split(":")[0] for line in lines} == {"source", "task", "lengths", "batch", "rtol"}
     assert all(": expected " in line and ", got " in line.replace(";", ",") for line in lines)
@@ -86,4 +95,4 @@ def test_every_field_is_described():
     schema = type(make_request(GOOD)).model_json_schema()
     assert all(field.get("description") for field in schema["properties"].values())
     positions = [field["position"] for field in schema["properties"].values()]
-    assert positions == sorted(positions)
+    assert positions == list(range(len(positions)))

@@ -11,21 +11,25 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Variant
+from tracefleet.source import spellings
 from tracefleet.store import ReadableStore, Store
 
 _ENTRY_NAME = re.compile(r"([0-9]{10})\.json")
 _ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
+_WHOLE_SLUG = re.compile(rf"{_SLUG.pattern}-[0-9a-f]{{8}}")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)\.([a-z0-9-]+)\.b([1-9][0-9]*)")
@@ -88,6 +92,17 @@ def source_slug(source: str) -> str:
 def slug_of(source: str) -> str:
     """Return the slug of ``source``, which may be a source (it has ``://``) or a slug already."""
     return source_slug(source) if "://" in source else source
+
+
+def slugs_of(name: str | Path) -> list[str]:
+    """Return the slugs that a name's conversions may have, the likeliest first.
+
+    Args:
+        name: of a checkpoint, in any way to write it, or a slug.
+    """
+    text = os.fspath(name)
+    slugs = [source_slug(spelling) for spelling in spellings(name)]
+    return [text, *slugs] if _WHOLE_SLUG.fullmatch(text) else slugs
 
 
 def conversion_folder(source: str, key: str) -> str:
@@ -211,7 +226,8 @@ def find_variants(
 
     Args:
         store: where to look.
-        source: a source or a slug; None: all.
+        source: a source exactly as it was published, or a slug; None: all. (`published.find`
+            takes a name in any way to write it.)
         after: start behind the channel with this folder (``Published.folder``).
     """
     if source is not None and not _SLUG.fullmatch(slug_of(source)):

@@ -120,7 +120,7 @@ def _rows(text: str) -> int:
 
 
 def _add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    text = "the source as it was converted (hf://org/name), or its slug as in the folder names"
+    text = "the checkpoint: org/name, a folder, s3://bucket/prefix, or its slug in the store"
     if optional:
         text += "; left out: all sources"
     parser.add_argument("source", metavar="SOURCE", nargs="?" if optional else None, help=text)

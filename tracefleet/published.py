@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from tracefleet.channel import (
     ChannelEntry,
@@ -22,7 +23,7 @@ from tracefleet.channel import (
     find_variants,
     parse_label,
     read_entry,
-    slug_of,
+    slugs_of,
     source_slug,
 )
 from tracefleet.errors import (
@@ -32,6 +33,7 @@ from tracefleet.errors import (
     StoreError,
 )
 from tracefleet.manifest import CANDIDATE, MANIFEST, FileEntry, Manifest, parse
+from tracefleet.source import normalise
 from tracefleet.store import ReadableStore, open_store
 
 #: How many of a store's sources an error lists.
@@ -77,7 +79,7 @@ def as_store(store: str | Path | ReadableStore) -> ReadableStore:
 
 def find(
     store: ReadableStore,
-    source: str | None = None,
+    source: str | Path | None = None,
     *,
     task: str | None = None,
     backend: str | None = None,
@@ -88,20 +90,38 @@ def find(
 ) -> Iterator[Published]:
     """Yield every published channel that fits what is given; None fits everything.
 
-    Reads are lazy, a thousand channels at a time; ``after`` is a `Published.folder`.
+    Reads are lazy, a thousand channels at a time; ``after`` is a `Published.folder`. Of the
+    spellings that ``source`` may be published under, the first one under which something fits
+    counts.
     """
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch}
-    for one in find_variants(store, source, after=after):
-        variant = parse_label(one.variant)
-        if channel in (None, one.channel) and all(
-            value is None or getattr(variant, name) == value for name, value in wanted.items()
-        ):
-            yield one
+    for slug in _slugs(source, after):
+        found = find_variants(store, slug, after=after)
+        fitting = (one for one in found if _fits(one, channel, wanted))
+        if (first := next(fitting, None)) is not None:
+            yield first
+            yield from fitting
+            return
+
+
+def _slugs(source: str | Path | None, after: str) -> list[str] | list[None]:
+    if source is None:
+        return [None]
+    slugs = slugs_of(source)
+    # The next page is of the spelling that the last one was of.
+    return [slug for slug in slugs if after.startswith(f"channels/{slug}/")] or slugs
+
+
+def _fits(published: Published, channel: str | None, wanted: dict[str, Any]) -> bool:
+    variant = parse_label(published.variant)
+    return channel in (None, published.channel) and all(
+        value is None or getattr(variant, name) == value for name, value in wanted.items()
+    )
 
 
 def select(
     store: ReadableStore,
-    source: str,
+    source: str | Path,
     *,
     task: str | None = None,
     backend: str | None = None,
@@ -113,7 +133,7 @@ def select(
 
     Args:
         store: where to look.
-        source: the source exactly as it was converted, or its slug.
+        source: the checkpoint's name, in any way to write it, or its slug.
         task: of the variant; as for the next three, None takes any if only one is published.
         backend: of the variant.
         dtype: of the variant.
@@ -145,7 +165,7 @@ def resolve(store: ReadableStore, published: Published) -> Selection:
     return Selection(published=published, entry=entry)
 
 
-def _choices(store: ReadableStore, source: str, fitting: list[Published], asked: str) -> str:
+def _choices(store: ReadableStore, source: str | Path, fitting: list[Published], asked: str) -> str:
     if len(fitting) > 1:
         variants = [parse_label(one.variant) for one in fitting]
         differing = [
@@ -158,18 +178,26 @@ def _choices(store: ReadableStore, source: str, fitting: list[Published], asked:
             f"{source}: expected one variant for {asked}, got {len(fitting)}: {labels}. "
             f"Add {' or '.join(differing)}."
         )
-    there = list(find_variants(store, source))
+    slugs = slugs_of(source)
+    there = [one for slug in slugs for one in find_variants(store, slug)]
     if there:
         labels = ", ".join(f"{one.variant} (channel {one.channel})" for one in there)
         return f"{source}: nothing published for {asked}; {store.url} holds {labels}."
     some = list(itertools.islice(find_variants(store), _CHOICES_SHOWN + 1))
-    slugs = sorted({one.slug for one in some[:_CHOICES_SHOWN]})
+    others = sorted({one.slug for one in some[:_CHOICES_SHOWN]})
     more = ", …" if len(some) > _CHOICES_SHOWN else ""
-    held = ", ".join(slugs) + more if slugs else "nothing at all"
+    held = ", ".join(others) + more if others else "nothing at all"
     return (
-        f"{source}: no conversion is published in {store.url} (looked for {slug_of(source)}); it "
-        f"holds {held}. Convert the source first, or give one of those."
+        f"{source}: no conversion is published in {store.url} ({_reading(source)}; looked for "
+        f"{', '.join(slugs)}); it holds {held}. Convert the source first, or give one of those."
     )
+
+
+def _reading(source: str | Path) -> str:
+    try:
+        return f"read as {normalise(source)}"
+    except ValueError as error:
+        return f"no name: {error}"
 
 
 def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:

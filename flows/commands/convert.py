@@ -58,7 +58,7 @@ def add_command(commands: Any) -> None:
 
 def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", help="hf://org/name, file:///folder or s3://bucket/prefix")
+    add("--source", help="hf://org/name, org/name, a folder or s3://bucket/prefix")
     add("--revision", help="branch, tag or commit of a hub source")
     add("--task", help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)")
     add("--lengths", help="standard lengths in tokens, such as 32,128,512")

@@ -59,7 +59,7 @@ def add_command(commands: Any) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, help="root of the store")
-    parser.add_argument("--source", required=True, help="as it was converted, or its slug")
+    parser.add_argument("--source", required=True, help="org/name, a folder, s3://…, or its slug")
     parser.add_argument("--task", help="needed if several are published")
     parser.add_argument("--backend", help="likewise")
     parser.add_argument("--dtype", help="likewise")

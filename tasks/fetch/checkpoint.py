@@ -15,6 +15,7 @@ from tasks.errors import RequestError
 from tasks.fetch import hub, local, s3, verify
 from tasks.fetch.needed import CARD
 from tasks.fetch.source import Checkpoint, CheckpointFile, Resolved, Room, Wish
+from tracefleet.source import normalise
 
 __all__ = [
     "Checkpoint",
@@ -27,13 +28,12 @@ __all__ = [
 ]
 
 _ROOMS: dict[str, Room] = {"hf": hub, "file": local, "s3": s3}
-_FORMS = "hf://org/name, file:///folder or s3://bucket/prefix"
 _MAX_CARD_BYTES = 256 << 10
 _MAX_LICENSE = 200
 
 
 def resolve(
-    source: str,
+    source: str | Path,
     *,
     revision: str | None = None,
     allow_pickle: bool = False,
@@ -44,7 +44,7 @@ def resolve(
     Weights are not read, but those of a local folder that was not hashed before.
 
     Args:
-        source: ``hf://org/name[@revision]``, ``file://folder`` or ``s3://bucket/prefix``.
+        source: any name that `tracefleet.source` can read, such as ``hf://org/name``.
         revision: branch, tag or commit of a hub source; the default branch if left out.
         allow_pickle: take pickle weights if there are no safetensors.
         trust_remote_code: take the checkpoint's own Python files; a hub source must then be
@@ -56,14 +56,14 @@ def resolve(
         UnsupportedCheckpointError: no ``config.json``, or no weights.
         UnsafeCheckpointError: pickle weights only, or file names that lead out of the folder.
     """
-    source, revision = _one_revision(normalise_source(source), revision)
+    plain, revision = _one_revision(normalise_source(source), revision)
     wish = Wish(
-        source=source,
+        source=plain,
         revision=revision,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    return _room(source).resolve(wish)
+    return _room(plain).resolve(wish)
 
 
 def fetch_description(resolved: Resolved) -> Path:
@@ -90,23 +90,18 @@ def fetch(resolved: Resolved) -> Checkpoint:
     )
 
 
-def normalise_source(source: str) -> str:
-    """Return the one way to write a source: absolute folder, no trailing slash.
+def normalise_source(source: str | Path) -> str:
+    """Return the one way to write a source, as `tracefleet.source.normalise` does.
 
     A ``@revision`` stays where it is: the result resolves to what ``source`` resolves to.
 
     Raises:
-        RequestError: not one of the known schemes, or not of its form.
+        RequestError: it is no name of a checkpoint.
     """
-    scheme, separator, _ = source.partition("://")
-    if not separator:
-        raise RequestError(
-            f"source: expected {_FORMS}; got {source!r}, which has no scheme. "
-            f"Write file://./{source} for a folder or hf://{source} for the hub."
-        )
-    if scheme not in _ROOMS:
-        raise RequestError(f"source: expected {_FORMS}; got the unknown scheme {scheme!r}")
-    return _room(source).normalise(source)
+    try:
+        return normalise(source)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def _room(source: str) -> Room:

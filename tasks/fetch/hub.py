@@ -20,16 +20,13 @@ from tasks.fetch import hub_cache
 from tasks.fetch.digests import file_sha256, rate
 from tasks.fetch.needed import needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, Wish, safe_path
+from tracefleet.source import check_revision
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 logger = logging.getLogger(__name__)
 
-_SCHEME = "hf://"
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
-_REPO = re.compile(rf"{_NAME}/{_NAME}")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # model_info has no time limit of its own; a server that never answers must not hold a worker.
 _TIMEOUT_SECONDS = 30.0
@@ -39,22 +36,11 @@ _LOGIN = (
 )
 
 
-def normalise(source: str) -> str:
-    """Return the source; only its form is checked."""
-    repo, at, revision = source.removeprefix(_SCHEME).rstrip("/").partition("@")
-    if not _REPO.fullmatch(repo):
-        raise RequestError(
-            f"{source}: expected hf://org/name or hf://org/name@revision, got {repo!r} as the "
-            "name. Copy organisation and name from the model's page."
-        )
-    return _SCHEME + repo + (at + _check_revision(source, revision) if at else "")
-
-
 def resolve(wish: Wish) -> Resolved:
     """Ask the hub, or its cache when offline, for commit and file names."""
     revision = wish.revision
     if revision is not None:
-        _check_revision(wish.source, revision)
+        _check_form(wish.source, revision)
     if wish.trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise RequestError(
             f"{wish.source}: expected a full commit of 40 hex digits with trust_remote_code, got "
@@ -234,11 +220,8 @@ def _explanation(source: str, revision: str | None, error: BaseException) -> Bas
     return error
 
 
-def _check_revision(source: str, revision: str) -> str:
-    # It becomes part of a path in the cache: no `..`, nothing absolute.
-    if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise RequestError(
-            f"{source}: expected a branch, tag or commit as the revision, got {revision!r}. "
-            "Leave it out for the default branch."
-        )
-    return revision
+def _check_form(source: str, revision: str) -> None:
+    try:
+        check_revision(source, revision)
+    except ValueError as error:
+        raise RequestError(str(error)) from None

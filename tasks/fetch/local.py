@@ -1,4 +1,4 @@
-"""Checkpoints in folders: ``file:///absolute/folder`` or ``file://./relative/folder``.
+"""Checkpoints in folders: ``file:///absolute/folder``.
 
 The folder is used where it is. Its commit is a digest of the needed files' content.
 """
@@ -6,7 +6,6 @@ The folder is used where it is. Its commit is a digest of the needed files' cont
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from tasks.errors import RequestError, UnsafeCheckpointError
@@ -17,19 +16,6 @@ from tasks.fetch.source import CheckpointFile, Resolved, Wish, content_commit
 logger = logging.getLogger(__name__)
 
 _SCHEME = "file://"
-
-
-def normalise(source: str) -> str:
-    """Return the source with an absolute path, without ``.``, ``..`` and trailing slashes."""
-    text = source.removeprefix(_SCHEME)
-    if not text.startswith(("/", "./", "../")) and text not in (".", ".."):
-        raise RequestError(
-            f"{source}: expected file:///absolute/folder or file://./relative/folder, got "
-            f"{text!r} after the scheme. Write {_SCHEME}./{text} for a folder below this one."
-        )
-    # By name only: following links would give one source a new name whenever a link moves.
-    path = os.path.normpath(Path(text).absolute())
-    return _SCHEME + "/" + path.lstrip("/")
 
 
 def resolve(wish: Wish) -> Resolved:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -31,7 +30,6 @@ from tracefleet.store.cache import cache_root
 logger = logging.getLogger(__name__)
 
 _SCHEME = "s3://"
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
 _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 2 * 24 * 3600
 _SETTINGS = ("AWS_", "FSSPEC_")
@@ -43,18 +41,6 @@ class _Object:
     size: int
     etag: str
     modified: str
-
-
-def normalise(source: str) -> str:
-    """Return the source without trailing slashes."""
-    plain = source.removeprefix(_SCHEME).rstrip("/")
-    bucket, *segments = plain.split("/")
-    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in segments):
-        raise RequestError(
-            f"{source}: expected s3://bucket/prefix, got bucket {bucket!r} and prefix "
-            f"{'/'.join(segments)!r}. Name the prefix under which config.json lies."
-        )
-    return _SCHEME + plain
 
 
 def resolve(wish: Wish) -> Resolved:

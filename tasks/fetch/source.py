@@ -103,9 +103,6 @@ class Wish:
 class Room(Protocol):
     """What a module for one scheme offers."""
 
-    def normalise(self, source: str) -> str:
-        """Return the one way to write a source of this scheme."""
-
     def resolve(self, wish: Wish) -> Resolved:
         """Return commit and needed files, without fetching weights."""
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -157,7 +158,7 @@ def _sources(value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]
 
 
 def _normalised(source: object) -> str:
-    if not isinstance(source, str):
+    if not isinstance(source, str | Path):
         raise RequestError(f"expected text, got {shown(source)}; write it in quotes")
     return normalise_source(source)
 

@@ -1,7 +1,8 @@
 """Patterns over sources in a fleet file: ``file:///models/bert-*`` and the like on S3 and the hub.
 
 ``*``, ``?`` and ``[…]`` in the last part of a source stand for every folder, prefix or repository
-there that fits. Each pattern costs one listing, never a walk. ``tasks.fleet.spec`` calls this.
+there that fits. A pattern without a scheme is over folders where there is one to look into. Each
+costs one listing, never a walk. ``tasks.fleet.spec`` calls this.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RequestError, first_line
-from tasks.fetch import hub_cache, local, s3
+from tasks.fetch import hub_cache
+from tasks.fetch.checkpoint import normalise_source
 from tasks.fleet.text import s3_files, s3_refusals
+from tracefleet.source import split
 
 _MAGIC = re.compile(r"[*?]|\[[^]]+\]")
 _CONFIG = "config.json"
@@ -38,9 +41,9 @@ def matches(source: str) -> list[str] | None:
         RequestError: nothing fits, or where to look can't be listed. What the network does wrong
             keeps its library's type.
     """
-    scheme = source.partition("://")[0]
-    if not is_pattern(source) or scheme not in _FINDERS:
+    if not is_pattern(source):
         return None
+    scheme = _scheme(source)
     found = _FINDERS[scheme](source)
     if found is not None and not found:
         raise RequestError(
@@ -49,14 +52,26 @@ def matches(source: str) -> list[str] | None:
     return found
 
 
-def _folders(source: str) -> list[str] | None:
-    folder = Path(local.normalise(source).removeprefix("file://"))
-    _check_head(source, str(folder.parent))
+def _scheme(source: str) -> str:
     try:
-        if folder.exists():
+        scheme, rest = split(source)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    head = rest.rpartition("/")[0]
+    if head and "://" not in source and Path(head).is_dir():
+        return "file"
+    return scheme
+
+
+def _folders(source: str) -> list[str] | None:
+    head, slash, pattern = source.rstrip("/").rpartition("/")
+    _check_head(source, head)
+    parent = Path(normalise_source(head + slash or "./").removeprefix("file://"))
+    try:
+        if (parent / pattern).exists():
             return None
-        home = folder.parent.resolve(strict=True)
-        children = [child for child in folder.parent.iterdir() if _fits(child.name, folder.name)]
+        home = parent.resolve(strict=True)
+        children = [child for child in parent.iterdir() if _fits(child.name, pattern)]
         # A link that leads elsewhere would bring in what nobody put into this folder.
         inside = [child for child in children if child.resolve().is_relative_to(home)]
         return sorted(f"file://{child}" for child in inside if (child / _CONFIG).is_file())
@@ -67,7 +82,7 @@ def _folders(source: str) -> list[str] | None:
 
 
 def _prefixes(source: str) -> list[str] | None:
-    plain = s3.normalise(source).removeprefix("s3://")
+    plain = normalise_source(source).removeprefix("s3://")
     parent, _, pattern = plain.rpartition("/")
     _check_head(source, parent)
     with s3_refusals(f"prefixes like {source!r}"):
@@ -91,12 +106,12 @@ def _is_checkpoint(files: Any, prefix: str) -> bool:
 
 def _repositories(source: str) -> list[str]:
     owner, _, pattern = source.removeprefix("hf://").rstrip("/").partition("/")
-    _check_head(source, owner)
     if not pattern or "/" in pattern or "@" in pattern:
         raise RequestError(
-            f"expected a pattern such as hf://org/name-*, got {source!r}; a revision has a field "
-            "of its own"
+            f"expected a pattern such as hf://org/name-*, got {source!r}; one over folders begins "
+            "with ./, and a revision has a field of its own"
         )
+    _check_head(source, owner)
     if hub_cache.offline():
         raise RequestError(
             f"expected a hub that can list {owner!r}, got offline mode; unset HF_HUB_OFFLINE, or "

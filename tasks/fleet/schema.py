@@ -19,7 +19,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REQUEST = {"$ref": "#/$defs/request"}
 # What the request checks with functions, as far as a schema can say it.
 _NARROWED: dict[str, dict[str, Any]] = {
-    "source": {"type": "string", "pattern": "^(hf|file|s3)://."},
+    "source": {"type": "string", "pattern": "^((hf|file|s3)://.|[./~]|[^:]+$)"},
     "task": {"enum": [*AUTO_CLASSES, None]},
     "backend": {"enum": [*BACKENDS]},
     "channel": {"type": "string", "pattern": r"^([a-z0-9]|\{(lengths|revision)\})"},

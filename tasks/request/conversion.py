@@ -6,6 +6,7 @@ once, so that nonsense is refused at the same place with the same words, before 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -28,78 +29,71 @@ from tracefleet.store import open_store
 MAX_LOOSENING = 10.0
 
 
+def _number(schema: dict[str, Any]) -> None:
+    """Give each field its place: Prefect's form sorts the fields by it."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
 class ConversionRequest(BaseModel):
     """One checkpoint, one task, one backend, its standard lengths."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_number)
 
     source: str = Field(
-        description="hf://org/name, file:///folder or s3://bucket/prefix.",
-        json_schema_extra={"position": 0},
+        description="hf://org/name, org/name, a folder or s3://bucket/prefix.",
     )
     revision: str | None = Field(
         default=None,
         description="Branch, tag or commit of a hub source; resolved to a commit once.",
-        json_schema_extra={"position": 1},
     )
     task: str | None = Field(
         default=None,
         description="Hugging Face task name; none: what the checkpoint's own files name "
         f"(modules.json, then architectures). One of {', '.join(AUTO_CLASSES)}.",
         # For Prefect's form and its server, which refuse by the schema alone.
-        json_schema_extra={"position": 2, "enum": [*AUTO_CLASSES, None]},
+        json_schema_extra={"enum": [*AUTO_CLASSES, None]},
     )
     lengths: tuple[int, ...] = Field(
         description="Standard lengths in tokens, each at most the model's positions; an image's "
         "height in pixels, a sound's samples or frames.",
-        json_schema_extra={
-            "position": 3,
-            "minItems": 1,
-            "items": {"type": "integer", "minimum": 1},
-        },
+        json_schema_extra={"minItems": 1, "items": {"type": "integer", "minimum": 1}},
     )
     backend: str = Field(
         default="jit",
         description=f"What runs the artifact: {', '.join(BACKENDS)}.",
-        json_schema_extra={"position": 4, "enum": list(BACKENDS)},
+        json_schema_extra={"enum": list(BACKENDS)},
     )
     store: str = Field(
         default="file://./store",
         description="Root URL of the store, such as file:///srv/models or s3://bucket/models.",
-        json_schema_extra={"position": 5},
     )
     channel: str = Field(
         default="latest",
         description="Channel that will point to the conversion.",
-        json_schema_extra={"position": 6},
     )
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         default="float32",
         description="Dtype of the weights in the artifact.",
-        json_schema_extra={"position": 7},
     )
     batch: int = Field(
         default=1,
         ge=1,
         le=4096,
         description="Rows in one traced call; the bundle takes any number of rows.",
-        json_schema_extra={"position": 8},
     )
     # These three before rtol, whose check looks at them.
     neuronx: NeuronxOptions | None = Field(
         default=None,
         description="How backend neuronx compiles (Inf2, Trn); none: its defaults.",
-        json_schema_extra={"position": 9},
     )
     neuron: NeuronOptions | None = Field(
         default=None,
         description="How backend neuron compiles (Inf1); none: its defaults.",
-        json_schema_extra={"position": 10},
     )
     accept_tolerance_risk: bool = Field(
         default=False,
         description="Let rtol be looser than its ceiling: faults may pass. Recorded.",
-        json_schema_extra={"position": 11},
     )
     rtol: float | None = Field(
         default=None,
@@ -107,41 +101,35 @@ class ConversionRequest(BaseModel):
         lt=1,
         description="Relative tolerance instead of the dtype's own; recorded in the manifest. "
         f"At most {MAX_LOOSENING:g} times the dtype's own without accept_tolerance_risk.",
-        json_schema_extra={"position": 12},
     )
     allow_pickle: bool = Field(
         default=False,
         description="Read pickled weights where there is no safetensors (weights_only).",
-        json_schema_extra={"position": 13},
     )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code of the checkpoint; needs the full commit as revision.",
-        json_schema_extra={"position": 14},
     )
     timeout_seconds: float = Field(
         default=3600,
         gt=0,
         description="Wall seconds for each step in a child process.",
-        json_schema_extra={"position": 15},
     )
     memory_limit_mb: int | None = Field(
         default=None,
         gt=0,
         description="Resident megabytes for each child process; none: no limit.",
-        json_schema_extra={"position": 16},
     )
     threads: int = Field(
         default=0,
         ge=0,
         description="Torch threads in a child; 0: one for each core.",
-        json_schema_extra={"position": 17},
     )
 
-    @field_validator("source")
+    @field_validator("source", mode="before")
     @classmethod
-    def _known_source(cls, value: str) -> str:
-        return _refusing(normalise_source, value)
+    def _known_source(cls, value: object) -> object:
+        return _refusing(normalise_source, value) if isinstance(value, str | Path) else value
 
     @field_validator("task")
     @classmethod
@@ -300,7 +288,7 @@ def make_request(fields: dict[str, Any]) -> ConversionRequest:
         raise RequestError("\n".join(str(mistake) for mistake in found)) from None
 
 
-def _refusing(check: Any, value: str) -> str:
+def _refusing(check: Any, value: str | Path) -> str:
     """Call one of our checks and speak pydantic's language about its refusal."""
     try:
         return str(check(value))

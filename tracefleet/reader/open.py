@@ -30,7 +30,7 @@ _ENGINES = ("fbgemm", "x86")
 
 def open(  # noqa: A001 - read as tracefleet.open
     store: str | Path | ReadableStore,
-    source: str,
+    source: str | Path,
     *,
     task: str | None = None,
     backend: str = "jit",
@@ -44,7 +44,8 @@ def open(  # noqa: A001 - read as tracefleet.open
 
     Args:
         store: its URL or path, or an opened store.
-        source: the source exactly as it was converted (``hf://org/name``), or its slug.
+        source: the checkpoint's name: ``org/name`` or ``hf://org/name``, a folder's path or URL,
+            ``s3://bucket/prefix``, or its slug.
         task: such as ``feature-extraction``; needed if several tasks are published.
         backend: ``jit``; ``neuronx`` on an Inf2 or Trn host, ``neuron`` on an Inf1 host.
         dtype: such as ``float32``; needed if several are published.
@@ -128,7 +129,7 @@ def _open_programs(
 
 def load_manifest(
     store: str | Path | ReadableStore,
-    source: str,
+    source: str | Path,
     *,
     task: str | None = None,
     backend: str | None = None,
