@@ -30,7 +30,7 @@ from tests.support import s3_servers
 from tests.support.fetch_support import safetensors
 from tests.support.reader_support import example_manifest
 from tracefleet.channel import ChannelEntry, channel_folder, conversion_folder, entry_path
-from tracefleet.manifest import Variant
+from tracefleet.manifest_types import Variant
 from tracefleet.store import Store, open_writable
 
 WORK = Path(".bench/fleet-plan")

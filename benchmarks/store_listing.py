@@ -12,12 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tracefleet.channel import ChannelEntry, channel_folder, conversion_folder, entry_path
-from tracefleet.manifest import (
-    BUNDLE_MEDIA_TYPE,
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
+from tracefleet.manifest_types import (
     FileEntry,
     InputSpec,
     LengthVerdict,
-    Manifest,
     OutputSpec,
     Tolerance,
     Toolchain,

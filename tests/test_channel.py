@@ -19,7 +19,7 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Variant
+from tracefleet.manifest_types import Variant
 from tracefleet.store.folder import FileStore
 
 FOLDER = "channels/a"

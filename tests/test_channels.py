@@ -17,7 +17,8 @@ from tasks.publish.identity import Identity
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.channel import append, channel_folder, conversion_folder, read_entry
 from tracefleet.errors import DigestMismatchError
-from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE
 from tracefleet.published import Selection, load_manifest, select
 from tracefleet.store.folder import FileStore
 

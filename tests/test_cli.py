@@ -24,7 +24,8 @@ from tests.support.reader_support import (
 from tracefleet import commands
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
-from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.manifest import Manifest, parse
+from tracefleet.manifest_types import Variant
 from tracefleet.store.folder import FileStore
 
 Capture = pytest.CaptureFixture[str]

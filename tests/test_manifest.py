@@ -19,9 +19,11 @@ import pytest
 
 from tests.support.reader_support import entry, example_manifest
 from tracefleet import manifest as manifest_module
+from tracefleet import manifest_types
 from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.manifest import Manifest, parse
+from tracefleet.manifest_types import Tolerance, Variant
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
 SCHEMA = json.loads(
@@ -78,7 +80,7 @@ def test_the_golden_file_is_what_is_written():
         example_manifest(
             validation=dataclasses.replace(
                 example_manifest().validation,
-                tolerance=manifest_module.Tolerance(atol=0, rtol=1),
+                tolerance=Tolerance(atol=0, rtol=1),
                 verdict="unvalidated-on-device",
             )
         ),
@@ -113,7 +115,8 @@ def test_the_schema_is_sound_and_accepts_the_golden_file():
 def test_the_schema_names_the_fields_of_the_dataclasses():
     shapes = {**SCHEMA["$defs"], "Manifest": SCHEMA}
     for name, shape in shapes.items():
-        fields = {field.name for field in dataclasses.fields(getattr(manifest_module, name))}
+        kind = Manifest if name == "Manifest" else getattr(manifest_types, name)
+        fields = {field.name for field in dataclasses.fields(kind)}
         assert set(shape["properties"]) == fields == set(shape["required"]), name
         assert shape["additionalProperties"] is False
     hints = typing.get_type_hints(Manifest)

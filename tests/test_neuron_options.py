@@ -10,7 +10,7 @@ from tasks.errors import RequestError
 from tasks.request.candidate import request_fields
 from tasks.request.conversion import make_request
 from tests.support.reader_support import example_manifest
-from tracefleet.manifest import Variant
+from tracefleet.manifest_types import Variant
 
 BASE = {"source": "file:///models/a", "task": "fill-mask", "lengths": [8], "backend": "neuronx"}
 

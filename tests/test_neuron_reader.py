@@ -17,7 +17,8 @@ from flows.convert import convert
 from tests.support import tiny
 from tests.support.neuron_support import on, request, store_for_doubles
 from tracefleet import BackendUnavailableError, ManifestError
-from tracefleet.manifest import InputSpec, Manifest, OutputSpec, Toolchain
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import InputSpec, OutputSpec, Toolchain
 from tracefleet.reader import neuron
 from tracefleet.reader.programs import compose
 

@@ -36,7 +36,8 @@ from tests.support.reader_support import example_manifest
 from tests.support.s3_servers import free_port
 from tracefleet.channel import channel_folder, conversion_folder, entry_path
 from tracefleet.errors import StoreUnavailableError
-from tracefleet.manifest import Manifest, Toolchain, Variant
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import Toolchain, Variant
 from tracefleet.published import select
 from tracefleet.store import Store, open_writable
 from tracefleet.store.folder import FileStore

@@ -18,10 +18,10 @@ from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
 from tracefleet.channel import channel_folder, conversion_folder, current
 from tracefleet.errors import DigestMismatchError, StoreError
-from tracefleet.manifest import (
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import (
     InputSpec,
     LengthVerdict,
-    Manifest,
     OutputSpec,
     Tolerance,
     Toolchain,

@@ -30,7 +30,7 @@ from tasks.validate.verdict import (
     incomparable,
 )
 from tests.test_pipeline import _gate_without_bits, _mistrace
-from tracefleet.manifest import (
+from tracefleet.manifest_types import (
     DIFFERS,
     HOLDS,
     Accuracy,

@@ -34,7 +34,7 @@ from tasks.request.conversion import make_request
 from tests.support import tiny_samples
 from tests.support.gate_support import Bench
 from tests.support.tiny import edit_config
-from tracefleet.manifest import OutputSpec
+from tracefleet.manifest_types import OutputSpec
 
 IMAGES = [name for name in tiny_samples.MODELS if "Image" in tiny_samples.MODELS[name][0]]
 SOUNDS = [name for name in tiny_samples.MODELS if name not in IMAGES]

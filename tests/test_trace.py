@@ -18,7 +18,7 @@ from tasks.model.outputs import call_tuple
 from tasks.model.preflight import inspect
 from tasks.trace.record import same_program, trace_checkpoint
 from tests.support.gate_support import Bench
-from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.reader.dispatcher import dispatcher_source
 
 

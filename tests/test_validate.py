@@ -13,7 +13,7 @@ from tasks.validate.gate import _Gate
 from tasks.validate.probes import plan_probes
 from tasks.validate.verdict import TOLERANCES, compare
 from tests.support.gate_support import Bench
-from tracefleet.manifest import Tolerance
+from tracefleet.manifest_types import Tolerance
 
 SOUND = {
     "bert": "feature-extraction",

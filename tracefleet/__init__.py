@@ -31,7 +31,8 @@ from tracefleet.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from tracefleet.manifest import Manifest, Variant, parse
+from tracefleet.manifest import Manifest, parse
+from tracefleet.manifest_types import Variant
 from tracefleet.published import find, select
 from tracefleet.pull import pull
 from tracefleet.reader.model import Model, Outputs

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Variant
+from tracefleet.manifest_types import Variant
 from tracefleet.source import spellings
 from tracefleet.store import ReadableStore, Store
 

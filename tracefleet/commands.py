@@ -15,7 +15,8 @@ from typing import Any
 
 from tracefleet.channel import Published
 from tracefleet.errors import ArtifactError, NoSuchVariantError
-from tracefleet.manifest import FileEntry, Manifest
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import FileEntry
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.pull import pull
 from tracefleet.reader.model import Outputs

@@ -37,8 +37,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_dataclass(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
+        if value is None:
+            return None
         inner = next(a for a in arguments if a is not type(None))
-        return None if value is None else _decode(inner, value, where)
+        return _decode(inner, value, where)
     if origin is tuple:
         _expect(isinstance(value, list), where, "a list", value)
         return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
@@ -46,7 +48,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, dict), where, "an object", value)
         return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and type(value) is int:
-        return value  # as it was written, so that writing it again gives the same bytes
+        return value  # kept as an int, so that writing it again gives the same bytes
     _expect(type(value) is kind, where, kind.__name__, value)
     _expect(kind is not float or math.isfinite(value), where, "a finite number", value)
     return value

@@ -32,7 +32,8 @@ from tracefleet.errors import (
     NoSuchVariantError,
     StoreError,
 )
-from tracefleet.manifest import CANDIDATE, MANIFEST, FileEntry, Manifest, parse
+from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
+from tracefleet.manifest_types import FileEntry
 from tracefleet.source import normalise
 from tracefleet.store import ReadableStore, open_store
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tracefleet.channel import Published, entry_path
 from tracefleet.errors import ArtifactError, DigestMismatchError
-from tracefleet.manifest import FileEntry
+from tracefleet.manifest_types import FileEntry
 from tracefleet.published import Selection, load_manifest, resolve
 from tracefleet.store import ReadableStore
 from tracefleet.store.offline import OfflineStore

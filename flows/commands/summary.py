@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flows.engine.record import Conversion
 from tasks.publish.conversion import Publication
-from tracefleet.manifest import JIT, Manifest, Validation
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import JIT, Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 

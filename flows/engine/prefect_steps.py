@@ -28,7 +28,8 @@ from tasks.request.conversion import ConversionRequest
 from tasks.steps import R, Steps
 from tasks.validate.verdict import ValidationReport
 from tracefleet.channel import conversion_folder, source_slug
-from tracefleet.manifest import VALIDATED, Manifest
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import VALIDATED
 from tracefleet.store import Store
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from tasks.report.conversion.page import html_report
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
 from tasks.validate.verdict import ValidationReport
-from tracefleet.manifest import VALIDATED, Manifest
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import VALIDATED
 from tracefleet.store import Store
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
 from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import UNVALIDATED_ON_DEVICE, Manifest
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE
 from tracefleet.store import ReadableStore, open_store
 
 logger = logging.getLogger(__name__)

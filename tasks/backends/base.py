@@ -17,7 +17,8 @@ from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.probes import ProbePlan
 from tasks.validate.verdict import ValidationReport
-from tracefleet.manifest import InputSpec, Manifest, Tolerance, Toolchain
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import InputSpec, Tolerance, Toolchain
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")

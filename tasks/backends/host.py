@@ -9,7 +9,7 @@ from typing import Any
 from tasks.child import say
 from tasks.errors import BackendUnavailableError
 from tracefleet import errors
-from tracefleet.manifest import Toolchain
+from tracefleet.manifest_types import Toolchain
 from tracefleet.reader import neuron
 
 #: What the public package index has under the compilers' names are placeholders of version 1.0.

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from tasks.backends.base import Backend
 from tasks.backends.prove import prove_bundle
-from tracefleet.manifest import Toolchain
+from tracefleet.manifest_types import Toolchain
 
 
 def toolchain() -> Toolchain:

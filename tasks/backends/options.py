@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tracefleet.manifest import Tolerance
+from tracefleet.manifest_types import Tolerance
 
 #: What a cast of float32 operands may cost; none of it was measured on a device yet. With operands
 #: rounded on a CPU (the tests' double; BERT, DistilBERT and RoBERTa for three tasks, every probe)

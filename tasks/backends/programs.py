@@ -30,7 +30,8 @@ from tasks.validate.gate import judge
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import ValidationReport
 from tracefleet import errors
-from tracefleet.manifest import OutputSpec, Toolchain, program_path
+from tracefleet.manifest import program_path
+from tracefleet.manifest_types import OutputSpec, Toolchain
 from tracefleet.reader import neuron
 from tracefleet.reader.programs import compose
 from tracefleet.store.durable import sha256_of

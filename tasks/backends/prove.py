@@ -25,7 +25,8 @@ from tasks.validate.gate import validate_bundle
 from tasks.validate.probes import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import ValidationReport
-from tracefleet.manifest import Toolchain, program_path
+from tracefleet.manifest import program_path
+from tracefleet.manifest_types import Toolchain
 
 logger = logging.getLogger(__name__)
 

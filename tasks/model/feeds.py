@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tasks.model.arguments import Argument
 from tasks.model.facts import ModelFacts
 from tasks.model.vocabulary import Vocabulary
-from tracefleet.manifest import InputSpec
+from tracefleet.manifest_types import InputSpec
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import UnsupportedCheckpointError, first_line
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, random_feed
-from tracefleet.manifest import OutputSpec
+from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from tasks.errors import (
     NumericsMismatchError,
     UnsupportedCheckpointError,
 )
-from tracefleet.manifest import Accuracy
+from tracefleet.manifest_types import Accuracy
 
 if TYPE_CHECKING:
     import torch

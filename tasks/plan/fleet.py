@@ -24,7 +24,7 @@ from tasks.publish.identity import Identity
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify
 from tracefleet.errors import ArtifactError, StoreUnavailableError
-from tracefleet.manifest import Toolchain
+from tracefleet.manifest_types import Toolchain
 from tracefleet.store import ReadableStore, open_store
 
 __all__ = ["PlanRow", "State", "plan"]

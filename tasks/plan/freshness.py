@@ -25,7 +25,8 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import JIT, Manifest, Toolchain
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import JIT, Toolchain
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore
 

@@ -30,15 +30,8 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.errors import DigestMismatchError, StoreUnavailableError
-from tracefleet.manifest import (
-    MANIFEST,
-    UNVALIDATED_ON_DEVICE,
-    VALIDATED,
-    Manifest,
-    Tolerance,
-    Validation,
-    parse,
-)
+from tracefleet.manifest import MANIFEST, Manifest, parse
+from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE, VALIDATED, Tolerance, Validation
 from tracefleet.store import ReadableStore, Store
 
 logger = logging.getLogger(__name__)

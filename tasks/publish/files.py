@@ -9,13 +9,8 @@ from pathlib import Path
 from tasks.fetch.needed import CONFIG, PROCESSOR, TOKENIZER
 from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
-from tracefleet.manifest import (
-    BUNDLE_MEDIA_TYPE,
-    BUNDLE_PATH,
-    FileEntry,
-    InputSpec,
-    OutputSpec,
-)
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, BUNDLE_PATH
+from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
 
 _TRITON_TYPES = {
     "int64": "TYPE_INT64",

@@ -9,15 +9,8 @@ from tracefleet.channel import (
     conversion_folder,
 )
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import (
-    CANDIDATE,
-    MANIFEST,
-    UNVALIDATED_ON_DEVICE,
-    VALIDATED,
-    Manifest,
-    Validation,
-    parse,
-)
+from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
+from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE, VALIDATED, Validation
 from tracefleet.store import ReadableStore
 
 #: The one channel that what no device has run yet may be in.

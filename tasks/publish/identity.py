@@ -14,14 +14,8 @@ from dataclasses import dataclass
 from tasks.fetch.source import Checkpoint
 from tasks.trace.record import TraceResult
 from tracefleet.canonical import canonical_json
-from tracefleet.manifest import (
-    FileEntry,
-    InputSpec,
-    Manifest,
-    Toolchain,
-    Validation,
-    Variant,
-)
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validation, Variant
 
 #: Version of tracefleet's own conversion semantics: raise it when the same checkpoint and
 #: toolchain give other bytes or other promises than before, and every fleet becomes stale.

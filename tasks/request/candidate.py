@@ -16,7 +16,8 @@ from tasks.publish.find import find_candidate
 from tasks.request.conversion import ConversionRequest, make_request
 from tracefleet.channel import conversion_folder
 from tracefleet.errors import NoSuchVariantError
-from tracefleet.manifest import CANDIDATE, JIT, Manifest, parse
+from tracefleet.manifest import CANDIDATE, Manifest, parse
+from tracefleet.manifest_types import JIT
 from tracefleet.store import ReadableStore, open_store
 
 _CONVERSION = re.compile(r"(?P<store>.+)/(?P<folder>conversions/[^/]+/(?P<key>[0-9a-f]{64}))/?")

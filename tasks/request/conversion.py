@@ -22,7 +22,7 @@ from tasks.request.mistakes import mistakes
 from tasks.validate.verdict import TOLERANCES
 from tracefleet.channel import check_channel
 from tracefleet.lengths import check_lengths
-from tracefleet.manifest import Tolerance, Variant
+from tracefleet.manifest_types import Tolerance, Variant
 from tracefleet.store import open_store
 
 #: A request may loosen the tolerance by this factor and no more: planted faults start at 0.1.

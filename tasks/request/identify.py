@@ -14,7 +14,8 @@ from tasks.publish.identity import Identity
 from tasks.request.candidate import check_same_commit, download_programs
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
-from tracefleet.manifest import Manifest, Toolchain
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import Toolchain
 from tracefleet.store import ReadableStore
 from tracefleet.store.cache import cache_root
 

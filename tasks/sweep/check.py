@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from tracefleet.manifest import InputSpec, Manifest
+    from tracefleet.manifest import Manifest
+    from tracefleet.manifest_types import InputSpec
     from tracefleet.reader.model import Model
 
     Row = dict[str, "np.ndarray[Any, Any]"]

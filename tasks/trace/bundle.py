@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.errors import TraceError, first_line
-from tracefleet.manifest import BUNDLE_PATH, InputSpec, OutputSpec
+from tracefleet.manifest import BUNDLE_PATH
+from tracefleet.manifest_types import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     import torch

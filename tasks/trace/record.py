@@ -29,7 +29,7 @@ from tasks.model.quantise import INT8, quantise
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_proved
-from tracefleet.manifest import OutputSpec
+from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
     import torch

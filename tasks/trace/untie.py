@@ -18,7 +18,7 @@ from tasks.errors import TiedWeightsError
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed
 from tasks.model.outputs import as_loaded, call_tuple
-from tracefleet.manifest import OutputSpec
+from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
     import torch

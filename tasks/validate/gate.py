@@ -27,7 +27,7 @@ from tasks.validate.faults import FACTOR, dense_weights, planted, spread
 from tasks.validate.probes import Probe, plan_probes, timed
 from tasks.validate.reference import WORTH_REPEATING, Reference, differences, load_outputs
 from tasks.validate.verdict import Difference, ProbeResult, ValidationReport, incomparable
-from tracefleet.manifest import DIFFERS, HOLDS, RAISES
+from tracefleet.manifest_types import DIFFERS, HOLDS, RAISES
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from tasks.model.feeds import (
     tokens_of,
     with_mask,
 )
-from tracefleet.manifest import Tolerance
+from tracefleet.manifest_types import Tolerance
 
 if TYPE_CHECKING:
     from tasks.model.feeds import Feed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tasks.validate.probes import Probe, ProbePlan
 from tasks.validate.verdict import Difference, compare, discriminating, within
-from tracefleet.manifest import Accuracy, OutputSpec, Tolerance
+from tracefleet.manifest_types import Accuracy, OutputSpec, Tolerance
 
 if TYPE_CHECKING:
     import torch

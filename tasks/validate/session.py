@@ -28,7 +28,7 @@ from tasks.validate.reference import (
     valid_positions,
 )
 from tasks.validate.verdict import within
-from tracefleet.manifest import OutputSpec
+from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from tasks.validate.probes import Probe, plan_probes
 from tasks.validate.reference import differences, load_outputs
 from tasks.validate.session import Session
 from tasks.validate.verdict import Difference
-from tracefleet.manifest import Accuracy
+from tracefleet.manifest_types import Accuracy
 
 if TYPE_CHECKING:
     from tasks.validate.reference import Outputs

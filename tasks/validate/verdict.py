@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracefleet.manifest import (
+from tracefleet.manifest_types import (
     DIFFERS,
     HOLDS,
     RAISES,

@@ -17,6 +17,7 @@ PACKAGES = ("tracefleet", "tasks", "flows")
 ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.errors",),
     ("tracefleet.canonical", "tracefleet.decode", "tracefleet.lengths", "tracefleet.source"),
+    ("tracefleet.manifest_types",),
     ("tracefleet.manifest", "tracefleet.store"),
     ("tracefleet.channel",),
     ("tracefleet.published",),

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from tracefleet.channel import advance, channel_folder, conversion_folder
-from tracefleet.manifest import (
-    BUNDLE_MEDIA_TYPE,
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
+from tracefleet.manifest_types import (
     Accuracy,
     FileEntry,
     InputSpec,
     LengthVerdict,
-    Manifest,
     OutputSpec,
     Tolerance,
     Toolchain,

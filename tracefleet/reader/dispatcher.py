@@ -10,7 +10,7 @@ same code.
 
 from __future__ import annotations
 
-from tracefleet.manifest import LENGTH_AXES, InputSpec, OutputSpec
+from tracefleet.manifest_types import LENGTH_AXES, InputSpec, OutputSpec
 
 
 def dispatcher_source(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.lengths import smallest_fit
-from tracefleet.manifest import LENGTH_AXES, InputSpec
+from tracefleet.manifest_types import LENGTH_AXES, InputSpec
 
 if TYPE_CHECKING:
     import torch

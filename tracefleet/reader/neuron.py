@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import ArtifactError, BackendUnavailableError
-from tracefleet.manifest import Manifest, Toolchain
+from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import Toolchain
 
 if TYPE_CHECKING:
     import torch

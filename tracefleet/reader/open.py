@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from tracefleet import published
 from tracefleet.errors import ArtifactError, ManifestError
-from tracefleet.manifest import BUNDLE_MEDIA_TYPE, JIT, VALIDATED, Manifest
+from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
+from tracefleet.manifest_types import JIT, VALIDATED
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import neuron
 from tracefleet.reader.model import Model

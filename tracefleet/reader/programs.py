@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.reader.dispatcher import dispatcher_source
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tasks.report.conversion.plots import error_plot, latency_plot, milliseconds
 from tasks.report.conversion.words import figure, number
 from tasks.report.markup import Html, element, items, join, page, table
 from tasks.validate.verdict import ProbeResult, ValidationReport
-from tracefleet.manifest import LengthVerdict
+from tracefleet.manifest_types import LengthVerdict
 
 
 def html_report(facts: ReportFacts, report: ValidationReport) -> str:

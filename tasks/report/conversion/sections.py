@@ -7,7 +7,7 @@ from tasks.report.conversion.facts import ReportFacts
 from tasks.report.conversion.words import number
 from tasks.report.markup import Html, element, facts_table, items, join, table
 from tasks.validate.verdict import ValidationReport
-from tracefleet.manifest import InputSpec, OutputSpec
+from tracefleet.manifest_types import InputSpec, OutputSpec
 
 
 def signature(facts: ReportFacts) -> Html:

@@ -13,7 +13,7 @@ from tasks.validate.verdict import (
     ValidationReport,
     discriminating,
 )
-from tracefleet.manifest import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
+from tracefleet.manifest_types import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
 
 if TYPE_CHECKING:
     from tasks.report.conversion.facts import ReportFacts

@@ -1,0 +1,259 @@
+"""The values that a manifest is made of: variant, inputs, outputs, files, versions, verdicts.
+
+Each refuses at construction what no honest conversion has, so that a manifest from outside is
+checked by being read. ``tracefleet.manifest`` joins them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tracefleet.canonical import check_relative
+from tracefleet.errors import ManifestError
+
+JIT = "jit"
+VALIDATED = "validated"
+UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
+LENGTH_AXES = ("length", "decoder_length")
+HOLDS, DIFFERS, RAISES, UNTRIED = "holds", "differs", "raises", "untried"
+GENERALITY = (HOLDS, DIFFERS, RAISES, UNTRIED)
+#: Fields of a `LengthVerdict` that have one of these values; schema 1 lacks them.
+GENERALITY_FIELDS = ("other_lengths", "other_batches")
+_SEGMENT = re.compile(r"[a-z0-9][a-z0-9-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One of a checkpoint's possible conversions: task × backend × dtype × batch.
+
+    Attributes:
+        task: Hugging Face task name, such as ``fill-mask``.
+        backend: ``jit``, ``neuronx`` or ``neuron``.
+        dtype: type of the weights: ``float32``, ``float16``, ``bfloat16``, or ``int8``, which means
+            linear layers in int8 and everything else in float32.
+        batch: number of rows in one traced call.
+    """
+
+    task: str
+    backend: str = "jit"
+    dtype: str = "float32"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse names that can't be part of one path segment."""
+        for name in ("task", "backend", "dtype"):
+            value = getattr(self, name)
+            if not _SEGMENT.fullmatch(value):
+                raise ManifestError(
+                    f"variant: {name} expected lower-case letters, digits and hyphens, "
+                    f"got {value!r}"
+                )
+        if self.batch < 1:
+            raise ManifestError(f"variant: batch expected at least 1 row, got {self.batch}")
+
+    @property
+    def label(self) -> str:
+        """The variant as one path segment; no label is a prefix of another variant's path."""
+        return f"{self.task}.{self.backend}.{self.dtype}.b{self.batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """One positional argument of the bundle's ``forward``.
+
+    Attributes:
+        name: name of the argument in the model's forward signature.
+        dtype: type of the tensor: ``int64``, or the variant's dtype for pixels and samples.
+        axes: ``batch``, ``length``, ``decoder_length`` or a fixed size written as a number.
+        pad_value: value that pads the right-hand side up to a standard length; None: padding would
+            change the result, so the bundle takes only inputs of exactly a standard length.
+        fill_value: value of the whole input when a caller leaves it out; None: it is required.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+    pad_value: int | None
+    fill_value: int | None = None
+
+    @property
+    def length_axis(self) -> int | None:
+        """Position of the axis that varies in length, if there is one."""
+        return _length_axis(self.axes)
+
+    def shape(self, *, batch: int, length: int) -> tuple[int, ...]:
+        """Return the shape of this input at one batch and length."""
+        sizes = {"batch": batch, **dict.fromkeys(LENGTH_AXES, length)}
+        return tuple(sizes[axis] if axis in sizes else int(axis) for axis in self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """One element of the tuple that ``forward`` returns.
+
+    Attributes:
+        name: name of the field in the eager model's output.
+        dtype: type of the tensor.
+        axes: ``batch``, ``length``, ``decoder_length`` or a fixed size written as a number.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+
+    @property
+    def length_axis(self) -> int | None:
+        """Position of the axis that varies in length, if there is one."""
+        return _length_axis(self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One published file.
+
+    Attributes:
+        path: path relative to the conversion's folder, normalised, ``/`` between segments.
+        size: number of bytes.
+        sha256: hex digest of the bytes.
+        media_type: media type of the bytes.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    media_type: str
+
+    def __post_init__(self) -> None:
+        """Refuse paths that could leave the conversion's folder, and malformed digests."""
+        check_relative(self.path)
+        if not _SHA256.fullmatch(self.sha256):
+            raise ManifestError(
+                f"{self.path}: sha256 expected 64 hex digits, got {self.sha256!r}. "
+                "Fetch the manifest again from a store that you trust."
+            )
+        if self.size < 0:
+            raise ManifestError(f"{self.path}: size expected at least 0 bytes, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """Versions of the software that made a conversion's files.
+
+    Attributes:
+        python: version of Python.
+        torch: version of torch.
+        transformers: version of transformers.
+        compiler: Neuron's packages, as ``neuronx-cc==… torch-neuronx==…``; None for ``jit``.
+    """
+
+    python: str
+    torch: str
+    transformers: str
+    compiler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """The bound of the gate: ``max|traced - eager| <= atol + rtol * max|eager|``.
+
+    Both maxima are over the valid (unpadded) positions of one output. ``max|eager|`` is never taken
+    smaller than it is on the traced input.
+
+    Attributes:
+        atol: absolute part of the bound.
+        rtol: part of the bound that grows with eager's largest value.
+    """
+
+    atol: float
+    rtol: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthVerdict:
+    """What the gate measured at one standard length: the worst over all probes and outputs.
+
+    Attributes:
+        length: the standard length, in tokens.
+        probes: number of probes that were compared.
+        vacuous: names of probes that don't change this model's outputs and so prove nothing.
+        max_abs_error: max|traced - eager|.
+        max_rel_error: max|traced - eager| / max|eager|.
+        min_cosine: smallest cosine similarity between a traced and an eager output.
+        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
+        passed: whether every probe is within the tolerance.
+        other_lengths: behaviour of the graph, without the bundle's guard, at other lengths than the
+            traced one, as measured: ``holds``, ``differs`` (silently wrong) or ``raises``;
+            ``untried`` if eager refuses other lengths or there are none.
+        other_batches: the same for other numbers of rows.
+    """
+
+    length: int
+    probes: int
+    vacuous: tuple[str, ...]
+    max_abs_error: float
+    max_rel_error: float
+    min_cosine: float
+    top1_agreement: float
+    passed: bool
+    other_lengths: str = UNTRIED
+    other_batches: str = UNTRIED
+
+    def __post_init__(self) -> None:
+        """Refuse words that no measurement gives."""
+        for name in GENERALITY_FIELDS:
+            value = getattr(self, name)
+            if value not in GENERALITY:
+                raise ManifestError(
+                    f"validation: {name} expected one of {', '.join(GENERALITY)}, got {value!r}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """How far a quantised model is from the float32 one: the worst over inputs of its own.
+
+    Attributes:
+        max_rel_error: max|quantised - float32| / max|float32|.
+        min_cosine: smallest cosine similarity between a quantised and a float32 output.
+        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
+    """
+
+    max_rel_error: float
+    min_cosine: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The gate's verdict.
+
+    Attributes:
+        verdict: ``validated``, or ``unvalidated-on-device`` if the device was not at hand.
+        tolerance: the bound that was applied.
+        lengths: one verdict for each standard length.
+        negative_controls: names of deliberate corruptions that the same probes detected.
+        accuracy: distance of the quantised model from float32; None: nothing is quantised.
+    """
+
+    verdict: str
+    tolerance: Tolerance
+    lengths: tuple[LengthVerdict, ...]
+    negative_controls: tuple[str, ...]
+    accuracy: Accuracy | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse verdicts that no gate gives."""
+        if self.verdict not in (VALIDATED, UNVALIDATED_ON_DEVICE):
+            raise ManifestError(
+                f"validation: verdict expected {VALIDATED!r} or {UNVALIDATED_ON_DEVICE!r}, "
+                f"got {self.verdict!r}"
+            )
+
+
+def _length_axis(axes: tuple[str, ...]) -> int | None:
+    for position, axis in enumerate(axes):
+        if axis in LENGTH_AXES:
+            return position
+    return None
