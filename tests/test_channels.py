@@ -141,25 +141,28 @@ def test_a_repeat_of_what_was_rolled_back_does_not_undo_the_rollback(store: File
     manifests = {one: put(store, one) for one in "abc"}
     back(store)
     publication = point_channel(store, manifests["c"], channel="latest")
-    assert (publication.withdrawn, publication.number) == (3, 4)
+    assert (publication.rolled_back_number, publication.number) == (3, 4)
     assert name(store) == "b"
-    assert point_channel(store, manifests["b"], channel="latest").withdrawn is None
+    assert point_channel(store, manifests["b"], channel="latest").rolled_back_number is None
     # What was there before, and what is new, move the channel as ever.
-    assert point_channel(store, manifests["a"], channel="latest").withdrawn is None
+    assert point_channel(store, manifests["a"], channel="latest").rolled_back_number is None
     assert name(store) == "a"
     put(store, "d")
     assert name(store) == "d"
 
 
-def test_what_is_withdrawn_comes_back_by_the_number_that_is_told(store: FileStore):
+def test_what_was_rolled_back_comes_back_by_the_number_that_is_reported(store: FileStore):
     manifests = {one: put(store, one) for one in "abc"}
     point_channel(store, manifests["b"], channel="latest")
     put(store, "d")
     assert back(store, number=1) == "a"
-    told = {one: point_channel(store, manifests[one], channel="latest").withdrawn for one in "abc"}
-    assert told == {"a": None, "b": 4, "c": 3}, "of 2 and 4, which both hold b, the highest"
-    assert back(store, number=told["b"]) == "b"
-    assert point_channel(store, manifests["b"], channel="latest").withdrawn is None
+    numbers = {
+        one: point_channel(store, manifests[one], channel="latest").rolled_back_number
+        for one in "abc"
+    }
+    assert numbers == {"a": None, "b": 4, "c": 3}, "of 2 and 4, which both hold b, the highest"
+    assert back(store, number=numbers["b"]) == "b"
+    assert point_channel(store, manifests["b"], channel="latest").rolled_back_number is None
 
 
 def test_a_rollback_in_the_middle_of_a_repeat_is_not_undone_either(
@@ -178,7 +181,7 @@ def test_a_rollback_in_the_middle_of_a_repeat_is_not_undone_either(
 
     monkeypatch.setattr(publishing, "append", rolls_back_first)
     publication = point_channel(store, second, channel="latest")
-    assert (publication.withdrawn, name(store)) == (4, "a")
+    assert (publication.rolled_back_number, name(store)) == (4, "a")
 
 
 def test_every_number_knows_what_a_rollback_from_it_goes_to(store: FileStore):

@@ -16,7 +16,7 @@ import pytest
 from flows.__main__ import main
 from tasks.publish import claim as claiming
 from tasks.publish import gc
-from tasks.publish.claim import claimed, prefix_of
+from tasks.publish.claim import claim_conversion, prefix_of
 from tasks.publish.conversion import point_channel
 from tasks.publish.gc import Collection, collect
 from tasks.publish.identity import Identity
@@ -108,7 +108,7 @@ def test_files_of_a_publish_that_crashed_go_and_a_dry_run_only_says_so(store: St
     assert list(store.walk("conversions")) == []
 
 
-def test_only_the_newest_numbers_hold_their_conversions_if_asked(store: Store):
+def test_with_keep_only_the_newest_numbers_hold_their_conversions(store: Store):
     manifests = [put(store, number) for number in range(4)]
     assert len(later(store, keep=2).removed) == 2
     assert [there(store, manifest) for manifest in manifests] == [False, False, True, True]
@@ -117,7 +117,7 @@ def test_only_the_newest_numbers_hold_their_conversions_if_asked(store: Store):
 def test_a_claim_keeps_the_collector_away(store: Store, monkeypatch: pytest.MonkeyPatch):
     stray = old_conversion_young_claim(store, monkeypatch)
     now = time.time() + 2 * HOUR
-    with claimed(store, SLUG, stray.key):
+    with claim_conversion(store, SLUG, stray.key):
         found = collect(store, before=time.time() - HOUR, now=now)
         assert found.removed == ()
         old_claim = collect(store, before=time.time() + 60, now=now, dry_run=True)
@@ -149,16 +149,16 @@ def test_a_publisher_that_claims_while_the_collector_looks_wins(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     stray = old_conversion_young_claim(store, monkeypatch)
-    claim = claimed(store, SLUG, stray.key)
-    real = gc._Run._referenced
+    claim = claim_conversion(store, SLUG, stray.key)
+    real = gc._Run._find_referenced
 
     def claims_first(self: gc._Run, slug: str) -> set[str]:
         keys = real(self, slug)
-        monkeypatch.setattr(gc._Run, "_referenced", real)
+        monkeypatch.setattr(gc._Run, "_find_referenced", real)
         claim.__enter__()  # between the collector's first look and its mark
         return keys
 
-    monkeypatch.setattr(gc._Run, "_referenced", claims_first)
+    monkeypatch.setattr(gc._Run, "_find_referenced", claims_first)
     found = collect(store, before=time.time() - HOUR, now=time.time())
     assert found.removed == ()
     assert found.kept == (f"{conversion_folder(SOURCE, stray.key)}: a publish claims it",)
@@ -171,22 +171,22 @@ def test_a_channel_that_names_it_after_the_first_look_saves_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     stray = old_conversion_young_claim(store, monkeypatch)
-    real = gc._Run._referenced
+    real = gc._Run._find_referenced
 
     def points_first(self: gc._Run, slug: str) -> set[str]:
         keys = real(self, slug)
-        monkeypatch.setattr(gc._Run, "_referenced", real)
+        monkeypatch.setattr(gc._Run, "_find_referenced", real)
         folder = channel_folder(SOURCE, stray.variant, "latest")
         advance(store, folder, manifest_digest=stray.digest, key=stray.key)
         return keys
 
-    monkeypatch.setattr(gc._Run, "_referenced", points_first)
+    monkeypatch.setattr(gc._Run, "_find_referenced", points_first)
     found = collect(store, before=time.time() - HOUR, now=time.time())
     assert [kept.rpartition(": ")[2] for kept in found.kept] == ["a channel names it by now"]
     assert there(store, stray)
 
 
-def test_a_publisher_that_comes_while_it_is_collected_is_told_to_come_again(store: Store):
+def test_a_publisher_is_refused_while_its_conversion_is_collected(store: Store):
     stray = unreferenced(store)
     path = mark(store, stray.key)
     with pytest.raises(StoreUnavailableError, match="Run again in a minute"):
@@ -218,7 +218,7 @@ def test_a_publish_that_took_longer_than_the_grace_time_notices(
 ):
     """Taken for dead while it uploads: it must not point a channel at what was removed."""
     monkeypatch.setattr(claiming, "_FRESH_SECONDS", 0.0)
-    with claimed(store, SLUG, "0" * 64) as claim:
+    with claim_conversion(store, SLUG, "0" * 64) as claim:
         assert claim.renew(), "the control: alive"
         store.put_new(f"conversions/{SLUG}/{'0' * 64}/model/1/model.pt", b"12345")
         assert [one.kind for one in later(store).removed] == ["files"]
@@ -230,7 +230,7 @@ def test_a_publish_that_renews_its_claim_meets_a_collector_at_work(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(claiming, "_FRESH_SECONDS", 0.0)
-    with claimed(store, SLUG, "0" * 64) as claim:
+    with claim_conversion(store, SLUG, "0" * 64) as claim:
         mark(store, "0" * 64)
         with pytest.raises(StoreUnavailableError, match="got a mark of gc"):
             claim.renew()

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.publish.conversion import attest, publish
-from tasks.publish.files import collect_files, describe_files, triton_config
+from tasks.publish.files import collect_files, describe_files, make_triton_config
 from tasks.publish.find import find_published
 from tasks.publish.identity import RECIPE, Identity
 from tasks.trace.bundle import TracedFile
@@ -62,7 +62,7 @@ def _conversion(
     (folder / "config.json").write_text("{}")
     (folder / "vocab.txt").write_text("")  # empty: some consumers choke on empty files
     (folder / "model.pt").write_bytes(content)
-    (folder / "config.pbtxt").write_bytes(triton_config(INPUTS, OUTPUTS))
+    (folder / "config.pbtxt").write_bytes(make_triton_config(INPUTS, OUTPUTS))
     bundle = TracedFile(
         path=folder / "model.pt",
         size=len(content),
@@ -294,7 +294,7 @@ def test_an_attestation_names_the_manifest(tmp_path):
 
 
 def test_triton_reads_names_types_and_dynamic_axes():
-    text = triton_config(INPUTS, OUTPUTS).decode()
+    text = make_triton_config(INPUTS, OUTPUTS).decode()
     assert 'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]' in text
     assert 'output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, -1, 256 ] } ]' in text
     assert "max_batch_size: 0" in text

@@ -29,7 +29,7 @@ from tasks.model.facts import LoadOptions
 from tasks.model.feeds import input_specs
 from tasks.model.preflight import inspect
 from tasks.model.samples import sample_arguments
-from tasks.publish.files import triton_config
+from tasks.publish.files import make_triton_config
 from tasks.request.conversion import make_request
 from tests.support import tiny_samples
 from tests.support.gate_support import Bench
@@ -322,12 +322,12 @@ def test_a_bundle_that_takes_images_of_another_size_is_caught(folder, tmp_path, 
 def test_triton_is_told_the_fixed_sizes_and_the_dtype(folder):
     specs = input_specs(_facts(folder("vit-wide"), "vit-wide", dtype="float16"))
     logits = OutputSpec(name="logits", dtype="float16", axes=("batch", "3"))
-    assert triton_config(specs, (logits,)).decode().splitlines()[3:] == [
+    assert make_triton_config(specs, (logits,)).decode().splitlines()[3:] == [
         'input [ { name: "pixel_values" data_type: TYPE_FP16 dims: [ -1, 3, 32, 48 ] } ]',
         'output [ { name: "OUTPUT__0" data_type: TYPE_FP16 dims: [ -1, 3 ] } ]',
     ]
     specs = input_specs(_facts(folder("wavlm"), "wavlm"))
-    assert triton_config(specs, ()).decode().splitlines()[3:] == [
+    assert make_triton_config(specs, ()).decode().splitlines()[3:] == [
         'input [ { name: "input_values" data_type: TYPE_FP32 dims: [ -1, -1 ] } ]',
         'input [ { name: "attention_mask" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]',
     ]

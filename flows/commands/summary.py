@@ -64,11 +64,11 @@ def _accuracy(validation: Validation) -> list[str]:
 
 def _channel(publication: Publication) -> str:
     current = f"{publication.channel} #{publication.number}"
-    if publication.withdrawn is None:
+    if publication.rolled_back_number is None:
         return current
     return (
         f"{current}, rolled back from this conversion: `python -m flows rollback --number "
-        f"{publication.withdrawn}` brings it back"
+        f"{publication.rolled_back_number}` brings it back"
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.plan.concurrently import map_concurrently
-from tasks.publish.conversion import rolled_back_from
+from tasks.publish.conversion import find_rolled_back_number
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.publish.identity import RECIPE, Identity
 from tracefleet.channel import (
@@ -133,7 +133,7 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     notes = () if wanted.toolchain else (blind,)
     if key == manifest.key:
         return Judgement(state="fresh", why=notes, key=key, number=number)
-    if withdrawn := rolled_back_from(store, log, number, published.entry, key):
+    if withdrawn := find_rolled_back_number(store, log, number, published.entry, key):
         why = (f"rolled back from number {withdrawn}", *notes)
         return Judgement(state="fresh", why=why, key=key, number=number)
     why = (*_differences(manifest, wanted, toolchain), *notes)

@@ -1,6 +1,6 @@
 """Move channels by hand: promote a conversion to another channel, or roll a channel back.
 
-Nothing is ever overwritten: both write the channel's next number. Called by
+Nothing is overwritten: both write the channel's next number. Called by
 ``python -m flows promote`` and ``rollback``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from tasks.errors import PublishConflictError, RequestError
-from tasks.publish.claim import claimed
+from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
 from tracefleet.channel import advance, append, channel_folder, check_channel, read_entry
 from tracefleet.errors import ManifestError
@@ -24,21 +24,21 @@ def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[
     """Make what one channel points to current in another one too.
 
     Args:
-        store: where both channels are.
-        selection: the current conversion of the channel that is promoted from.
-        to: the other channel.
+        store: Store of both channels.
+        selection: Current conversion of the channel that is promoted from.
+        to: Name of the other channel.
 
     Returns:
         The conversion's manifest, and the number it now has in ``to``.
 
     Raises:
-        NumericsMismatchError: it is not validated.
-        ArtifactError: it is damaged, or the store can't serve.
+        NumericsMismatchError: the conversion is not validated.
+        ArtifactError: it is damaged, or the store does not answer.
     """
     published = selection.published
     if check_channel(to) == published.channel:
         raise RequestError(f"promote: expected two different channels, got {to!r} twice")
-    with claimed(store, published.slug, selection.entry.key):
+    with claim_conversion(store, published.slug, selection.entry.key):
         manifest = load_manifest(store, selection)
         check_publishable(manifest.validation)
         folder = channel_folder(manifest.source, manifest.variant, to)
@@ -52,18 +52,18 @@ def rollback(
     """Make an earlier number of a channel current again, as its next number.
 
     Args:
-        store: where the channel is.
-        selection: its current conversion.
-        number: which number to bring back; None: the one before the current, and after a
-            rollback the one before what it brought back.
+        store: Store of the channel.
+        selection: Current conversion of the channel.
+        number: Number to bring back; None: the one before the current, or after a rollback the
+            one before the number that it brought back.
 
     Returns:
         The manifest of what is current now, and its number.
 
     Raises:
         RequestError: there is no such number, or its conversion was collected.
-        PublishConflictError: the channel moved meanwhile: look again before you decide.
-        ArtifactError: the conversion is damaged, or the store can't serve.
+        PublishConflictError: another writer moved the channel meanwhile.
+        ArtifactError: the conversion is damaged, or the store does not answer.
     """
     published = selection.published
     wanted = number if number is not None else selection.entry.previous
@@ -81,9 +81,10 @@ def rollback(
         published=published._replace(number=wanted),
         entry=read_entry(store, published.folder, wanted),
     )
-    with claimed(store, published.slug, earlier.entry.key):
+    with claim_conversion(store, published.slug, earlier.entry.key):
         manifest = _load(store, earlier)
         check_publishable(manifest.validation)
+        # `append` and not `advance`: a rollback that lost a race must not undo the other writer.
         following = append(
             store,
             published.folder,

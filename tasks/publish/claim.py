@@ -1,11 +1,11 @@
-"""Who works on a conversion: publishers and the garbage collector, without hurting each other.
+"""Keep publishers and the garbage collector from working on one conversion at the same time.
 
-A publisher claims a conversion before it looks at what is there; the collector marks it before it
-looks for claims and references. Each writes its own file first and looks for the other's then, so
+A publisher claims a conversion before it reads what is there; the collector marks it before it
+reads claims and references. Each writes its own file first and reads the other's afterwards, so
 at least one of the two sees the other, whatever the order (Dekker's argument; S3 and file systems
-are strongly consistent). Any number of publishers and collectors may be at one conversion at once:
-each has a file of its own. A claim that was not renewed for longer than the grace time counts as
-dead, so a publisher renews its own before it makes anything visible.
+are strongly consistent). Any number of publishers and collectors may work on one conversion: each
+has a file of its own. A claim that was not renewed for longer than the grace time is ignored, so a
+publisher renews its own before it makes anything visible.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tracefleet.store import Store
 
 PUBLISHING = "publishing"
 COLLECTING = "collecting"
-#: A claim younger than this is alive by any grace time that gc takes (an hour at least).
+#: A claim younger than this is valid under every grace time that gc accepts (an hour or more).
 _FRESH_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ class Claim:
     """A publisher's claim of one conversion.
 
     Attributes:
-        store: where.
-        slug: of the conversion's source.
-        key: the conversion key.
-        path: of the claim's own file.
-        renewed: when it was last written, by this machine's monotonic clock.
+        store: Store that holds the claim.
+        slug: Slug of the conversion's source.
+        key: Conversion key.
+        path: Path of the claim's own file.
+        renewed: Time of the last write, by this machine's monotonic clock.
     """
 
     store: Store
@@ -51,10 +51,13 @@ class Claim:
     renewed: float
 
     def renew(self) -> bool:
-        """Make sure that the collector still stays away; returns whether that was in doubt.
+        """Write an old claim again, so that the collector keeps ignoring the conversion.
+
+        Returns:
+            Whether the claim was old enough to be written again.
 
         Raises:
-            StoreUnavailableError: it took this publisher for dead, or is at work right now.
+            StoreUnavailableError: the collector removed the claim, or is collecting right now.
         """
         if time.monotonic() - self.renewed < _FRESH_SECONDS:
             return False
@@ -66,27 +69,27 @@ class Claim:
                 "longer than the grace time of gc, which took it for dead. Run again, and run gc "
                 "with a longer --older-than."
             ) from None
-        self.store.put_over(self.path, who())
+        self.store.put_over(self.path, holder_record())
         self.renewed = time.monotonic()
         _check_not_collected(self.store, self.slug, self.key)
         return True
 
 
 @contextmanager
-def claimed(store: Store, slug: str, key: str) -> Iterator[Claim]:
+def claim_conversion(store: Store, slug: str, key: str) -> Iterator[Claim]:
     """Keep the garbage collector away from one conversion.
 
     Args:
-        store: where it is or will be.
-        slug: of its source.
-        key: the conversion key.
+        store: Store of the conversion.
+        slug: Slug of its source.
+        key: Conversion key.
 
     Raises:
-        StoreUnavailableError: it is being collected at this moment.
+        StoreUnavailableError: the conversion is being collected at this moment.
     """
     path = f"{PUBLISHING}/{prefix_of(slug, key)}{secrets.token_hex(8)}.json"
     claim = Claim(store=store, slug=slug, key=key, path=path, renewed=time.monotonic())
-    store.put_new(path, who())
+    store.put_new(path, holder_record())
     try:
         _check_not_collected(store, slug, key)
         yield claim
@@ -95,10 +98,10 @@ def claimed(store: Store, slug: str, key: str) -> Iterator[Claim]:
 
 
 @contextmanager
-def marked(store: Store, slug: str, key: str) -> Iterator[None]:
-    """Keep publishers away from one conversion while it is looked at again and removed."""
+def mark_conversion(store: Store, slug: str, key: str) -> Iterator[None]:
+    """Keep publishers away from one conversion while it is checked again and removed."""
     path = f"{COLLECTING}/{prefix_of(slug, key)}{secrets.token_hex(8)}.json"
-    store.put_new(path, who())
+    store.put_new(path, holder_record())
     try:
         yield
     finally:
@@ -106,12 +109,12 @@ def marked(store: Store, slug: str, key: str) -> Iterator[None]:
 
 
 def prefix_of(slug: str, key: str) -> str:
-    """Return what the name of every claim and mark of a conversion begins with."""
+    """Return the prefix that all claims and marks of a conversion have in their names."""
     return f"{slug}.{key}."
 
 
-def who() -> bytes:
-    """Return who holds a claim or a mark, for people who find it."""
+def holder_record() -> bytes:
+    """Describe the holder of a claim or a mark, for people who find one."""
     now = datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC
     started = now.isoformat(timespec="seconds")
     return canonical_json({"host": platform.node(), "process": os.getpid(), "started": started})
@@ -132,5 +135,5 @@ def _release(store: Store, path: str) -> None:
     try:
         store.remove([path])
     except StoreError as error:
-        # It keeps the other side away for a while longer; the work itself is done.
+        # A file that is left keeps the other side away for longer; the work itself is done.
         logger.warning("a claim was left behind, gc will remove it: %s", error)

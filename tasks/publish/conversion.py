@@ -1,8 +1,8 @@
 """Publish a validated conversion: files first, the manifest last, then the channel's next number.
 
 A reader finds a conversion only through its manifest, which is written after every file that it
-names; a crash before that leaves files that nothing references. The same key published twice is
-published once: two writers write the same bytes, and whoever comes second finds them there.
+names; a crash before that leaves files that nothing references. A key is published once: two
+writers write the same bytes, and the second one finds those of the first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import NumericsMismatchError, PublishConflictError
-from tasks.publish.claim import Claim, claimed
+from tasks.publish.claim import Claim, claim_conversion
 from tasks.publish.doubles import refuse_doubles
 from tasks.publish.find import CANDIDATE_CHANNEL, check_publishable, find_candidate, find_manifest
 from tasks.validate.verdict import ValidationReport
@@ -39,61 +39,68 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """Where a conversion is to be found.
+    """Address of a published conversion.
 
     Attributes:
-        url: of the conversion's folder.
+        url: URL of the conversion's folder.
         manifest_digest: sha256 of the manifest's bytes.
-        channel: the channel that points to it.
-        number: the current number of the channel's log.
-        withdrawn: the channel was rolled back from this very conversion and stays so; the highest
-            number that holds it. None: it was not.
+        channel: Channel that points to the conversion.
+        number: Current number of the channel's log.
+        rolled_back_number: Set if the channel was rolled back from this conversion, and so points
+            to another one: the highest number that holds it.
     """
 
     url: str
     manifest_digest: str
     channel: str
     number: int
-    withdrawn: int | None = None
+    rolled_back_number: int | None = None
 
 
 def publish(
     store: Store, manifest: Manifest, files: dict[str, Path], *, channel: str
 ) -> Publication:
-    """Put a conversion into a store and point a channel at it.
+    """Write a conversion to a store and point a channel to it.
 
-    What no device has run yet goes to the channel ``candidate`` alone.
+    Args:
+        store: Store to publish to.
+        manifest: Manifest of the conversion.
+        files: Local files by the paths that the manifest names.
+        channel: Channel; a conversion that no device has run goes to ``candidate`` alone.
 
     Raises:
-        NumericsMismatchError: the manifest's verdict is not one that this channel may have.
-        UnsafeCheckpointError: the contract double of the tests made it.
+        NumericsMismatchError: the channel does not accept the manifest's verdict.
+        UnsafeCheckpointError: the contract double of the tests made the files.
         PublishConflictError: other bytes are published under the same key.
         DigestMismatchError: a file changed since it was described.
-        StoreError: the store can't take it (full, not writable); nothing becomes visible.
+        StoreError: the store can't be written (full, read-only); nothing becomes visible.
     """
     if manifest.validation.verdict != UNVALIDATED_ON_DEVICE or channel != CANDIDATE_CHANNEL:
         check_publishable(manifest.validation)
     refuse_doubles(store, manifest, files.values())
-    with claimed(store, source_slug(manifest.source), manifest.key) as claim:
+    with claim_conversion(store, source_slug(manifest.source), manifest.key) as claim:
         winner = _publish_files(claim, manifest, files)
         claim.renew()
-        return _point(store, winner, channel)
+        return _move_channel(store, winner, channel)
 
 
 def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> Manifest:
-    """Publish a conversion for no channel yet; return the manifest that counts."""
+    """Write files and manifest; return the manifest that is published, of this or another run."""
     store = claim.store
     folder = conversion_folder(manifest.source, manifest.key)
     for entry in manifest.files:
         local = files[entry.path]
         store.put_file(f"{folder}/{entry.path}", local, size=entry.size, sha256=entry.sha256)
     if claim.renew():
-        _check_all_there(store, folder, manifest)
+        _check_uploaded(store, folder, manifest)
     data = manifest.to_bytes()
     path = f"{folder}/{manifest.file_name}"
-    if store.put_new(path, data) or (there := store.read(path)) == data:
+    if store.put_new(path, data):
         return manifest
-    # Another machine measured other rounding errors of the same bytes: theirs was first.
+    there = store.read(path)
+    if there == data:
+        return manifest
+    # Another machine was first, with the same files and other measured rounding errors.
     other = parse(there)
     if dataclasses.replace(other, validation=manifest.validation) == manifest:
         if manifest.file_name == MANIFEST:
@@ -106,49 +113,53 @@ def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> 
     )
 
 
-def _check_all_there(store: ReadableStore, folder: str, manifest: Manifest) -> None:
-    """Look once more after an upload that took long: gc may have taken this publisher for dead."""
-    there = {file.path: file.size for file in store.walk(folder)}
+def _check_uploaded(store: ReadableStore, folder: str, manifest: Manifest) -> None:
+    """Check the files again after a long upload: gc may have collected some meanwhile."""
+    sizes = {file.path: file.size for file in store.walk(folder)}
     for file in manifest.files:
-        if there.get(f"{folder}/{file.path}") != file.size:
+        path = f"{folder}/{file.path}"
+        if sizes.get(path) != file.size:
             raise StoreUnavailableError(
-                f"{store.url}/{folder}/{file.path}: expected {file.size} bytes that were put a "
-                f"while ago, got {there.get(f'{folder}/{file.path}')}. Run again."
+                f"{store.url}/{path}: expected {file.size} bytes that were uploaded a while ago, "
+                f"got {sizes.get(path)}. Run again."
             )
 
 
 def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publication:
-    """Make a channel point to a conversion that is published; no new entry if it does already.
+    """Make a channel point to a published conversion; write nothing if it does already.
 
     Raises:
-        DigestMismatchError: the channel points to this key with another manifest: it was edited.
+        DigestMismatchError: the channel names another manifest for this key: one was edited.
         StoreUnavailableError: the conversion is being collected, or was a moment ago.
     """
     log = channel_folder(manifest.source, manifest.variant, channel)
     newest = current(store, log)
     if newest and _points_to(store, newest[1], manifest):
-        return _publication(store, manifest, channel, newest[0])
-    with claimed(store, source_slug(manifest.source), manifest.key):
-        # From here on it can't be collected; up to here it could.
+        return _describe_publication(store, manifest, channel, newest[0])
+    with claim_conversion(store, source_slug(manifest.source), manifest.key):
+        # Only now is it safe from the collector: it may have gone since it was found.
         if find_manifest(store, manifest.source, manifest.key, manifest.file_name) is None:
             raise StoreUnavailableError(
                 f"{store.url}/{conversion_folder(manifest.source, manifest.key)}: expected the "
                 "conversion that was found a moment ago, but gc has collected it. Run again."
             )
-        return _point(store, manifest, channel)
+        return _move_channel(store, manifest, channel)
 
 
-def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
-    """Write the channel's next number, or decide again if somebody else took it."""
+def _move_channel(store: Store, manifest: Manifest, channel: str) -> Publication:
+    """Write the channel's next number; decide again if another writer took it."""
     log = channel_folder(manifest.source, manifest.variant, channel)
     while True:
         newest = current(store, log)
         number = newest[0] if newest else None
         if newest and _points_to(store, newest[1], manifest):
-            return _publication(store, manifest, channel, newest[0])
-        if newest and (withdrawn := rolled_back_from(store, log, *newest, manifest.key)):
+            return _describe_publication(store, manifest, channel, newest[0])
+        passed = find_rolled_back_number(store, log, *newest, manifest.key) if newest else None
+        if newest and passed:
             logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
-            return _publication(store, manifest, channel, newest[0], withdrawn=withdrawn)
+            return _describe_publication(
+                store, manifest, channel, newest[0], rolled_back_number=passed
+            )
         following = append(
             store,
             log,
@@ -158,17 +169,18 @@ def _point(store: Store, manifest: Manifest, channel: str) -> Publication:
             previous=number,
         )
         if following is not None:
-            return _publication(store, manifest, channel, following)
+            return _describe_publication(store, manifest, channel, following)
 
 
 def _points_to(store: ReadableStore, entry: ChannelEntry, manifest: Manifest) -> bool:
-    """Tell whether a channel's entry is this conversion's; its candidate has the same key.
+    """Return whether a channel's entry names this conversion, and not its candidate.
 
     Raises:
-        DigestMismatchError: the same key with a manifest that is neither.
+        DigestMismatchError: the entry has the key and the manifest of neither.
     """
     if entry.key != manifest.key or entry.manifest == manifest.digest:
         return entry.key == manifest.key
+    # A candidate has the key of the conversion that it becomes, and a manifest of its own.
     candidate = find_candidate(store, manifest.source, manifest.key)
     if candidate is not None and candidate.digest == entry.manifest:
         return False
@@ -176,43 +188,53 @@ def _points_to(store: ReadableStore, entry: ChannelEntry, manifest: Manifest) ->
     raise DigestMismatchError(path, expected=entry.manifest, got=manifest.digest)
 
 
-def _publication(
+def _describe_publication(
     store: ReadableStore,
     manifest: Manifest,
     channel: str,
     number: int,
     *,
-    withdrawn: int | None = None,
+    rolled_back_number: int | None = None,
 ) -> Publication:
     return Publication(
         url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
         manifest_digest=manifest.digest,
         channel=channel,
         number=number,
-        withdrawn=withdrawn,
+        rolled_back_number=rolled_back_number,
     )
 
 
-def rolled_back_from(
+def find_rolled_back_number(
     store: ReadableStore, log: str, number: int, newest: ChannelEntry, key: str
 ) -> int | None:
     """Return the highest number with this key that a rollback to ``newest`` passed over.
 
-    A scheduled run of an unchanged request would otherwise undo what an operator did. None if
-    ``newest`` is no rollback, or not from this key.
+    Args:
+        store: Store of the channel.
+        log: Folder of the channel.
+        number: Current number of the channel.
+        newest: Entry of that number.
+        key: Conversion key.
+
+    Returns:
+        None if ``newest`` is no rollback, or not one from this key.
     """
-    passed = range(number - 1, newest.previous or 0, -1)
-    return next((one for one in passed if read_entry(store, log, one).key == key), None)
+    # A scheduled run of an unchanged request would otherwise undo what an operator did.
+    for passed in range(number - 1, newest.previous or 0, -1):
+        if read_entry(store, log, passed).key == key:
+            return passed
+    return None
 
 
 def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) -> str:
-    """Write who, when, where and how fast beside the conversion; return the path.
+    """Write an attestation (who, when, where, how fast) and return its path.
 
     Args:
-        store: where the conversion is published.
-        manifest: what the attestation is about; named by its digest.
-        run: identifier of the run.
-        facts: plain data.
+        store: Store of the conversion.
+        manifest: Manifest that the attestation names by its digest.
+        run: Identifier of the run.
+        facts: Plain data.
     """
     path = f"attestations/{source_slug(manifest.source)}/{manifest.key}/{run}.json"
     store.put_new(path, canonical_json({"manifest": manifest.digest, "run": run, **facts}))
@@ -220,11 +242,11 @@ def attest(store: Store, manifest: Manifest, run: str, facts: dict[str, Any]) ->
 
 
 def validation_of(report: ValidationReport | None, tolerance: Tolerance) -> Validation:
-    """Return what the manifest publishes of a report.
+    """Return the part of a report that the manifest publishes.
 
     Args:
-        report: The gate's; None: no device could run the artifact where it was compiled.
-        tolerance: Bound that the request set.
+        report: Report of the gate; None: the host that compiled has no device to run on.
+        tolerance: Tolerance of the request.
 
     Raises:
         NumericsMismatchError: the report did not pass; there is nothing to publish.

@@ -1,4 +1,4 @@
-"""Keep what a test double made out of every store but a test's.
+"""Publish programs of the tests' contract double into stores of tests alone.
 
 The contract double of Neuron's packages (``tests/neuron_double``) marks whatever it compiles. Its
 numbers are computed by this machine's CPU and prove nothing about a device.
@@ -14,23 +14,23 @@ from tasks.errors import UnsafeCheckpointError
 from tracefleet.manifest import Manifest
 from tracefleet.store import ReadableStore
 
-#: In the state of every module that the double compiled, and so in the archive's pickles.
+#: Mark in the state of every module that the double compiled, and so in the archive's pickles.
 STAMP = "NEURON-CONTRACT-DOUBLE"
-#: A file at the root of a store that only tests use: there, and nowhere else, doubles may lie.
+#: File at the root of the stores that accept the double's programs: those of tests.
 TEST_STORE = f"{STAMP}.txt"
 _VERSION = "+double"
 
 
 def refuse_doubles(store: ReadableStore, manifest: Manifest, files: Iterable[Path]) -> None:
-    """Refuse a conversion that a double made, unless the store is marked as a test's.
+    """Refuse a conversion that the double compiled, unless the store is marked as a test's.
 
     Args:
-        store: where it would be published.
-        manifest: whose toolchain names what compiled it.
-        files: the local files.
+        store: Store to publish to.
+        manifest: Manifest, whose toolchain names the compiler.
+        files: Local files of the conversion.
 
     Raises:
-        UnsafeCheckpointError: it is a double's.
+        UnsafeCheckpointError: the double compiled it.
     """
     compiler = manifest.toolchain.compiler or ""
     stamped = [path.name for path in files if is_double(path)]
@@ -39,13 +39,13 @@ def refuse_doubles(store: ReadableStore, manifest: Manifest, files: Iterable[Pat
     raise UnsafeCheckpointError(
         f"publish: expected what AWS's packages compiled, got {', '.join(stamped) or compiler}, "
         "made by the contract double of the tests. Nothing was published. Take tests/neuron_double "
-        f"off the Python path and convert again; only a store with {TEST_STORE} at its root takes "
-        "such a conversion."
+        f"off the Python path and convert again; only a store with {TEST_STORE} at its root "
+        "accepts such a conversion."
     )
 
 
 def is_double(path: Path) -> bool:
-    """Tell whether a file is an archive that the double made."""
+    """Return whether a file is an archive that the double made."""
     if path.suffix != ".pt" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The files of a conversion: which there are, what they are, and Triton's config."""
+"""Collect and describe the files of a conversion, and make Triton's config."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _TRITON_TYPES = {
     "bfloat16": "TYPE_BF16",
     "bool": "TYPE_BOOL",
 }
+_MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain", ".pbtxt": "text/plain"}
 
 
 def collect_files(
@@ -27,15 +28,15 @@ def collect_files(
     """Map each published path to its local file: archives, Triton's config, the checkpoint's.
 
     Args:
-        traced: What tracing made.
+        traced: Result of tracing.
         inputs: Inputs of the artifact.
         checkpoint: Folder of the checkpoint.
-        work: Folder for what is written here.
+        work: Folder for files that are written here.
     """
     files = {archive.published: archive.path for archive in traced.files}
     if BUNDLE_PATH in files:  # Triton's PyTorch backend runs nothing of Neuron's
         files["model/config.pbtxt"] = work / "config.pbtxt"
-        files["model/config.pbtxt"].write_bytes(triton_config(inputs, traced.outputs))
+        files["model/config.pbtxt"].write_bytes(make_triton_config(inputs, traced.outputs))
     for name in (CONFIG, *TOKENIZER, *PROCESSOR):
         path = checkpoint / name
         if path.is_file() and path.stat().st_size:
@@ -44,41 +45,46 @@ def collect_files(
 
 
 def describe_files(files: dict[str, Path], archives: Sequence[TracedFile]) -> tuple[FileEntry, ...]:
-    """Return the manifest's entries, sorted by path; an archive's digest is the one written."""
+    """Return the manifest's entries, sorted by path.
+
+    Args:
+        files: Local files by their published paths.
+        archives: Archives among them, hashed while they were written.
+    """
     known = {archive.published: archive for archive in archives}
     entries = []
     for path, local in sorted(files.items()):
-        if (archive := known.get(path)) is not None:
+        archive = known.get(path)
+        if archive is not None:
+            # A digest read back from the disk would hide damage that happened in between.
             size, sha256, media_type = archive.size, archive.sha256, BUNDLE_MEDIA_TYPE
         else:
             data = local.read_bytes()
             size, sha256 = len(data), hashlib.sha256(data).hexdigest()
-            media_type = _media_type(path)
+            media_type = _find_media_type(path)
         entries.append(FileEntry(path=path, size=size, sha256=sha256, media_type=media_type))
     return tuple(entries)
 
 
-def triton_config(inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bytes:
-    """Return ``config.pbtxt``, which makes the conversion's folder a Triton model repository.
-
-    The PyTorch backend needs it (no autocomplete); the dispatcher takes any batch and length, so
-    every axis but fixed ones is dynamic and ``max_batch_size`` is 0.
-    """
+def make_triton_config(inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bytes:
+    """Return ``config.pbtxt``, which makes the conversion's folder a Triton model repository."""
+    # The PyTorch backend completes no config. The dispatcher accepts any batch and length: every
+    # axis that is not fixed is dynamic, and `max_batch_size` is 0.
     lines = ['platform: "pytorch_libtorch"', 'backend: "pytorch"', "max_batch_size: 0"]
     for spec in inputs:
-        lines.append(_triton_tensor("input", spec.name, spec.dtype, spec.axes))
+        lines.append(_format_tensor("input", spec.name, spec.dtype, spec.axes))
     for index, output in enumerate(outputs):
-        lines.append(_triton_tensor("output", f"OUTPUT__{index}", output.dtype, output.axes))
+        lines.append(_format_tensor("output", f"OUTPUT__{index}", output.dtype, output.axes))
     return ("\n".join(lines) + "\n").encode()
 
 
-def _triton_tensor(kind: str, name: str, dtype: str, axes: tuple[str, ...]) -> str:
-    dims = ", ".join(axis if axis.isdigit() else "-1" for axis in axes)
-    return f'{kind} [ {{ name: "{name}" data_type: {_TRITON_TYPES[dtype]} dims: [ {dims} ] }} ]'
+def _format_tensor(kind: str, name: str, dtype: str, axes: tuple[str, ...]) -> str:
+    dims = []
+    for axis in axes:
+        dims.append(axis if axis.isdigit() else "-1")
+    listed = ", ".join(dims)
+    return f'{kind} [ {{ name: "{name}" data_type: {_TRITON_TYPES[dtype]} dims: [ {listed} ] }} ]'
 
 
-def _media_type(path: str) -> str:
-    suffix = Path(path).suffix
-    return {".json": "application/json", ".txt": "text/plain", ".pbtxt": "text/plain"}.get(
-        suffix, "application/octet-stream"
-    )
+def _find_media_type(path: str) -> str:
+    return _MEDIA_TYPES.get(Path(path).suffix, "application/octet-stream")

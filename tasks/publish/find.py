@@ -5,15 +5,13 @@ from __future__ import annotations
 from tasks.errors import NumericsMismatchError
 from tasks.model.quantise import check_accuracy
 from tasks.publish.identity import Identity
-from tracefleet.channel import (
-    conversion_folder,
-)
+from tracefleet.channel import conversion_folder
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
 from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE, VALIDATED, Validation
 from tracefleet.store import ReadableStore
 
-#: The one channel that what no device has run yet may be in.
+#: The only channel for conversions that no device has run.
 CANDIDATE_CHANNEL = "candidate"
 
 
@@ -21,7 +19,7 @@ def find_published(store: ReadableStore, source: str, key: str) -> Manifest | No
     """Return the manifest that is published under a key, or None.
 
     Raises:
-        ManifestError: a manifest is there and can't be trusted.
+        ManifestError: there is a manifest, and it can't be trusted.
     """
     manifest = find_manifest(store, source, key, MANIFEST)
     if manifest is not None:
@@ -30,19 +28,19 @@ def find_published(store: ReadableStore, source: str, key: str) -> Manifest | No
 
 
 def find_candidate(store: ReadableStore, source: str, key: str) -> Manifest | None:
-    """Return the manifest of what was compiled under a key and never run, or None.
+    """Return the manifest of the candidate under a key, or None.
 
     Raises:
-        ManifestError: a manifest is there and can't be trusted.
+        ManifestError: there is a manifest, and it can't be trusted.
     """
     return find_manifest(store, source, key, CANDIDATE)
 
 
 def find_manifest(store: ReadableStore, source: str, key: str, name: str) -> Manifest | None:
-    """Return the manifest of a file name under a key, or None.
+    """Return the manifest of this file name under a key, or None.
 
     Raises:
-        ManifestError: it was moved or edited, or its verdict belongs to another file name.
+        ManifestError: the file was moved or edited, or its verdict has another file name.
     """
     path = f"{conversion_folder(source, key)}/{name}"
     try:
@@ -68,8 +66,8 @@ def check_publishable(validation: Validation) -> None:
     """Refuse to publish what did not pass the gate; every path to a channel calls this.
 
     Raises:
-        NumericsMismatchError: the verdict, a length, the negative control or the accuracy says
-            otherwise.
+        NumericsMismatchError: the verdict, a length, the negative controls or the accuracy
+            does not allow it.
     """
     if validation.verdict == UNVALIDATED_ON_DEVICE:
         raise NumericsMismatchError(
@@ -83,7 +81,7 @@ def check_publishable(validation: Validation) -> None:
     if validation.verdict == VALIDATED and passed and validation.negative_controls:
         return
     raise NumericsMismatchError(
-        f"publish: expected verdict 'validated' with every length passed and a caught negative "
+        "publish: expected verdict 'validated' with every length passed and a caught negative "
         f"control, got {validation.verdict!r}, lengths "
         f"{[(v.length, v.passed) for v in validation.lengths]}, controls "
         f"{validation.negative_controls}. Nothing was published."

@@ -1,20 +1,21 @@
 """Collect what nothing references: conversions, files of crashed publishes, unfinished uploads.
 
-What a channel names stays, and so does what a running publish claims (``tasks.publish.claim``) or
-what is younger than the grace time. Channels, attestations and reports are never touched: they are
-the trail. Called by ``python -m flows gc``.
+It keeps what a channel names, what a running publish claims (``tasks.publish.claim``) and what is
+younger than the grace time. It never touches channels, attestations and reports: they are the
+record of what was published. Called by ``python -m flows gc``.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.publish.claim import COLLECTING, PUBLISHING, marked, prefix_of
+from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
 from tracefleet.channel import parse_entry_path, read_entry
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST
@@ -23,18 +24,23 @@ from tracefleet.store import Store, Stored, Upload
 #: A mark that is older was left by a collector that was killed: deleting takes seconds.
 ABANDONED_SECONDS = 3600.0
 _READERS = 16
+#: Parts of a file's path in a conversion's folder: ``conversions/<slug>/<key>/<file>``.
+_PARTS = 4
+
+#: Files of a channel's entries by their numbers, for each channel's folder.
+_Channels = dict[str, dict[int, Stored]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """One thing that was, or would be, collected.
+    """One thing that was collected, or would be.
 
     Attributes:
-        kind: an unreferenced ``conversion``, the ``files`` of a publish that crashed before its
-            manifest, an unfinished ``upload`` or an abandoned ``claim``.
-        path: relative to the store's root.
-        files: how many.
-        size: their bytes; 0 for uploads, whose size no server tells.
+        kind: Kind: an unreferenced ``conversion``, the ``files`` of a publish that crashed before
+            its manifest, an unfinished ``upload`` or an abandoned ``claim``.
+        path: Path relative to the store's root.
+        files: Number of files.
+        size: Their bytes; 0 for uploads, whose size no server reports.
     """
 
     kind: Literal["conversion", "files", "upload", "claim"]
@@ -45,12 +51,12 @@ class Garbage:
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """What one run found.
+    """Result of one run.
 
     Attributes:
-        removed: what was removed, or with ``dry_run`` would be.
-        kept: conversions that turned out to be wanted after all, with why.
-        damaged: what could not be judged or removed, with why; it was kept.
+        removed: Things that were removed, or with ``dry_run`` would be.
+        kept: Conversions that came into use while they were collected, each with the reason.
+        damaged: Things that could not be judged or removed and were kept, each with the reason.
     """
 
     removed: tuple[Garbage, ...]
@@ -61,27 +67,32 @@ class Collection:
 def collect(
     store: Store, *, before: float, now: float, keep: int | None = None, dry_run: bool = False
 ) -> Collection:
-    """Remove what nothing references and nobody has touched since ``before``.
+    """Remove what nothing references and nobody has modified since ``before``.
+
+    An error about one thing is part of the result and stops nothing else.
 
     Args:
-        store: what to clean.
-        before: seconds since the epoch; what was modified later stays (the grace time).
-        now: seconds since the epoch.
-        keep: how many of a channel's newest numbers hold their conversion; None: all of them.
-        dry_run: only say what would be removed.
-
-    What goes wrong with one thing is in the result and stops nothing else.
+        store: Store to clean.
+        before: End of the grace time, in seconds since the epoch: what is newer stays.
+        now: Seconds since the epoch.
+        keep: Number of a channel's newest entries that keep their conversions; None: all entries.
+        dry_run: Whether to report only what would be removed.
     """
     run = _Run(store=store, before=before, now=now, keep=keep, dry_run=dry_run)
     for step in (run.collect_conversions, run.collect_uploads, run.collect_claims):
-        with run.reporting("gc"):
+        with run.note_errors("gc"):
             step()
     return Collection(removed=tuple(run.removed), kept=tuple(run.kept), damaged=tuple(run.damaged))
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """One run; entries of channels never change, so each is read once."""
+    """State of one run.
+
+    Attributes:
+        entries: Keys by the channel and number of their entries, which never change: each entry
+            is read once.
+    """
 
     store: Store
     before: float
@@ -94,75 +105,76 @@ class _Run:
     entries: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def collect_conversions(self) -> None:
-        conversions = ((f.path.split("/", 3), f) for f in self.store.walk("conversions"))
-        known = ((parts[1], parts[2], file) for parts, file in conversions if len(parts) == 4)
-        for slug, of_slug in itertools.groupby(known, key=lambda one: one[0]):
-            old = [
-                (key, files)
-                for key, of_key in itertools.groupby(of_slug, key=lambda one: one[1])
-                if self._is_old(files := [file for _, _, file in of_key])
-            ]
+        """Remove old conversions that no channel names, source by source."""
+        # A store lists paths in their order: only one source's files are in memory at a time.
+        for slug, files in itertools.groupby(self._walk_conversions(), key=_slug_of):
+            by_key: dict[str, list[Stored]] = defaultdict(list)
+            for file in files:
+                by_key[file.path.split("/")[2]].append(file)
+            old = {key: found for key, found in by_key.items() if self._is_old(found)}
             if old:
-                self._collect_old(slug, old)
+                self._collect_unreferenced(slug, old)
+
+    def _walk_conversions(self) -> Iterator[Stored]:
+        for file in self.store.walk("conversions"):
+            if len(file.path.split("/", _PARTS - 1)) == _PARTS:
+                yield file
 
     @contextmanager
-    def reporting(self, what: str) -> Iterator[None]:
+    def note_errors(self, what: str) -> Iterator[None]:
         """Note an error and go on with the next thing."""
         try:
             yield
         except ArtifactError as error:
             self.damaged.append(f"{what}: {error}")
 
-    def _collect_old(self, slug: str, old: list[tuple[str, list[Stored]]]) -> None:
-        with self.reporting(f"conversions/{slug}: all kept"):
-            referenced = self._referenced(slug)
-            for key, files in old:
+    def _collect_unreferenced(self, slug: str, old: dict[str, list[Stored]]) -> None:
+        with self.note_errors(f"conversions/{slug}: all kept"):
+            referenced = self._find_referenced(slug)
+            for key, files in old.items():
                 if key not in referenced:
-                    with self.reporting(f"conversions/{slug}/{key}"):
+                    with self.note_errors(f"conversions/{slug}/{key}"):
                         self._collect_one(slug, key, files)
 
     def _collect_one(self, slug: str, key: str, files: list[Stored]) -> None:
         folder = f"conversions/{slug}/{key}"
         paths = [file.path for file in files]
-        manifests = {f"{folder}/{name}" for name in (MANIFEST, CANDIDATE)} & set(paths)
+        manifests = {f"{folder}/{MANIFEST}", f"{folder}/{CANDIDATE}"}.intersection(paths)
         if not self.dry_run:
-            with marked(self.store, slug, key):
-                if why := self._wanted(slug, key):
-                    self.kept.append(f"{folder}: {why}")
+            with mark_conversion(self.store, slug, key):
+                reason = self._find_use(slug, key)
+                if reason:
+                    self.kept.append(f"{folder}: {reason}")
                     return
-                # A publisher that was taken for dead and is not has to notice; then the manifest:
-                # without it it is no conversion any more, whatever happens next.
-                self.store.remove(claim.path for claim in self._claims(slug, key))
+                # Claims first: a publisher that is late and not dead must notice. Then the
+                # manifest: without it there is no conversion, whatever happens to the files.
+                self.store.remove(claim.path for claim in self._find_claims(slug, key))
                 self.store.remove(sorted(manifests))
                 self.store.remove(path for path in paths if path not in manifests)
-        self.removed.append(
-            Garbage(
-                kind="conversion" if manifests else "files",
-                path=folder,
-                files=len(files),
-                size=sum(file.size for file in files),
-            )
-        )
+        size = sum(file.size for file in files)
+        kind: Literal["conversion", "files"] = "conversion" if manifests else "files"
+        self.removed.append(Garbage(kind=kind, path=folder, files=len(files), size=size))
 
-    def _wanted(self, slug: str, key: str) -> str:
-        """Look again, now that publishers can see the mark; return why it must stay, if so."""
-        if any(claim.modified >= self.before for claim in self._claims(slug, key)):
+    def _find_use(self, slug: str, key: str) -> str:
+        """Check again, now that publishers can see the mark; return why it must stay, or ""."""
+        if any(claim.modified >= self.before for claim in self._find_claims(slug, key)):
             return "a publish claims it"
         if not self._is_old(self.store.walk(f"conversions/{slug}/{key}")):
             return "it was written to meanwhile"
-        return "a channel names it by now" if key in self._referenced(slug) else ""
+        return "a channel names it by now" if key in self._find_referenced(slug) else ""
 
-    def _claims(self, slug: str, key: str) -> list[Stored]:
+    def _find_claims(self, slug: str, key: str) -> list[Stored]:
         start = f"{PUBLISHING}/{prefix_of(slug, key)}"
         return [claim for claim in self.store.walk(PUBLISHING) if claim.path.startswith(start)]
 
     def collect_uploads(self) -> None:
+        """Abort old uploads that nobody finished."""
         for upload in list(self.store.uploads()):
             if upload.started < self.before:
-                with self.reporting(upload.path):
-                    self._drop(upload)
+                with self.note_errors(upload.path):
+                    self._abort(upload)
 
-    def _drop(self, upload: Upload) -> None:
+    def _abort(self, upload: Upload) -> None:
         if not self.dry_run:
             self.store.abort(upload)
         self.removed.append(Garbage(kind="upload", path=upload.path, files=1, size=0))
@@ -173,39 +185,42 @@ class _Run:
         old += [mark for mark in self.store.walk(COLLECTING) if self._is_abandoned(mark)]
         if not self.dry_run:
             self.store.remove(claim.path for claim in old)
-        self.removed += [
-            Garbage(kind="claim", path=claim.path, files=1, size=claim.size) for claim in old
-        ]
+        for claim in old:
+            self.removed.append(Garbage(kind="claim", path=claim.path, files=1, size=claim.size))
 
-    def _referenced(self, slug: str) -> set[str]:
-        """Return the keys that the channels of a source hold now.
+    def _find_referenced(self, slug: str) -> set[str]:
+        """Return the keys whose conversions the channels of a source keep.
 
         Raises:
-            ManifestError: an entry is malformed or of an unknown kind: what it names is not known.
+            ManifestError: an entry is malformed, or no entry: what it names is not known.
         """
-        channels: dict[str, dict[int, Stored]] = {}
+        kept = []
+        for folder, numbers in self._list_channels(slug).items():
+            for number in numbers:
+                if self._keeps(numbers, number):
+                    kept.append((folder, number))
+        missing = [entry for entry in kept if entry not in self.entries]
+        with ThreadPoolExecutor(_READERS) as pool:
+            keys = pool.map(lambda entry: read_entry(self.store, *entry).key, missing)
+            self.entries.update(zip(missing, keys, strict=True))
+        return {self.entries[entry] for entry in kept}
+
+    def _list_channels(self, slug: str) -> _Channels:
+        channels: _Channels = defaultdict(dict)
         for file in self.store.walk(f"channels/{slug}"):
-            if (found := parse_entry_path(file.path)) is not None:
-                channels.setdefault(found[0], {})[found[1]] = file
+            found = parse_entry_path(file.path)
+            if found is not None:
+                folder, number = found
+                channels[folder][number] = file
             elif file.path.endswith(".json"):
                 raise ManifestError(
                     f"{file.path}: expected channels/<source>/<variant>/<channel>/<number>.json, "
                     "got something that a later version may have written. Upgrade tracefleet."
                 )
-        wanted = [
-            (folder, number)
-            for folder, numbers in channels.items()
-            for number in numbers
-            if self._holds(numbers, number)
-        ]
-        missing = [one for one in wanted if one not in self.entries]
-        with ThreadPoolExecutor(_READERS) as pool:
-            read = pool.map(lambda one: read_entry(self.store, *one).key, missing)
-            self.entries.update(zip(missing, read, strict=True))
-        return {self.entries[one] for one in wanted}
+        return channels
 
-    def _holds(self, numbers: dict[int, Stored], number: int) -> bool:
-        """Whether an entry holds its conversion: a recent one, or superseded within the grace."""
+    def _keeps(self, numbers: dict[int, Stored], number: int) -> bool:
+        """Return whether an entry is among the newest, or was within the grace time."""
         if self.keep is None or number > max(numbers) - self.keep:
             return True
         successor = numbers.get(number + 1)
@@ -216,3 +231,7 @@ class _Run:
 
     def _is_abandoned(self, mark: Stored) -> bool:
         return mark.modified < self.now - ABANDONED_SECONDS
+
+
+def _slug_of(file: Stored) -> str:
+    return file.path.split("/")[1]

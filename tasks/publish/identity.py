@@ -1,8 +1,8 @@
 """What makes two conversions the same one: ``Identity`` and its key.
 
-Everything that shapes the bytes is in it; nothing of who, when or where is. Weights are in it
-through the commit. The same key, already published, means done. A request's identity is made by
-``tasks.request.identify``.
+It holds everything that shapes the bytes, the weights through the commit, and nothing of the run,
+its time or its host. A key that is published already means that there is nothing to do.
+``tasks.request.identify`` makes the identity of a request.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tracefleet.canonical import canonical_json
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validation, Variant
 
-#: Version of tracefleet's own conversion semantics: raise it when the same checkpoint and
-#: toolchain give other bytes or other promises than before, and every fleet becomes stale.
+#: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
+#: toolchain give other bytes or other guarantees than before: every fleet becomes stale.
 RECIPE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What is converted and how.
+    """Everything that a conversion key is made of, and the source.
 
     Attributes:
         source: Source as resolved, without a revision.
         commit: Commit that the revision resolved to.
         variant: Task, backend, dtype and batch.
         lengths: Standard lengths, ascending.
-        options: Choices beside the variant that change the conversion or its gate.
+        options: Options outside the variant that change the conversion or its gate.
         toolchain: Versions that shape the bytes; None: only the backend's workers know them.
         recipe: Version of our own semantics.
     """
@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Identity:
-        """Return the identity that a manifest's own contents give."""
+        """Return the identity that follows from a manifest's contents."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(manifest, name) for name in names})
 
@@ -72,7 +72,15 @@ class Identity:
         files: tuple[FileEntry, ...],
         validation: Validation,
     ) -> Manifest:
-        """Return the manifest of what was made of a checkpoint."""
+        """Return the manifest of a conversion with this identity.
+
+        Args:
+            checkpoint: Checkpoint that was converted.
+            traced: Result of tracing.
+            inputs: Inputs of the artifact.
+            files: Entries of its files.
+            validation: Verdict of the gate.
+        """
         names = [field.name for field in dataclasses.fields(self)]
         return Manifest(
             key=self.key,

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.publish.files import describe_files, triton_config
+from tasks.publish.files import describe_files, make_triton_config
 from tasks.publish.find import find_published
 from tasks.publish.identity import Identity
 from tasks.trace.bundle import TracedFile
@@ -30,7 +30,7 @@ def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest
     data = random.Random(number).randbytes(size)
     (folder / "model.pt").write_bytes(data)
     (folder / "config.json").write_text(f'{{"n": {number}}}')
-    (folder / "config.pbtxt").write_bytes(triton_config(plain.inputs, plain.outputs))
+    (folder / "config.pbtxt").write_bytes(make_triton_config(plain.inputs, plain.outputs))
     bundle = TracedFile(
         path=folder / "model.pt",
         size=size,
