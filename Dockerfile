@@ -40,7 +40,7 @@ RUN python3 -m pip --python /opt/venv/bin/python install --editable '.[pipeline]
 RUN cd /opt/venv/lib/python3*/site-packages \
  && rm -r torch/include torch/test torch/share \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
- && find sympy matplotlib networkx mpmath -type d -name tests -prune -exec rm -r {} +
+ && find sympy networkx mpmath -type d -name tests -prune -exec rm -r {} +
 
 
 FROM build-base AS build-s3

@@ -12,15 +12,17 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import markupsafe
 import pytest
 
+from tasks.report import render as rendering
 from tasks.report.fleet import markdown as fleet_markdown
-from tasks.report.fleet import table as fleet_table
 from tasks.report.fleet import words as fleet_words
+from tasks.report.fleet.charts import error_histogram
 from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
-from tasks.report.fleet.links import href, link
+from tasks.report.fleet.links import href
 from tasks.report.fleet.page import fleet_report
-from tasks.report.markup import page
+from tasks.report.render import TEMPLATES, environment
 
 STORE = "s3://bucket/models"
 BASE = f"{STORE}/reports/fleet-1"
@@ -102,7 +104,8 @@ class _Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words += [] if self.open[-1] in ("style", "script", "title") else [data]
+        inside = self.open[-1] if self.open else "title"
+        self.words += [] if inside in ("style", "script", "title") else [data]
 
 
 def _read(whole: str) -> _Page:
@@ -212,24 +215,25 @@ def test_the_only_program_is_the_one_whose_digest_the_policy_has():
     assert policy == (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
-    assert script == fleet_table.SCRIPT
+    assert script == (TEMPLATES / "sort.js").read_text("utf-8")
     assert "innerHTML" not in script
-    single = page("a conversion", "body")
-    assert "<script" not in single
-    assert "script-src" not in single
 
 
-def test_what_comes_from_outside_is_text():
+def _evil() -> FleetFacts:
     row = _failed(
         EVIL, EVIL, source=EVIL, commit=EVIL, variant=EVIL, why=EVIL, next_step=EVIL,
         report_url="javascript:alert(1)", run_url=f"https://x/{EVIL}", conversion_url=EVIL,
     )  # fmt: skip
-    facts = dataclasses.replace(
+    return dataclasses.replace(
         _facts(row, dataclasses.replace(row, ending="published")), name=EVIL, run=EVIL
     )
+
+
+def test_what_comes_from_outside_is_text():
+    facts = _evil()
     whole = fleet_report(facts, BASE)
     assert whole.count("<script") == 1
-    assert whole.count(html.escape(EVIL)) >= 12
+    assert whole.count(str(markupsafe.escape(EVIL))) >= 12
     targets = _read(whole).targets
     assert targets
     assert all(target.startswith(("https://x/%3Cscript", "%3Cscript")) for target in targets)
@@ -238,6 +242,19 @@ def test_what_comes_from_outside_is_text():
     outside = re.sub(r"`[^`]*`|\]\(<https:[^>]*>\)|\\.", "", markdown)
     assert not re.search(r"[<`]|\]\(", outside)
     assert "`javascript:alert(1)`" in markdown
+
+
+def test_a_template_that_escapes_nothing_would_be_seen(monkeypatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr(
+        rendering,
+        "environment",
+        lambda *, markdown: environment(markdown=markdown).overlay(autoescape=False, finalize=None),
+    )
+    assert fleet_report(_evil(), BASE).count("<script") > 1
+    markdown = fleet_markdown.fleet_markdown(_evil(), "javascript:alert(1)")
+    outside = re.sub(r"`[^`]*`|\]\(<https:[^>]*>\)|\\.", "", markdown)
+    assert re.search(r"[<`]|\]\(", outside)
 
 
 def test_a_cell_of_an_artifact_reads_as_text_and_is_no_markup():
@@ -278,7 +295,9 @@ def test_only_addresses_become_links_and_those_of_the_store_are_relative(url, ta
     found = href(url, BASE)
     assert (found or "").startswith(target or "")
     assert (found is None) == (target is None)
-    assert ("href" in link("report", url, BASE)) == (target is not None)
+    whole = fleet_report(_facts(_failed("a", report_url=url)), BASE)
+    assert _read(whole).targets == [found] * 2 * (target is not None)
+    assert (f">report: {markupsafe.escape(url)}<" in whole) == (target is None)
 
 
 def test_without_a_folder_of_its_own_a_page_has_whole_addresses():
@@ -318,6 +337,21 @@ def test_a_thousand_rows_take_less_than_a_megabyte(make):
     every = whole[whole.index('id="all"') :]
     assert every.count("<tr") == 1001
     assert ("more are in" in whole) == (make is not _fresh)
+
+
+def test_the_histogram_has_a_bar_for_each_half_decade_and_for_both_ends():
+    def texts(*shares: float) -> list[str]:
+        return [bar.text for bar in error_histogram(shares).bars]
+
+    shares = (0.0, 0.0, 1e-12, 0.02, 0.09, 0.1, 1.0, 1.01, 1e9, math.inf)
+    assert texts(*shares) == ["2", "1", "1", "2", "1", "1", "1", "1"]
+    chart = error_histogram(shares)
+    assert chart.limit is not None
+    assert [bar.colour for bar in chart.bars] == ["--one"] * 5 + ["--bad"] * 3
+    assert all((bar.at >= chart.limit.at) == (bar.colour == "--bad") for bar in chart.bars)
+    assert all(bar.at >= 0 and bar.at + bar.width <= chart.slots for bar in chart.bars)
+    assert [note.text for note in chart.notes] == ["exact", "no figure"]
+    assert error_histogram([0.5]).notes == ()
 
 
 def test_columns_are_sorted_by_values_and_their_widths_fit():

@@ -113,7 +113,7 @@ def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):
     assert main(arguments) == 0
     probe = (
         "import sys; from flows.__main__ import main; code = main(sys.argv[1:]); "
-        "heavy = {'torch', 'transformers', 'prefect', 'matplotlib'} & set(sys.modules); "
+        "heavy = {'torch', 'transformers', 'prefect', 'jinja2'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     outcome = subprocess.run(

@@ -23,10 +23,10 @@ AWS = {"neuronx": {"torch-neuronx", "neuronx-cc"}, "neuron": {"torch-neuron", "n
 PYTHON = {"neuronx": "3.11", "neuron": "3.10"}
 #: What a worker imports: each has to be pinned.
 NEEDED = {"boto3", "huggingface_hub", "prefect", "psutil", "pydantic", "s3fs", "safetensors"} | {
-    "PyYAML", "matplotlib", "numpy", "tokenizers", "torch", "transformers",
+    "Jinja2", "PyYAML", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 #: What these hosts can't have in the version of the others.
-OLDER = {"transformers", "tokenizers", "numpy", "matplotlib", "huggingface_hub", "torch"}
+OLDER = {"transformers", "tokenizers", "numpy", "huggingface_hub", "torch"}
 ADDRESSES = {
     "neuronx": ("NEURON_PIP_INDEX", "NEURON_APT_REPOSITORY", "NEURON_APT_KEY"),
     "neuron": ("NEURON_PIP_INDEX",),

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
+import itertools
 import math
 import pickle
 import re
 from typing import Any
 
+import jinja2
+import markupsafe
 import pytest
 
 from flows.convert import convert
 from flows.engine import prefect_steps
 from tasks import child
 from tasks.errors import NumericsMismatchError
+from tasks.report import render as rendering
+from tasks.report.bars import Chart
 from tasks.report.conversion import words as wording
+from tasks.report.conversion.charts import error_chart, latency_chart, shown_outputs
 from tasks.report.conversion.facts import ReportFacts
 from tasks.report.conversion.markdown import markdown_report
 from tasks.report.conversion.page import html_report
-from tasks.report.conversion.plots import error_plot, shown_outputs
+from tasks.report.render import environment, render
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
 from tasks.validate.verdict import (
@@ -147,6 +153,8 @@ def test_the_page_is_whole_and_loads_nothing(report):
     seen = _walk(page)
     assert "http" not in page.replace("http-equiv", "")
     assert not {tag for tag, _ in seen} & {"script", "link", "img", "iframe", "object"}
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert not any("src" in attributes for _, attributes in seen)
     assert not re.search(r"@import|url\((?!#)", page)
     links = [attributes["href"] for _, attributes in seen if "href" in attributes]
@@ -164,13 +172,13 @@ def test_a_passed_report_says_what_was_proved():
         "agrees with the untouched model on 2 probes at the standard lengths 16, 48",
         "worst relative error is 5e-7, 20 times below the tolerance of 1e-5",
         "46 tensors equal the checkpoint's file bit for bit",
-        "wrong-weight: one weight matrix was spoiled",
+        "wrong-weight: one weight matrix was corrupted",
         "input_ids batch × length int64 padded with 3",
         "logits batch × length × 256 float32",
         "It is the pipeline's own for float32",
         "the request did not override it",
         "The bundle guards its graphs; this is what they would do without the guard.",
-        "Holds: the same as eager; differs: silently something else than eager.",
+        "Holds: the same as eager; differs: silently different from eager.",
         "right-pad-4 prove nothing here and do not count",
         "○ proves nothing",
         "a.weight = b.weight",
@@ -264,8 +272,11 @@ def test_a_report_is_pickled_small():
     assert len(pickle.dumps(_report(*probes))) < 25_000
 
 
-def test_what_comes_from_outside_is_text():
-    evil = "<script>alert('x')</script>"
+EVIL = "<script>alert('x')</script>"
+
+
+def _evil() -> tuple[ReportFacts, ValidationReport]:
+    evil = EVIL
     facts = dataclasses.replace(
         FACTS,
         source=f"file:///{evil}",
@@ -279,16 +290,53 @@ def test_what_comes_from_outside_is_text():
         dataclasses.replace(probe, name=f"{evil}-{probe.name}", outputs=(evil, "b$x$"))
         for probe in FAILED.probes
     ]
-    report = _report(*probes, failures=(f"x: {evil}",))
+    return facts, _report(*probes, failures=(f"x: {evil}",))
+
+
+def test_what_comes_from_outside_is_text():
+    facts, report = _evil()
     page = html_report(facts, report)
     tags = {tag for tag, _ in _walk(page)}
     assert not tags & {"script", "img", "iframe", "object", "a"}
-    assert page.count(html.escape(evil)) >= 10
+    assert page.count(str(markupsafe.escape(EVIL))) >= 10
     outside_code = re.sub(r"```.*?```|`[^`]*`", "", markdown_report(facts, report), flags=re.S)
     assert "<" not in outside_code
     assert "[" not in markdown_report(dataclasses.replace(FACTS, source="[a](b)"), PASSED).replace(
         "\\[", ""
     )
+
+
+def test_a_template_that_escapes_nothing_would_be_seen(monkeypatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr(
+        rendering,
+        "environment",
+        lambda *, markdown: environment(markdown=markdown).overlay(autoescape=False, finalize=None),
+    )
+    facts, report = _evil()
+    assert "<script>alert" in html_report(facts, report)
+    outside_code = re.sub(r"```.*?```|`[^`]*`", "", markdown_report(facts, report), flags=re.S)
+    assert "<script>alert" in outside_code
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_a_name_that_a_template_does_not_know_is_an_error(markdown):
+    made = environment(markdown=markdown)
+    assert made.from_string("{{ name }}").render(name="a b") == "a b"
+    for wrong in ("{{ other }}", "{{ name.other }}", "{% if other %}{% endif %}"):
+        with pytest.raises(jinja2.UndefinedError, match="other"):
+            made.from_string(wrong).render(name="a b")
+    with pytest.raises(jinja2.UndefinedError, match="report"):
+        render("conversion.md" if markdown else "conversion.html", facts=FACTS)
+
+
+def test_each_form_escapes_its_own_markup():
+    value = "<b> *a* `c` [d](e)"
+    text = {m: environment(markdown=m).from_string("*{{ value }}*") for m in (False, True)}
+    assert text[False].render(value=value) == "*&lt;b&gt; *a* `c` [d](e)*"
+    assert text[True].render(value=value) == r"*&lt;b&gt; \*a\* \`c\` \[d\](e)*"
+    kept = {m: environment(markdown=m).from_string("{{ value | safe }}") for m in (False, True)}
+    assert kept[False].render(value=value) == kept[True].render(value=value) == value
 
 
 def test_an_overridden_tolerance_is_told_and_a_risky_one_is_warned_of():
@@ -332,14 +380,65 @@ def test_the_markdown_has_the_verdict_the_plots_and_the_tables():
     assert "no figure  FAILED" in failed
 
 
+def _draw(report: ValidationReport) -> str:
+    return render("chart.svg", chart=error_chart(report))
+
+
 def test_the_plot_shows_exact_failed_and_incomparable_ones():
-    passed, failed = error_plot(PASSED), error_plot(FAILED)
+    passed, failed = _draw(PASSED), _draw(FAILED)
     assert ">exact</text>" in passed
     assert ">no figure</text>" not in passed
     assert {">no figure</text>", ">0.5</text>"} <= set(re.findall(r">[^<]+</text>", failed))
     assert ">tolerance 1e-5: above it is refused</text>" in passed
-    assert "#0101" not in passed, "every colour is one of the page's"
-    assert passed == error_plot(PASSED)
+    assert not re.search(r"#[0-9a-f]{3}|rgb", passed), "every colour is one of the page's"
+    assert passed == _draw(PASSED)
+
+
+def test_bars_over_the_tolerance_are_those_that_failed():
+    for report in (PASSED, FAILED):
+        chart = error_chart(report)
+        assert chart.limit is not None
+        assert [bar.crossed for bar in chart.bars] == [
+            bar.height > chart.limit.at for bar in chart.bars
+        ]
+        assert any(bar.crossed for bar in chart.bars) == (not report.passed)
+        assert [bar.hollow for bar in chart.bars] == ["exact" in bar.name for bar in chart.bars]
+        _is_inside(chart)
+
+
+def _is_inside(chart: Chart) -> None:
+    """Nothing is drawn outside of the picture, nor one bar over another."""
+    edges = [(bar.at, bar.at + bar.width) for bar in chart.bars]
+    assert all(0 <= left < right <= chart.slots for left, right in edges)
+    assert all(right <= left for (_, right), (left, _) in itertools.pairwise(edges))
+    assert all(0 < bar.height <= 1 for bar in chart.bars)
+    assert all(0 <= tick.at <= 1 for tick in chart.y_ticks)
+
+
+@pytest.mark.parametrize("longest", [0.0, 0.03, 0.9, 4.0, 17.0, 30.0, 1234.5])
+def test_latency_is_drawn_to_scale(longest):
+    report = dataclasses.replace(PASSED, latency_traced={16: longest / 2, 48: longest})
+    report = dataclasses.replace(report, latency_eager={16: longest, 48: longest, 64: 1.0})
+    chart = latency_chart(report)
+    assert chart is not None
+    assert [tick.text for tick in chart.x_ticks] == ["16", "48"], "where both were measured"
+    heights = [bar.height for bar in chart.bars]
+    assert heights[1] * 2 == pytest.approx(heights[0])
+    assert heights[0] == heights[2] == heights[3]
+    if longest:
+        _is_inside(chart)
+        assert 4 <= len(chart.y_ticks) <= 10
+        top = chart.y_ticks[-1]
+        assert float(top.text.replace(",", "")) / top.at == pytest.approx(
+            longest / heights[0], rel=5e-3
+        )
+
+
+def test_without_latencies_there_is_no_such_chart():
+    report = dataclasses.replace(PASSED, latency_eager={})
+    assert latency_chart(report) is None
+    assert "Latency" not in html_report(FACTS, report)
+    assert "Latency" in html_report(FACTS, PASSED)
 
 
 def test_of_very_many_outputs_the_worst_are_plotted():
@@ -417,7 +516,7 @@ def test_a_device_is_told_of_without_what_is_true_for_jit_alone():
     sealed = dataclasses.replace(PASSED, weights_matched=0)
     page = html_report(neuron, sealed)
     assert "on neuronx with its cast" in page
-    assert "weights can&#x27;t be read" in page or "weights can't be read" in page
+    assert "weights can&#39;t be read" in page or "weights can't be read" in page
     assert "holds no weights" not in page
     assert "0 tensors" not in page
     assert "on neuronx" not in html_report(FACTS, PASSED)

@@ -1,1 +1,1 @@
-"""The report of one conversion; its front door is ``html_report`` in ``page``."""
+"""The report of one conversion: ``page.html_report`` and ``markdown.markdown_report``."""

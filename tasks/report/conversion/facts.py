@@ -1,4 +1,4 @@
-"""What a report says beside the gate's own record."""
+"""What a conversion's report shows beside the gate's own record."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from tracefleet.manifest_types import InputSpec, OutputSpec, Toolchain, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFacts:
-    """What the page says beside the validation.
+    """Facts of a conversion that are not the gate's.
 
     Attributes:
-        source: where the checkpoint came from.
-        commit: what it resolved to.
+        source: address of the checkpoint.
+        commit: what the source resolved to.
         variant: task, backend, dtype, batch.
-        options: what else the request chose, as the manifest records it.
+        options: the request's other choices, as the manifest records them.
         inputs: positional arguments of ``forward``.
         outputs: elements of the returned tuple.
-        shared: one and the same graph serves every length.
-        same_program: the graphs of all lengths are one program.
-        toolchain: versions.
+        shared: whether one and the same graph serves every length.
+        same_program: whether the graphs of all lengths are one program.
+        toolchain: versions that shaped the bytes.
         tied_groups: names that shared storage.
         seconds: wall time of each step.
         peak_bytes: largest resident size of each step's child.
         bundle_bytes: size of the bundle; 0 if there is none.
-        weight_bytes: of that, weights.
+        weight_bytes: size of the bundle's weights.
     """
 
     source: str

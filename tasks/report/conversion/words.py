@@ -1,11 +1,11 @@
-"""What the report says in words: the same sentences on the page and in the markdown summary."""
+"""The report's sentences and figures, the same on the page and in the markdown summary."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from tasks.report.conversion.facts import ReportFacts
 from tasks.validate.verdict import (
     MEASURED,
     TOLERANCES,
@@ -15,26 +15,23 @@ from tasks.validate.verdict import (
 )
 from tracefleet.manifest_types import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
 
-if TYPE_CHECKING:
-    from tasks.report.conversion.facts import ReportFacts
-
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
 GENERALITY = {
     HOLDS: "the same as eager",
-    DIFFERS: "silently something else than eager",
+    DIFFERS: "silently different from eager",
     RAISES: "raise an error",
     UNTRIED: "unknown: eager itself refuses such shapes, or there are none",
 }
 CONTROLS = {
-    "wrong-weight": "one weight matrix was spoiled, and the traced input's probe failed",
+    "wrong-weight": "one weight matrix was corrupted, and the traced input's probe failed",
     "dropped-mask": "the attention mask was ignored, and a padded or masked probe failed",
 }
 #: The start of a probe's name -> what it tries.
 _PROBES = {
     "traced-input": "the input that was traced",
     "fresh-": "other random ids",
-    "constant-ids": "one id all along",
-    "repeated-ids": "two ids in turn",
+    "constant-ids": "the same id everywhere",
+    "repeated-ids": "two alternating ids",
     "edge-ids": "first and last of the vocabulary",
     "right-pad-": "padding behind this many tokens",
     "left-pad": "padding in front",
@@ -62,7 +59,21 @@ def number(value: float) -> str:
 
 def figure(error: float) -> str:
     """Return an error as a person reads it."""
-    return "exact" if error == 0 else number(error) if math.isfinite(error) else "no figure"
+    if error == 0:
+        return "exact"
+    return number(error) if math.isfinite(error) else "no figure"
+
+
+def milliseconds(time: float) -> str:
+    """Return a time with as many digits as it is worth."""
+    if time < 1:
+        return f"{time:.2f}"
+    return f"{time:.1f}" if time < 100 else f"{time:,.0f}"
+
+
+def megabytes(peak: int | None) -> str:
+    """Return a step's peak memory; a dash if it was not measured."""
+    return f"{peak / 1e6:,.0f} MB" if peak else "–"
 
 
 def size(count: int) -> str:
@@ -105,7 +116,7 @@ def weights(report: ValidationReport) -> str:
 
 
 def failures(report: ValidationReport) -> list[str]:
-    """Return what failed: one sentence for each length, then whatever else the gate complained of.
+    """Return what failed: one sentence for each length, then the gate's other failures.
 
     The gate's own list has a sentence for each probe; the page shows those in its tables.
     """
@@ -117,8 +128,8 @@ def failures(report: ValidationReport) -> list[str]:
     if repeated:
         where, error = repeated[0].partition(", ")[0], repeated[0].rpartition(": ")[2]
         calls = f"{len(repeated)} of the first calls of {where}"
-        told = f"As C++ and Triton run it (default executor), {calls} fail too: {error}."
-        rest = [told, *(one for one in rest if _EXECUTOR not in one)]
+        summary = f"As C++ and Triton run it (default executor), {calls} fail too: {error}."
+        rest = [summary, *(one for one in rest if _EXECUTOR not in one)]
     return by_length + rest
 
 
@@ -138,7 +149,7 @@ def _failed_at(report: ValidationReport, length: int) -> str:
 
 
 def _hint(probes: list[ProbeResult], failed: list[ProbeResult]) -> str:
-    """Say where to look, if the pattern of failures tells."""
+    """Say where to look, if the pattern of failures shows it."""
     names = {probe.name for probe in failed}
     if not any(probe.name == "traced-input" for probe in probes):
         return ""  # a length with few probes has no pattern
@@ -154,7 +165,7 @@ def _hint(probes: list[ProbeResult], failed: list[ProbeResult]) -> str:
 def warnings(facts: ReportFacts, report: ValidationReport) -> Iterator[str]:
     """Yield what a reader should know although the gate passed."""
     if "accept_tolerance_risk" in facts.options:
-        yield "The tolerance is over its ceiling, at the request's own risk: faults may pass."
+        yield "The tolerance is above its ceiling, as the request accepted: faults may pass."
     silent = [v.length for v in report.lengths() if not v.probes]
     if silent:
         yield f"No probe counts at length {', '.join(map(str, silent))}."
@@ -170,7 +181,7 @@ def tolerance_source(facts: ReportFacts, report: ValidationReport) -> str:
         own += f" on {facts.variant.backend} with its cast (docs/gate.md)"
     elif dtype in MEASURED:
         worst, conversions = MEASURED[dtype]
-        own += f" ({conversions} sound conversions were off by at most {number(worst)})"
+        own += f" ({conversions} correct conversions were off by at most {number(worst)})"
     if "rtol" not in facts.options:
         return f"It is {own}; the request did not override it."
     if facts.variant.backend == JIT:
@@ -183,9 +194,9 @@ def vacuous(report: ValidationReport) -> str:
     names = dict.fromkeys(probe.name for probe in report.probes if probe.vacuous)
     bound = number(discriminating(report.tolerance))
     return (
-        f"{', '.join(names)} prove nothing here and do not count: eager's own output moves by less "
-        f"than a relative {bound} under them, so that a faulty graph would agree as well. (A "
-        "causal model never looks at padding behind its tokens.) They were compared all the same."
+        f"{', '.join(names)} prove nothing here and do not count: they change eager's own output "
+        f"by less than a relative {bound}, so that a faulty graph would agree as well. (A causal "
+        "model never looks at padding behind its tokens.) They were compared all the same."
     )
 
 
@@ -197,20 +208,20 @@ def accuracy(report: ValidationReport) -> str:
     return (
         f"What quantisation costs, against float32: relative error up to "
         f"{number(found.max_rel_error)}, cosine at least {found.min_cosine:.4f}, the same top-1 in "
-        f"{found.top1_agreement:.1%} of places. The errors below are the saved bundle's, against "
-        "the quantised model."
+        f"{found.top1_agreement:.1%} of positions. The errors below are the saved bundle's, "
+        "against the quantised model."
     )
 
 
 def graphs(facts: ReportFacts, report: ValidationReport) -> str:
     """Say how many graphs there are, and why not every length has every probe."""
-    whole = "Every probe ran at the shortest length and the proving ones at the others"
+    probes = "Every probe ran at the shortest length and the decisive ones at the others"
     if len(report.lengths()) < 2:
         return "One length, one graph, every probe."
     if facts.shared:
-        return f"One graph serves every length. {whole}."
+        return f"One graph serves every length. {probes}."
     if facts.same_program:
-        return f"One graph for each length, the same program but for literal lengths. {whole}."
+        return f"One graph for each length, the same program but for literal lengths. {probes}."
     return "One graph for each length; their programs differ, so that every probe ran at each."
 
 

@@ -1,1 +1,1 @@
-"""The report of a fleet; its front door is ``fleet_report`` in ``page``."""
+"""The report of a fleet run: ``page.fleet_report`` and ``markdown.fleet_markdown``."""

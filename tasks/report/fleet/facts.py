@@ -1,4 +1,4 @@
-"""What the report of a fleet run tells: plain data, gathered by ``flows``."""
+"""Facts of a fleet run: plain data, gathered by ``flows``."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class FleetRow:
     """One entry of a fleet run.
 
     Attributes:
-        name: of the entry in the fleet file.
-        source: of its checkpoint.
+        name: name of the entry in the fleet file.
+        source: address of its checkpoint.
         commit: what the source resolved to; None: it could not be resolved.
         variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown.
         lengths: standard lengths.
-        ending: what came of it.
-        why: what made the entry stale or missing, or what the failure says, in one line.
+        ending: what came of the entry.
+        why: what made the entry stale or missing, or the failure's message, in one line.
         error: type of the error, such as ``NumericsMismatchError``; None: it did not fail.
         next_step: what a person should do about the failure.
         worst_error: largest relative error over the lengths; None: not measured in this run.
-        tolerance: relative tolerance that it was held to.
+        tolerance: relative tolerance of its gate.
         seconds: wall time of the conversion.
         peak_bytes: largest resident size among its steps.
-        bundle_bytes: of the published bundle, which holds the weights once for all lengths.
+        bundle_bytes: size of the published bundle, which holds the weights once for all lengths.
         conversion_url: folder of the conversion in the store.
         report_url: page of the conversion.
-        run_url: of the flow run in Prefect's UI.
+        run_url: page of the flow run in Prefect's UI.
     """
 
     name: str
@@ -66,12 +66,12 @@ class FleetFacts:
     """A whole fleet run.
 
     Attributes:
-        name: of the fleet, such as its file's name.
+        name: name of the fleet, such as its file's name.
         run: name of the flow run.
         started: when the run began.
         finished: when its last entry ended.
         rows: one for each entry, in the fleet file's order.
-        report_url: of the report, once it is written.
+        report_url: address of the report, once it is written.
     """
 
     name: str

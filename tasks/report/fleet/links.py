@@ -1,4 +1,4 @@
-"""Which addresses a fleet's report may link to, and how from one page of a store to another.
+"""Which addresses a fleet's report links to, and how: relative within a store.
 
 The addresses come with the run's facts and may hold anything: what isn't a plain address of a
 store or a site stays text.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import posixpath
 from urllib.parse import quote, urlsplit
-
-from tasks.report.markup import Html, element
 
 _SCHEMES = ("", "http", "https", "file", "s3")
 #: What may stand in an address as it is. No quotes, brackets, spaces or backslashes.
@@ -46,13 +44,3 @@ def href(url: str, base_url: str = "") -> str | None:
     path = posixpath.relpath(safe.removeprefix(f"{store}/"), base.removeprefix(f"{store}/"))
     # A file named `javascript:…` in this very folder must not turn into a scheme.
     return path if path.startswith("../") else f"./{path}"
-
-
-def link(text: str, url: str | None, base_url: str = "") -> Html:
-    """Return a link; an address that can't be one is shown, and nothing is nothing."""
-    if not url:
-        return Html()
-    target = href(url, base_url)
-    if target is None:
-        return element("span", f"{text}: {url}")
-    return element("a", text, href=target)

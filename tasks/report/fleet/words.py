@@ -1,4 +1,4 @@
-"""What the report of a fleet run says in words: the same on the page and in Prefect's UI."""
+"""The sentences and figures of a fleet's report, the same on the page and in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from tasks.report.conversion import words as wording
+from tasks.report.conversion import words
 from tasks.report.conversion.words import figure, number
 from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
 
@@ -20,10 +20,12 @@ def headline(facts: FleetFacts) -> str:
     whole = len(facts.rows)
     current = whole - len(unfinished(facts))
     are = "conversion is" if whole == 1 else "conversions are"
-    counts = ", ".join(_current(facts))
-    lost = ", ".join(_lost(facts))
-    told = f"{current:,} of {whole:,} {are} current" + (f": {counts}" if counts else "")
-    return f"{told}{f'; {lost}' if lost else ''}."
+    sentence = f"{current:,} of {whole:,} {are} current"
+    if counts := ", ".join(_current(facts)):
+        sentence += f": {counts}"
+    if lost := ", ".join(_lost(facts)):
+        sentence += f"; {lost}"
+    return f"{sentence}."
 
 
 def _current(facts: FleetFacts) -> Iterator[str]:
@@ -35,13 +37,25 @@ def _current(facts: FleetFacts) -> Iterator[str]:
 
 
 def _lost(facts: FleetFacts) -> Iterator[str]:
-    for count, word in ((len(facts.ended("failed")), "failed"), (_cancelled(facts), "cancelled")):
-        if count:
-            yield f"{count:,} {word}"
+    endings: tuple[Ending, ...] = ("failed", "cancelled")
+    for ending in endings:
+        if count := len(facts.ended(ending)):
+            yield f"{count:,} {ending}"
 
 
-def _cancelled(facts: FleetFacts) -> int:
-    return len(facts.ended("cancelled"))
+def when(facts: FleetFacts) -> str:
+    """Return the time of the run."""
+    return f"{facts.started:%Y-%m-%d %H:%M} to {facts.finished:%H:%M %Z}".rstrip()
+
+
+def title(row: FleetRow) -> str:
+    """Return an entry's name beside its variant."""
+    return f"{row.name} ({row.variant})"
+
+
+def reason(row: FleetRow) -> str:
+    """Return why an entry failed or was converted, with the type of its error."""
+    return f"{row.error}: {row.why}" if row.error else row.why
 
 
 def unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
@@ -76,12 +90,13 @@ def error(row: FleetRow) -> str:
     if row.worst_error is None:
         return ""
     found = figure(row.worst_error)
-    told = row.tolerance is not None and 0 < row.worst_error < math.inf
-    return f"{found} of {number(row.tolerance or 0.0)}" if told else found
+    if row.tolerance is None or not 0 < row.worst_error < math.inf:
+        return found
+    return f"{found} of {number(row.tolerance)}"
 
 
 def highlights(facts: FleetFacts) -> list[str]:
-    """Return what a person asks next: kinds of failures, the worst error, the slowest, bytes."""
+    """Return the next most important facts: failures, the worst error, the slowest, bytes."""
     return [*_failures(facts), *_worst(facts), *_slowest(facts), *_bytes(facts)]
 
 
@@ -95,7 +110,7 @@ def _worst(facts: FleetFacts) -> Iterator[str]:
     measured = [row for row in changed(facts) if share(row) is not None]
     if measured:
         yield (
-            f"Worst error published: {measured[0].name} ({measured[0].variant}), "
+            f"Worst error published: {title(measured[0])}, "
             f"{error(measured[0])}{' allowed' if measured[0].worst_error else ''}."
         )
 
@@ -115,12 +130,10 @@ def _bytes(facts: FleetFacts) -> Iterator[str]:
     kept = bundles(facts)
     saved = sum(row.bytes_saved for row in kept)
     if kept:
-        whole = sum(row.bundle_bytes or 0 for row in kept)
-        yield (
-            f"Stored: {size(whole)}. One file for each length would take {size(saved)} more."
-            if saved
-            else f"Stored: {size(whole)}."
-        )
+        sentence = f"Stored: {size(sum(row.bundle_bytes or 0 for row in kept))}."
+        if saved:
+            sentence += f" One file for each length would take {size(saved)} more."
+        yield sentence
 
 
 def bundles(facts: FleetFacts) -> list[FleetRow]:
@@ -136,14 +149,14 @@ def totals(facts: FleetFacts) -> dict[str, str]:
     new = [row for row in kept if row.ending == "published"]
     wall = max((facts.finished - facts.started).total_seconds(), 0.0)
     worked = sum(row.seconds or 0.0 for row in facts.rows)
+    at_a_time = f", {worked / wall:.1f} at a time" if wall and worked else ""
     peaks = [row.peak_bytes for row in facts.rows if row.peak_bytes]
     rate = len(facts.ended("published")) * 60 / wall if wall else 0.0
     return {
         "bytes stored": f"{_sum(kept)}, of which {_sum(new)} are new",
         "bytes saved": f"{size(sum(row.bytes_saved for row in kept))} against one file per length",
         "wall time": f"{duration(wall)}, from {facts.started:%Y-%m-%d %H:%M:%S %Z}".rstrip(),
-        "conversion time": duration(worked)
-        + (f", {worked / wall:.1f} at a time" if wall and worked else ""),
+        "conversion time": f"{duration(worked)}{at_a_time}",
         "per minute": f"{number(rate)} published",
         "peak memory": size(max(peaks)) if peaks else "not measured",
     }
@@ -158,7 +171,9 @@ def size(count: int) -> str:
     """Return a number of bytes with its unit, up to what a fleet takes."""
     if count >= 1e12:
         return f"{count / 1e12:,.2f} TB"
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else wording.size(count)
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    return words.size(count)
 
 
 def duration(seconds: float) -> str:
