@@ -1,4 +1,5 @@
-"""Pages for people, and markdown for Prefect's UI: of one conversion, and of a fleet.
+"""Pages for people, and the same as markdown for Prefect's UI.
 
-The front doors are ``conversion`` and ``fleet``; ``templates`` has what they look like.
+The front doors are ``conversion`` for one conversion and ``fleet`` for a fleet; ``templates`` has
+what the pages look like.
 """

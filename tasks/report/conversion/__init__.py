@@ -1,1 +1,1 @@
-"""The report of one conversion: ``page.html_report`` and ``markdown.markdown_report``."""
+"""The report of a conversion; its front doors are ``html_report`` in ``page`` and ``markdown``."""

@@ -1,1 +1,1 @@
-"""The report of a fleet run: ``page.fleet_report`` and ``markdown.fleet_markdown``."""
+"""The report of a fleet run; its front doors are ``fleet_report`` in ``page`` and ``markdown``."""
