@@ -40,7 +40,9 @@ def normalise(name: str | Path) -> str:
     scheme, rest = split(name)
     if scheme == "file":
         return f"file://{_folder(name, rest)}"
-    return f"{scheme}://{_prefix(name, rest) if scheme == 's3' else _repository(name, rest)}"
+    if scheme == "s3":
+        return f"s3://{_prefix(name, rest)}"
+    return f"hf://{_repository(name, rest)}"
 
 
 def spellings(name: str | Path) -> list[str]:
@@ -135,7 +137,7 @@ def _repository(name: str | Path, rest: str) -> str:
     repo = re.sub("/+", "/", repo)
     if _REPO.fullmatch(repo):
         return repo + (at + check_revision(name, revision) if at else "")
-    if rest == name:
+    if rest == name:  # it has no scheme, so it may have been meant for a folder
         raise ValueError(
             f"source: expected {_FORMS}; got {name!r}, which is no folder in {Path.cwd()} and no "
             "name that the hub can have"
