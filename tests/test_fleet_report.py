@@ -340,17 +340,15 @@ def test_a_thousand_rows_take_less_than_a_megabyte(make):
 
 
 def test_the_histogram_has_a_bar_for_each_half_decade_and_for_both_ends():
-    def texts(*shares: float) -> list[str]:
-        return [bar.text for bar in error_histogram(shares).bars]
-
     shares = (0.0, 0.0, 1e-12, 0.02, 0.09, 0.1, 1.0, 1.01, 1e9, math.inf)
-    assert texts(*shares) == ["2", "1", "1", "2", "1", "1", "1", "1"]
     chart = error_histogram(shares)
+    texts = [bars[0].text for bars in chart.groups if bars]
+    assert texts == ["2", "1", "1", "2", "1", "1", "1", "1"]
     assert chart.limit is not None
-    assert [bar.colour for bar in chart.bars] == ["--one"] * 5 + ["--bad"] * 3
-    assert all((bar.at >= chart.limit.at) == (bar.colour == "--bad") for bar in chart.bars)
-    assert all(bar.at >= 0 and bar.at + bar.width <= chart.slots for bar in chart.bars)
+    for slot, bars in enumerate(chart.groups):
+        assert all((bar.colour == "--bad") == (slot >= chart.limit.at) for bar in bars)
     assert [note.text for note in chart.notes] == ["exact", "no figure"]
+    assert [bool(chart.groups[int(note.at)]) for note in chart.notes] == [True, True]
     assert error_histogram([0.5]).notes == ()
 
 

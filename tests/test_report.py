@@ -19,7 +19,7 @@ from flows.engine import prefect_steps
 from tasks import child
 from tasks.errors import NumericsMismatchError
 from tasks.report import render as rendering
-from tasks.report.bars import Chart
+from tasks.report.bars import Bar, Chart
 from tasks.report.conversion import words as wording
 from tasks.report.conversion.charts import error_chart, latency_chart, shown_outputs
 from tasks.report.conversion.facts import ReportFacts
@@ -394,24 +394,27 @@ def test_the_plot_shows_exact_failed_and_incomparable_ones():
     assert passed == _draw(PASSED)
 
 
+def _bars(chart: Chart) -> list[Bar]:
+    return [bar for bars in chart.groups for bar in bars]
+
+
 def test_bars_over_the_tolerance_are_those_that_failed():
     for report in (PASSED, FAILED):
         chart = error_chart(report)
         assert chart.limit is not None
-        assert [bar.crossed for bar in chart.bars] == [
-            bar.height > chart.limit.at for bar in chart.bars
-        ]
-        assert any(bar.crossed for bar in chart.bars) == (not report.passed)
-        assert [bar.hollow for bar in chart.bars] == ["exact" in bar.name for bar in chart.bars]
+        bars = _bars(chart)
+        assert [bar.crossed for bar in bars] == [bar.height > chart.limit.at for bar in bars]
+        assert any(bar.crossed for bar in bars) == (not report.passed)
+        assert [bar.hollow for bar in bars] == ["exact" in bar.name for bar in bars]
         _is_inside(chart)
 
 
 def _is_inside(chart: Chart) -> None:
-    """Nothing is drawn outside of the picture, nor one bar over another."""
-    edges = [(bar.at, bar.at + bar.width) for bar in chart.bars]
-    assert all(0 <= left < right <= chart.slots for left, right in edges)
+    """Nothing is drawn outside of the plot, nor one bar over another."""
+    edges = [chart.edges(s, i) for s, bars in enumerate(chart.groups) for i in range(len(bars))]
+    assert all(chart.left <= left < right <= chart.right for left, right in edges)
     assert all(right <= left for (_, right), (left, _) in itertools.pairwise(edges))
-    assert all(0 < bar.height <= 1 for bar in chart.bars)
+    assert all(0 < bar.height <= 1 for bar in _bars(chart))
     assert all(0 <= tick.at <= 1 for tick in chart.y_ticks)
 
 
@@ -422,16 +425,27 @@ def test_latency_is_drawn_to_scale(longest):
     chart = latency_chart(report)
     assert chart is not None
     assert [tick.text for tick in chart.x_ticks] == ["16", "48"], "where both were measured"
-    heights = [bar.height for bar in chart.bars]
+    heights = [bar.height for bar in _bars(chart)]
     assert heights[1] * 2 == pytest.approx(heights[0])
     assert heights[0] == heights[2] == heights[3]
     if longest:
         _is_inside(chart)
         assert 4 <= len(chart.y_ticks) <= 10
         top = chart.y_ticks[-1]
-        assert float(top.text.replace(",", "")) / top.at == pytest.approx(
-            longest / heights[0], rel=5e-3
-        )
+        scale = float(top.text.replace(",", "")) / top.at
+        assert scale == pytest.approx(longest / heights[0], rel=5e-3)
+
+
+def test_texts_stand_where_there_is_room_for_them():
+    def drawn(lengths: int) -> str:
+        found = {2**n: 1.0 for n in range(lengths)}
+        report = dataclasses.replace(PASSED, latency_eager=found, latency_traced=found)
+        return render("chart.svg", chart=latency_chart(report))
+
+    assert drawn(8).count(">1.0</text>") == 16
+    assert drawn(9).count(">1.0</text>") == 0
+    assert "rotate(-60" not in drawn(10)
+    assert drawn(11).count("rotate(-60") == 11
 
 
 def test_without_latencies_there_is_no_such_chart():

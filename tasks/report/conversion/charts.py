@@ -6,17 +6,14 @@ Nothing is shown by colour alone: bars stand in the legend's order, and failed o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 from tasks.report.bars import Bar, Chart, Tick
 from tasks.report.conversion.words import figure, milliseconds, number
-from tasks.validate.verdict import ValidationReport
+from tasks.validate.verdict import Difference, ValidationReport
 
 _SERIES = ("--one", "--two", "--three", "--four", "--five", "--six")
-#: Share of a length's slot that its bars take.
-_GROUP = 0.76
-#: More bars than these have no room for texts above them.
-_MOST_TEXTS = 16
+_LATENCIES = (("--grey", "eager"), ("--one", "traced"))
 
 
 def shown_outputs(report: ValidationReport) -> list[str]:
@@ -31,40 +28,38 @@ def shown_outputs(report: ValidationReport) -> list[str]:
 
 def error_chart(report: ValidationReport) -> Chart:
     """Return the worst relative error of each output at each length, against the tolerance."""
-    lengths = [verdict.length for verdict in report.lengths()]
-    outputs = shown_outputs(report)
-    worst = {length: report.by_output(length) for length in lengths}
-    errors = [found.max_rel for one in worst.values() for found in one.values()]
-    scale = _Scale(report.tolerance.rtol, errors)
-    texts = len(lengths) * len(outputs) <= _MOST_TEXTS
-    bars = []
-    for place, length in enumerate(lengths):
-        for index, output in enumerate(outputs):
-            at, width = _side_by_side(place, index, len(outputs))
-            found = worst[length][output]
-            bars.append(
-                Bar(
-                    at=at,
-                    width=width,
-                    height=scale.share(found.max_rel),
-                    colour=_SERIES[index],
-                    text="" if found.passed or not texts else figure(found.max_rel),
-                    name=f"{output}, length {length}: {figure(found.max_rel)}",
-                    hollow=found.max_rel == 0,
-                    crossed=not found.passed,
-                )
-            )
-    tolerance = f"tolerance {number(report.tolerance.rtol)}: above it is refused"
+    tolerance = report.tolerance.rtol
+    colours = dict(zip(shown_outputs(report), _SERIES, strict=False))
+    worst = {verdict.length: report.by_output(verdict.length) for verdict in report.lengths()}
+    scale = _Scale(tolerance, [one.max_rel for found in worst.values() for one in found.values()])
+    groups = {}
+    for length, found in worst.items():
+        groups[length] = tuple(
+            _error_bar(found[output], scale, colour, f"{output}, length {length}")
+            for output, colour in colours.items()
+        )
+    limit = f"tolerance {number(tolerance)}: above it is refused"
     return Chart(
         label="Worst relative error of each output at each length, against the tolerance",
-        slots=max(len(lengths), 1),
-        bars=tuple(bars),
-        x_ticks=_length_ticks(lengths),
-        notes=_axis_title(lengths),
+        groups=tuple(groups.values()),
+        x_ticks=_length_ticks(groups),
+        notes=_axis_title(groups),
         y_ticks=scale.ticks(),
         y_title="relative error, log scale",
-        legend=tuple(zip(_SERIES, outputs, strict=False)),
-        limit=Tick(at=scale.share(report.tolerance.rtol), text=tolerance),
+        legend=tuple((colour, output) for output, colour in colours.items()),
+        limit=Tick(at=scale.share(tolerance), text=limit),
+    )
+
+
+def _error_bar(found: Difference, scale: _Scale, colour: str, name: str) -> Bar:
+    error = figure(found.max_rel)
+    return Bar(
+        height=scale.share(found.max_rel),
+        colour=colour,
+        text="" if found.passed else error,
+        name=f"{name}: {error}",
+        hollow=found.max_rel == 0,
+        crossed=not found.passed,
     )
 
 
@@ -73,34 +68,29 @@ def latency_chart(report: ValidationReport) -> Chart | None:
     lengths = sorted(report.latency_eager.keys() & report.latency_traced.keys())
     if not lengths:
         return None
-    kinds = (("--grey", "eager", report.latency_eager), ("--one", "traced", report.latency_traced))
+    pairs = [(report.latency_eager[length], report.latency_traced[length]) for length in lengths]
     # Room above the longest bar for its text.
-    top = max(latency[n] for _, _, latency in kinds for n in lengths) * 1.15 or 1.0
-    bars = []
-    for place, length in enumerate(lengths):
-        for index, (colour, name, latency) in enumerate(kinds):
-            at, width = _side_by_side(place, index, len(kinds))
-            time = milliseconds(latency[length])
-            bars.append(
-                Bar(
-                    at=at,
-                    width=width,
-                    height=latency[length] / top,
-                    colour=colour,
-                    text=time if len(lengths) * 2 <= _MOST_TEXTS else "",
-                    name=f"{name}, length {length}: {time} ms",
-                )
-            )
+    top = max(max(pair) for pair in pairs) * 1.15 or 1.0
+    groups = {}
+    for length, pair in zip(lengths, pairs, strict=True):
+        groups[length] = tuple(
+            _latency_bar(time, top, colour, f"{name}, length {length}")
+            for time, (colour, name) in zip(pair, _LATENCIES, strict=True)
+        )
     return Chart(
         label="Milliseconds of one call, eager and traced, at each length",
-        slots=len(lengths),
-        bars=tuple(bars),
-        x_ticks=_length_ticks(lengths),
-        notes=_axis_title(lengths),
+        groups=tuple(groups.values()),
+        x_ticks=_length_ticks(groups),
+        notes=_axis_title(groups),
         y_ticks=_even_ticks(top),
         y_title="milliseconds",
-        legend=tuple((colour, name) for colour, name, _ in kinds),
+        legend=_LATENCIES,
     )
+
+
+def _latency_bar(time: float, top: float, colour: str, name: str) -> Bar:
+    text = milliseconds(time)
+    return Bar(height=time / top, colour=colour, text=text, name=f"{name}: {text} ms")
 
 
 class _Scale:
@@ -138,18 +128,11 @@ class _Scale:
         return tuple(Tick(at=self._share(n), text=text) for n, text in texts.items())
 
 
-def _side_by_side(place: int, index: int, count: int) -> tuple[float, float]:
-    """Return the left edge and the width of one of a length's bars, in slots."""
-    step = _GROUP / max(count, 2)
-    left = place + 0.5 - step * count / 2
-    return left + step * (index + 0.05), step * 0.9
+def _length_ticks(lengths: Iterable[int]) -> tuple[Tick, ...]:
+    return tuple(Tick(at=slot + 0.5, text=str(length)) for slot, length in enumerate(lengths))
 
 
-def _length_ticks(lengths: Sequence[int]) -> tuple[Tick, ...]:
-    return tuple(Tick(at=place + 0.5, text=str(one)) for place, one in enumerate(lengths))
-
-
-def _axis_title(lengths: Sequence[int]) -> tuple[Tick, ...]:
+def _axis_title(lengths: Sized) -> tuple[Tick, ...]:
     return (Tick(at=len(lengths) / 2, text="standard length"),)
 
 

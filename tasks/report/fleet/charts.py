@@ -36,27 +36,28 @@ def error_histogram(shares: Sequence[float]) -> Chart:
     end = last + 2 if counts[last + 1] else last
     tolerance = -low * _STEPS
     ends = ((_EXACT, "exact"), (last + 1, "no figure"))
+    groups = [_group(counts, place, tolerance) for place in range(first, end)]
+    decades = range(low, high + 1, 1 + (high - low) // 7)
     return Chart(
         label="Number of conversions by worst error against tolerance",
-        slots=end - first,
-        bars=tuple(
-            Bar(
-                at=place - first + 0.02,
-                width=0.96,
-                # A single conversion among thousands stays visible; room for the number above.
-                height=max(count / max(counts.values()), 0.01) * 0.9,
-                colour="--bad" if place >= tolerance else "--one",
-                text=f"{count:,}",
-            )
-            for place, count in sorted(counts.items())
-        ),
+        groups=tuple(groups),
+        filled=1.0,
         x_ticks=tuple(
-            Tick(at=(n - low) * _STEPS - first, text=f"{number(10.0**n)}×")
-            for n in range(low, high + 1, 1 + (high - low) // 7)
+            Tick(at=(n - low) * _STEPS - first, text=f"{number(10.0**n)}×") for n in decades
         ),
         notes=tuple(Tick(at=at - first + 0.5, text=text) for at, text in ends if counts[at]),
         limit=Tick(at=tolerance - first, text="the tolerance"),
     )
+
+
+def _group(counts: Counter[int], place: int, tolerance: int) -> tuple[Bar, ...]:
+    """Return the bar at one place, if there is any."""
+    if not counts[place]:
+        return ()
+    share = counts[place] / max(counts.values())
+    colour = "--bad" if place >= tolerance else "--one"
+    # A single conversion among thousands stays visible; room for the number above.
+    return (Bar(height=max(share, 0.01) * 0.9, colour=colour, text=f"{counts[place]:,}"),)
 
 
 def _place(share: float, low: int, last: int) -> int:
