@@ -55,6 +55,8 @@ class Conversion:
 
 def reuse(store: Store, manifest: Manifest, channel: str) -> Conversion:
     """Return what was published before, and let the channel point to it."""
+    if manifest.validation.verdict == VALIDATED:
+        logger.info("already published: %s; no weights were read", manifest.key[:12])
     publication = point_channel(store, manifest, channel=channel)
     return Conversion(fresh=True, manifest=manifest, publication=publication)
 
@@ -71,6 +73,7 @@ def await_device(store: Store, candidate: Manifest, *, required: bool) -> Conver
             "Run on such an instance; the log has what the runtime said. The conversion stays a "
             "candidate."
         )
+    logger.info("compiled already: %s; it waits for a device", candidate.key[:12])
     return reuse(store, candidate, CANDIDATE_CHANNEL)
 
 
