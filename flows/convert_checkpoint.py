@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from prefect import flow
+from prefect.context import TagsContext
 from prefect.runtime import flow_run
 
 from flows.convert import convert
 from flows.engine import settings
-from flows.engine.names import TAG, run_name
+from flows.engine.cancelled import RunCancelledError, cancelled
+from flows.engine.names import run_name
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
 from tasks.errors import RequestError
@@ -15,8 +19,6 @@ from tasks.request.conversion import ConversionRequest, make_request
 
 
 def _run_name() -> str:
-    if any(tag.startswith(TAG) for tag in flow_run.tags):
-        return str(flow_run.name)  # a fleet knew its commit already
     parameters = flow_run.parameters
     request = ConversionRequest.model_validate(parameters["request"])
     return run_name(with_backend(request, parameters.get("backend")))
@@ -37,7 +39,12 @@ def convert_checkpoint(request: ConversionRequest, backend: str | None = None) -
     settings.show_progress()
     request = with_backend(request, backend)
     steps = PrefectSteps(limits=request.limits, run_id=str(flow_run.id), request=request)
-    return convert(request, steps)
+    try:
+        # Tags are this run's: each would cost every task a request for a limit of that name.
+        with TagsContext(current_tags=set()):
+            return convert(request, steps)
+    except RunCancelledError as error:
+        return cast("Conversion", cancelled(error))
 
 
 def with_backend(request: ConversionRequest, backend: str | None) -> ConversionRequest:

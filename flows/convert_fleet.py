@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any, cast
+from uuid import UUID
 
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.engine import settings as engine
+from flows.engine.cancelled import RunCancelledError, cancelled, stop_if_cancelled, under
 from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
-from flows.fan_out.assignment import Handout
-from flows.fan_out.convert_entries import carried_out
+from flows.fan_out.assignment import Assignment
+from flows.fan_out.batch_runs import end_orphans
+from flows.fan_out.convert_entries import convert_entries
 from flows.fan_out.pool_runs import RunLostError
 from flows.fan_out.rows import invalid_row, planned_row
 from tasks.errors import RequestError
@@ -30,7 +33,8 @@ from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
 from tasks.request.conversion import ConversionRequest
 
 _LIVES = 5
-IN_FLIGHT = 32  # facts: 32-64; each waiting run costs the server a request in 5 s
+IN_FLIGHT = 32
+PLACES = 2
 
 
 def _run_name() -> str:
@@ -50,6 +54,7 @@ def convert_fleet(
     store: str | None = None,
     only: list[str] | None = None,
     in_flight: Annotated[int, Field(ge=1)] = IN_FLIGHT,
+    places: Annotated[int, Field(ge=1)] = PLACES,
     jobs: Annotated[int, Field(ge=1)] | None = None,
 ) -> FleetFacts:
     """Convert every entry of a fleet whose published conversion is stale or missing.
@@ -59,7 +64,9 @@ def convert_fleet(
         spec: The fleet itself, instead of a file.
         store: Root URL of the store for all entries, instead of what the fleet says.
         only: Names of entries; none: all.
-        in_flight: Conversions handed out to the pools at a time.
+        in_flight: Batch runs in the pools at a time.
+        places: Runs that one worker of a process pool takes at a time, as its --limit: batch runs
+            are made for so many. A pool's own concurrency limit goes before it.
         jobs: Convert in this process, so many at a time; none: hand out to the pools.
 
     Returns:
@@ -71,19 +78,25 @@ def convert_fleet(
     """
     engine.show_progress()
     _check_lives()
+    own = UUID(str(flow_run.id))
     started = _now()
-    requests = _requests(fleet, spec, store, only)
-    rows = _planned(requests)
+    if engine.has_server():
+        end_orphans()
+    rows = _planned(_requests(fleet, spec, store, only))
     work = [
-        Handout(request=row.request, planned=row, fleet=str(flow_run.id))
-        for row in rows
-        if row.state in ("stale", "missing")
+        Assignment(planned=row, fleet=str(own)) for row in rows if row.state in ("stale", "missing")
     ]
     ended = {row.name: row for row in _without_work(rows)}
     shown = fleet_show.Progress(total=len(rows), done=len(ended))
-    for row in carried_out(work, in_flight=in_flight, jobs=jobs):
-        ended[row.name] = row
-        shown.tell(row)
+    options: dict[str, Any] = {"in_flight": in_flight, "places": places, "jobs": jobs}
+    try:
+        with under(own):
+            for row in convert_entries(work, fleet=own, **options):
+                ended[row.name] = row
+                shown.tell(row)
+            stop_if_cancelled()
+    except RunCancelledError as error:
+        return cast("FleetFacts", cancelled(error))
     facts = FleetFacts(
         name=PurePosixPath(fleet).name if fleet else "fleet",
         run=str(flow_run.name),
@@ -91,7 +104,7 @@ def convert_fleet(
         finished=_now(),
         rows=tuple(ended[row.name] for row in rows),
     )
-    return _checked(fleet_show.keep(facts, store=rows[0].request.store, run=str(flow_run.id)))
+    return _checked(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
 
 
 def _check_lives() -> None:

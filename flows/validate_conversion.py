@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.convert import validate
 from flows.engine import settings
+from flows.engine.cancelled import RunCancelledError, cancelled
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
 from tasks.child import Limits
@@ -41,12 +44,16 @@ def validate_conversion(
         What came of it, with the conversion's URL and manifest.
     """
     settings.show_progress()
-    return validate(
-        conversion,
-        PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id)),
-        backend=backend,
-        channel=channel,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        timeout_seconds=timeout_seconds,
-    )
+    steps = PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id))
+    try:
+        return validate(
+            conversion,
+            steps,
+            backend=backend,
+            channel=channel,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            timeout_seconds=timeout_seconds,
+        )
+    except RunCancelledError as error:
+        return cast("Conversion", cancelled(error))

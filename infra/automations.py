@@ -3,8 +3,8 @@
 * A run that says it runs and sends no heartbeat is ``Crashed``. Prefect sends one every 30 s
   (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``); six may be missed, as while the server is restarted.
 * A run that a worker took and that never began is ``Crashed`` too.
-* A lost conversion is handed out again by its fleet's task, which Prefect retries. A lost fleet run
-  has nobody above it: it is scheduled again, plans again, and joins what its children still do.
+* What a lost batch run had to make is handed out again by its fleet. A lost fleet run has nobody
+  above it: it is scheduled again, plans again, and joins what its batch runs still do.
 
 Rescheduling waits a minute: at once, it kills a worker that runs with ``--limit`` (prefect issues
 10632 and 16806).
@@ -26,7 +26,9 @@ OURS = "tracefleet"
 RESUMES = "resumes"
 MISSED = timedelta(seconds=6 * HEARTBEAT_SECONDS)
 DELAY = timedelta(seconds=60)
-_NEVER_BEGAN = timedelta(minutes=15)
+#: A process begins within half a minute of being taken, a container once its image is there: raise
+#: this where that is pulled for longer.
+NEVER_BEGAN = timedelta(minutes=5)
 _STATE = "prefect.flow-run."
 _OVER = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
 _TAKEN_UP = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
@@ -58,14 +60,14 @@ def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
     )
 
 
-def stuck_runs() -> AutomationCore:
+def stuck_runs(never_began: timedelta = NEVER_BEGAN) -> AutomationCore:
     """Return the automation that ends runs that a worker took and that never began.
 
     Heartbeats begin with the run: a host that is lost before that would never be missed.
     """
     return AutomationCore(
         name="tracefleet: a run that never began has crashed",
-        description=f"Pending for {_NEVER_BEGAN.seconds // 60} minutes: its host was lost.",
+        description=f"Pending for {never_began.seconds // 60} minutes: its host was lost.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "Pending"},
@@ -74,7 +76,7 @@ def stuck_runs() -> AutomationCore:
             match_related=_tagged(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=_NEVER_BEGAN,
+            within=never_began,
         ),
         actions=[
             ChangeFlowRunState(

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tasks.report.fleet.facts import FleetFacts, FleetRow
 
 _EPILOG = """\
-With a Prefect server configured (PREFECT_API_URL or the active profile) each conversion is handed
-to the deployment of its backend, and workers of the pools convert. Without one, or with --jobs, all
-of it happens in this process.
+With a Prefect server configured (PREFECT_API_URL or the active profile) workers of the pools
+convert, in batches that are shared evenly over their places. Without one, or with --jobs, all of it
+happens in this process.
 
 exit codes: 0 every entry is current; 1 some failed (the others are published), or the fleet file is
 wrong; 2 wrong usage; 130 interrupted.
@@ -56,7 +56,14 @@ def add_command(commands: Any) -> None:
         type=parse_positive,
         default=32,
         metavar="N",
-        help="conversions handed out to the pools at a time (default: 32)",
+        help="batch runs in the pools at a time (default: 32)",
+    )
+    add(
+        "--places",
+        type=parse_positive,
+        default=2,
+        metavar="N",
+        help="runs that one worker of a process pool takes at a time, as its --limit (default: 2)",
     )
     add_output(fleet)
 
@@ -74,6 +81,7 @@ def _fleet(options: argparse.Namespace) -> int:
         store=options.store,
         only=options.only,
         in_flight=options.in_flight,
+        places=options.places,
         jobs=options.jobs,
         return_state=True,
     )

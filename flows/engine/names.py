@@ -21,6 +21,11 @@ def run_name(request: ConversionRequest, commit: str | None = None) -> str:
     return " ".join(word for word in (model, request.backend, request.task) if word)
 
 
+def fleet_tag(fleet: UUID | str) -> str:
+    """Return the tag of a fleet's runs, from the part of its identifier that is no clock."""
+    return f"fleet:{str(fleet).rpartition('-')[2]}"
+
+
 def run_url(run: UUID | str) -> str | None:
     """Return the page of a flow run in Prefect's UI, None without a server."""
     from prefect.utilities.urls import url_for

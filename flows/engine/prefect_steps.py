@@ -17,6 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
+from flows.engine.cancelled import stop_if_cancelled
 from flows.engine.names import artifact_key, run_name
 from flows.engine.retries import network_task
 from tasks import child
@@ -56,6 +57,16 @@ class PrefectSteps(Steps):
         value: R = super().here(step, tried, *arguments, **options)
         if isinstance(value, Resolved) and self.request is not None:
             _rename(run_name(self.request, value.commit))
+        return value
+
+    def child(self, step: str, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function in a child process, as a task run, unless this run is being cancelled.
+
+        Raises:
+            RunCancelledError: it is, or a run above it.
+        """
+        stop_if_cancelled()
+        value: R = super().child(step, function, *arguments)
         return value
 
     def publish(

@@ -1,11 +1,13 @@
-"""What a fleet hands out: one entry with work to do, and how its run is identified."""
+"""One entry of a fleet that has work to do, and how its runs are known."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
-from flows.engine.names import TAG
+from flows.convert_batch import BatchEntry
+from flows.engine.names import TAG, fleet_tag, run_name
 from tasks.fleet.spec import LIMITS
 from tasks.plan.fleet import PlanRow
 from tasks.request.conversion import ConversionRequest
@@ -16,16 +18,14 @@ _SHORT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handout:
+class Assignment:
     """One entry of a fleet that has work to do.
 
     Attributes:
-        request: as the fleet file has it.
-        planned: what the plan found.
-        fleet: identifier of the fleet's flow run.
+        planned: Row of the plan, with the request as the fleet file has it.
+        fleet: Identifier of the fleet's flow run.
     """
 
-    request: ConversionRequest
     planned: PlanRow
     fleet: str
 
@@ -35,6 +35,11 @@ class Handout:
         return self.planned.name
 
     @property
+    def request(self) -> ConversionRequest:
+        """The request as the fleet file has it."""
+        return self.planned.request
+
+    @cached_property
     def pinned(self) -> ConversionRequest:
         """The request with the very commit and task that were planned, and an absolute store.
 
@@ -49,12 +54,17 @@ class Handout:
             found |= {"source": source, "revision": self.planned.commit}
         return self.request.model_copy(update=found)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What makes two runs the same: the conversion key, and where its result goes."""
-        asked = self.pinned.model_dump(mode="json", exclude=set(LIMITS))
+        fields = self.pinned.model_dump(mode="json", exclude=set(LIMITS))
         planned = {"commit": self.planned.commit, "key": self.planned.key}
-        return hashlib.sha256(canonical_json({**asked, **planned})).hexdigest()
+        return hashlib.sha256(canonical_json({**fields, **planned})).hexdigest()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the checkpoint, which tells how long its conversion takes."""
+        return self.planned.weight_bytes or 0
 
     @property
     def tag(self) -> str:
@@ -66,7 +76,9 @@ class Handout:
         """Tag of the runs that this fleet run started."""
         return fleet_tag(self.fleet)
 
-
-def fleet_tag(fleet: str) -> str:
-    """Return the tag of a fleet's runs, from the part of its identifier that is no clock."""
-    return f"fleet:{fleet.rpartition('-')[2]}"
+    @property
+    def entry(self) -> BatchEntry:
+        """The entry as a batch run gets it."""
+        pinned = self.pinned
+        name = run_name(pinned, self.planned.commit)
+        return BatchEntry(name=name, tag=self.tag, request=pinned, key=self.planned.key)

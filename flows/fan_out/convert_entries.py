@@ -1,36 +1,31 @@
-"""Carry out the conversions of a fleet: in the pools, or as subflows in this process.
-
-One task run for each entry, in threads that wait: Prefect's task runner bounds how many, Prefect's
-retries bring back what was lost, and a stop ends them all.
-"""
+"""Convert the entries of a fleet: in the pools, or as subflows in this process."""
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import Task, exponential_backoff
 
 from flows.convert_checkpoint import convert_checkpoint
 from flows.engine import settings as engine
+from flows.engine.cancelled import RunCancelledError, stop_if_cancelled
 from flows.engine.names import run_url
 from flows.fan_out import progress as fleet_show
-from flows.fan_out.assignment import Handout
-from flows.fan_out.pool_runs import StoppedError, cancel, hand_out
-from flows.fan_out.rows import cancelled_row, failed_row, joined_row, published_row, split_message
+from flows.fan_out.assignment import Assignment
+from flows.fan_out.batch_runs import cancel_fleet
+from flows.fan_out.pool_runs import run_in_pools
+from flows.fan_out.rows import cancelled_row, failed_row, published_row, split_message
 from tasks import child
-from tasks.errors import ConversionError
 from tasks.report.fleet.facts import FleetRow
-from tracefleet.errors import ArtifactError, StoreUnavailableError
 
 
 class EntryFailedError(Exception):
@@ -44,36 +39,56 @@ class EntryFailedError(Exception):
         return EntryFailedError, (self.row,)
 
 
-def carried_out(work: list[Handout], *, in_flight: int, jobs: int | None) -> Iterator[FleetRow]:
-    """Yield the row of each conversion as it ends; those that a stop leaves behind too."""
+class StoppedError(Exception):
+    """This fleet run is being stopped."""
+
+
+def convert_entries(
+    work: list[Assignment], *, fleet: UUID, in_flight: int, places: int, jobs: int | None
+) -> Iterator[FleetRow]:
+    """Yield the row of each conversion as it ends.
+
+    Args:
+        work: what is to be converted.
+        fleet: identifier of the fleet's flow run.
+        in_flight: batch runs in the pools at a time.
+        places: places of one worker of a process pool.
+        jobs: conversions at a time in this process; None: the pools convert, if there is a server.
+    """
     if not work:
         return
-    here = jobs if engine.has_server() else jobs or 1
-    carry_out: Any = convert_here if here else convert_there
+    if jobs is None and engine.has_server():
+        with cancelling_runs_on_error(fleet):
+            yield from run_in_pools(work, fleet=fleet, places=places, in_flight=in_flight)
+    else:
+        yield from _convert_in_threads(work, jobs or 1)
+
+
+def _convert_in_threads(work: list[Assignment], jobs: int) -> Iterator[FleetRow]:
     stopping = threading.Event()
-    runner: ThreadPoolTaskRunner[FleetRow] = ThreadPoolTaskRunner(max_workers=here or in_flight)
-    # From the inside: threads are told to stop, waited for, and then what they left is cancelled.
-    with _runs_cancelled(work[0].fleet), runner, _told_to_stop(stopping):
-        futures: dict[PrefectFuture[FleetRow], Handout] = {
-            runner.submit(carry_out, {"handout": one, "stopping": stopping}): one for one in work
+    runner: ThreadPoolTaskRunner[FleetRow] = ThreadPoolTaskRunner(max_workers=jobs)
+    with runner, stopping_on_error(stopping):
+        futures: dict[PrefectFuture[FleetRow], Assignment] = {
+            runner.submit(convert_here, {"assignment": one, "stopping": stopping}): one
+            for one in work
         }
         for future in as_completed(list(futures)):
             yield _row(future, futures[future])
 
 
-def _row(future: PrefectFuture[FleetRow], handout: Handout) -> FleetRow:
+def _row(future: PrefectFuture[FleetRow], assignment: Assignment) -> FleetRow:
     result: Any = future.result(raise_on_failure=False)
     if isinstance(result, FleetRow):
         return result
     if isinstance(result, EntryFailedError):
         return result.row
     if isinstance(result, StoppedError):
-        return cancelled_row(handout, url=None)
-    return failed_row(handout, type(result).__name__, str(result))
+        return cancelled_row(assignment, url=None)
+    return failed_row(assignment, type(result).__name__, str(result))
 
 
 @contextmanager
-def _told_to_stop(stopping: threading.Event) -> Iterator[None]:
+def stopping_on_error(stopping: threading.Event) -> Iterator[None]:
     """Let no thread go on behind a run that ends; children in this process end at once."""
     try:
         yield
@@ -84,7 +99,7 @@ def _told_to_stop(stopping: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _runs_cancelled(fleet: str) -> Iterator[None]:
+def cancelling_runs_on_error(fleet: UUID) -> Iterator[None]:
     """Cancel runs in the pools if this run is, or if no worker could take it up again.
 
     Else, as when the host of this run is drained, they go on, and the next run joins them.
@@ -92,65 +107,33 @@ def _runs_cancelled(fleet: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if engine.has_server() and fleet_show.ends_for_good(fleet):
-            cancel(fleet)
+        if fleet_show.ends_for_good(str(fleet)):
+            cancel_fleet(fleet)
         raise
 
 
-def _is_lost(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
-    """A lost run and a server that does not answer are worth another try, a verdict is not."""
-    try:
-        state.result()
-    except StoreUnavailableError:
-        return True
-    except (EntryFailedError, StoppedError, ConversionError, ArtifactError):
-        return False
-    except Exception:
-        return True
-    return False
-
-
-_entry = functools.partial(task, task_run_name="{handout.name}", cache_policy=NO_CACHE)
-
-
-@_entry(
-    name="hand out",
-    retries=4,
-    retry_delay_seconds=exponential_backoff(5),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_is_lost,
-)
-def convert_there(handout: Handout, stopping: threading.Event) -> FleetRow:
-    """Have a worker of the backend's pool convert one entry."""
-    run = hand_out(handout, stopping)
-    if run is None:
-        return joined_row(handout)
-    assert run.state is not None
-    return _ended(handout, run.state, str(run.id), cancelled=run.state.is_cancelled())
-
-
-@_entry(name="convert")
-def convert_here(handout: Handout, stopping: threading.Event) -> FleetRow:
-    """Convert one entry in this process, as a subflow."""
-    if stopping.is_set():
-        raise StoppedError(handout.name)
-    # Heartbeats tell of a host that was lost: with it this whole run is. They cost a second each.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        state: State[Any] = convert_checkpoint(handout.pinned, return_state=True)
-    run = str(state.state_details.flow_run_id)
-    return _ended(handout, state, run, cancelled=stopping.is_set())
-
-
-def _ended(handout: Handout, state: State[Any], run: str, *, cancelled: bool) -> FleetRow:
-    """Return the row of a run that ended well.
+@task(name="convert", task_run_name="{assignment.name}", cache_policy=NO_CACHE)
+def convert_here(assignment: Assignment, stopping: threading.Event) -> FleetRow:
+    """Convert one entry in this process, as a subflow.
 
     Raises:
-        EntryFailedError: it did not; the error holds its row.
+        EntryFailedError: it did not end well; the error holds its row.
+        StoppedError: the fleet stops: ``stopping`` is set, or it is being cancelled.
     """
+    try:
+        stop_if_cancelled()
+    except RunCancelledError as error:
+        raise StoppedError(f"{assignment.name}: not begun: {error}") from error
+    if stopping.is_set():
+        raise StoppedError(f"{assignment.name}: not begun")
+    # Heartbeats tell of a host that was lost: with it this whole run is. They cost a second each.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        state: State[Any] = convert_checkpoint(assignment.pinned, return_state=True)
+    run = str(state.state_details.flow_run_id)
     url = run_url(run)
     if state.is_completed():
-        return published_row(handout, run=run, url=url)
-    if cancelled:
-        raise EntryFailedError(cancelled_row(handout, url=url))
-    error, message = split_message(str(state.message or state.name))
-    raise EntryFailedError(failed_row(handout, error, message, run=run, url=url))
+        return published_row(assignment, run=run, url=url)
+    if state.is_cancelled() or stopping.is_set():
+        raise EntryFailedError(cancelled_row(assignment, url=url))
+    kind, message = split_message(str(state.message or state.name))
+    raise EntryFailedError(failed_row(assignment, kind, message, run=run, url=url))

@@ -1,206 +1,251 @@
-"""Runs of conversions on a Prefect server: start or join one, wait for it, cancel a fleet's.
+"""Have the pools convert a fleet's entries: batch runs are started, followed and made up for.
 
-A run is identified by what it makes and where that goes: whoever hands out a conversion that is
-under way joins its run. Waiting for a lost run or a server that restarts is Prefect's business: the
-task over ``hand_out`` (``flows.fan_out.convert_entries``) retries for `RunLostError` and for
-network errors, and each try joins or replaces the run.
+One loop looks every few seconds, in a handful of requests however many batch runs there are: which
+conversions have ended, which batch runs are over, and whether a place is free that could take work
+over from another. What was lost with its process or host is handed out again, five times in all;
+what failed by itself is not. A server that does not answer is asked again the next time.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import threading
+import random
+import time
 from collections.abc import Iterator
-from typing import Any, cast
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
-from prefect.client.schemas.objects import (
-    TERMINAL_STATES,
-    FlowRun,
-    StateType,
-    WorkPoolStatus,
-)
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.client.schemas.objects import FlowRun
 
-from flows.engine.names import run_name
-from flows.fan_out.assignment import Handout, fleet_tag
+from flows.engine.cancelled import stop_if_cancelled
+from flows.engine.names import fleet_tag
+from flows.fan_out import batch_runs
+from flows.fan_out.assignment import Assignment
+from flows.fan_out.followed import Followed, tag_of
+from flows.fan_out.places import Places, has_no_worker, read_places
+from flows.fan_out.rows import failed_row
+from flows.fan_out.sharing import half_of, share
 from tasks.errors import BackendUnavailableError
-from tracefleet.channel import channel_folder, current
-from tracefleet.store import open_store
+from tasks.report.fleet.facts import FleetRow
+from tracefleet.errors import StoreUnavailableError
 
 logger = logging.getLogger(__name__)
 
-FLOW = "convert-checkpoint"
-#: The queue that fleets hand out to in every pool; ad hoc runs come before it (infra/pools.yaml).
-QUEUE = "fleet"
-#: Soon at first, for what is quick or fails at once; then so that hundreds in flight are bearable
-#: for a server that answers about a hundred requests a second.
-_POLLS = (3.0, 5.0, 8.0)
-_POLL_SECONDS = 15.0
+_TRIES = 5
+_RETRY_SECONDS = 5.0
+#: Soon at first, for what is quick or fails at once.
+_POLLS = (2.0,) * 15
+_POLL_SECONDS = 5.0
 #: A pool whose workers are all gone for longer is taken for one that has none.
 _NO_WORKER_SECONDS = 600.0
-_PAGE = 200
+#: How far clocks may differ: a run's end is the time of its own host.
+_CLOCKS = timedelta(minutes=2)
 
 
 class RunLostError(Exception):
     """A run ended without a verdict: its worker died, or somebody cancelled it for all."""
 
 
-class StoppedError(Exception):
-    """This fleet run is being stopped."""
+@dataclass
+class _Waiting:
+    """Work that is shared out once its time has come."""
+
+    work: list[Assignment]
+    not_before: float = 0.0
 
 
-def hand_out(handout: Handout, stopping: threading.Event) -> FlowRun | None:
-    """Start or join the run of a conversion; return it when it is over.
+@dataclass
+class Pools:
+    """What a fleet has in the pools.
 
-    Returns:
-        The run; None if the conversion turned out to be current already: another fleet's run ended
-        since this one planned.
+    Attributes:
+        fleet: identifier of the fleet's flow run.
+        places: places of one worker of a process pool.
+        in_flight: batch runs at a time.
+        waiting: what is to be shared out.
+        ready: batches that wait for one of those in flight to end.
+        followed: batch runs under way, by their identifier.
+        tries: how often an entry was lost, by its tag.
+        looked: when conversions that have ended were read last.
+    """
+
+    fleet: UUID
+    places: int
+    in_flight: int
+    waiting: list[_Waiting]
+    ready: list[list[Assignment]] = field(default_factory=list)
+    followed: dict[UUID, Followed] = field(default_factory=dict)
+    tries: dict[str, int] = field(default_factory=dict)
+    looked: datetime | None = None
+
+    def look(self, client: SyncPrefectClient) -> Iterator[FleetRow]:
+        """Do what is to be done now; yield the rows of conversions that have ended."""
+        yield from self._read_ends(client)
+        if not self.ready:
+            self._take_over(client)
+        for due in [one for one in self.waiting if one.not_before <= time.monotonic()]:
+            yield from self._share_out(client, due)
+            self.waiting.remove(due)
+        while self.ready and len(self.followed) < self.in_flight:
+            batch = self.ready[0]
+            self._follow(batch_runs.start(client, batch, self.fleet), batch)
+            del self.ready[0]
+
+    def _share_out(self, client: SyncPrefectClient, due: _Waiting) -> Iterator[FleetRow]:
+        """Join what other runs are to make already, and share the rest over the free places."""
+        held = {tag: run for run in batch_runs.live_batches(client) for tag in run.tags}
+        by_backend: dict[str, list[Assignment]] = {}
+        for one in due.work:
+            if one.tag in held:
+                self._follow(held[one.tag], [one])
+            else:
+                by_backend.setdefault(one.request.backend, []).append(one)
+        due.work = list(itertools.chain(*by_backend.values()))
+        for backend, work in by_backend.items():
+            try:
+                places = self._places(client, work[0])
+            except BackendUnavailableError as error:
+                yield from [failed_row(one, type(error).__name__, str(error)) for one in work]
+            else:
+                self.ready += share(work, places.free if places.free > 0 else places.all)
+            due.work = [one for one in due.work if one.request.backend != backend]
+
+    def _places(self, client: SyncPrefectClient, one: Assignment) -> Places:
+        name = batch_runs.deployment(one)
+        return read_places(client, name, each=self.places, most=self.in_flight)
+
+    def _follow(self, run: FlowRun, work: list[Assignment]) -> None:
+        is_ours = fleet_tag(self.fleet) in run.tags
+        followed = self.followed.setdefault(run.id, Followed(run=run, left={}, is_ours=is_ours))
+        followed.left |= {one.tag: one for one in work}
+        self.looked = None  # what another fleet's run has ended before counts too
+
+    def _read_ends(self, client: SyncPrefectClient) -> Iterator[FleetRow]:
+        """Read what has ended since the last look."""
+        now, since = _now(), self.looked and self.looked - _CLOCKS
+        if not self.followed:
+            return
+        runs = batch_runs.runs_by_id(client, self.followed)
+        ended = batch_runs.conversions(client, self.followed, over=True, since=since)
+        for followed in list(self.followed.values()):
+            followed.run = runs[followed.run.id]
+            yield from followed.settle(ended)
+            if followed.is_over:
+                yield from self._close(client, followed)
+            elif self._has_no_worker(client, followed):
+                yield from self._give_up(client, followed)
+        self.looked = now
+
+    def _close(self, client: SyncPrefectClient, followed: Followed) -> Iterator[FleetRow]:
+        """Settle what a batch run that is over did not convert."""
+        batch_runs.end_conversions(client, followed.run)
+        begun = batch_runs.conversions(client, [followed.run.id])
+        yield from followed.settle(begun)
+        suspects = {tag_of(run) for run in begun}
+        again: list[Assignment] = []
+        for one in followed.left.values():
+            row = followed.row_of_unconverted(one, begun=one.tag in suspects)
+            if row is None and one.tag in followed.run.tags:  # else another fleet took it back
+                row = self._count_loss(one, followed.run)
+            if row is None:
+                again.append(one)
+            else:
+                yield row
+        del self.followed[followed.run.id]
+        self._try_again(again, suspects)
+
+    def _count_loss(self, one: Assignment, batch: FlowRun) -> FleetRow | None:
+        """Return the row of what was lost too often; None: it is to be tried again."""
+        self.tries[one.tag] = self.tries.get(one.tag, 1) + 1
+        if self.tries[one.tag] <= _TRIES or batch.state is None:
+            return None
+        message = f"{batch.name}: {batch.state.name}: {batch.state.message or 'no message'}"
+        return failed_row(one, RunLostError.__name__, message)
+
+    def _try_again(self, work: list[Assignment], suspects: set[str]) -> None:
+        """Let what was under way when a run was lost go alone: it may have been the cause."""
+        together = [one for one in work if one.tag not in suspects]
+        alone = [[one] for one in work if one.tag in suspects]
+        for group in [together, *alone]:
+            if group:
+                lost = max(self.tries.get(one.tag, 1) for one in group) - 1
+                delay = _RETRY_SECONDS * 2**lost * random.uniform(0.5, 1.0)  # noqa: S311
+                self.waiting.append(_Waiting(group, time.monotonic() + delay))
+
+    def _has_no_worker(self, client: SyncPrefectClient, followed: Followed) -> bool:
+        if not has_no_worker(client, followed.run):
+            followed.alone_since = None
+            return False
+        followed.alone_since = followed.alone_since or time.monotonic()
+        return time.monotonic() - followed.alone_since > _NO_WORKER_SECONDS
+
+    def _give_up(self, client: SyncPrefectClient, followed: Followed) -> Iterator[FleetRow]:
+        batch_runs.cancel(client, followed.run)
+        pool = followed.run.work_pool_name
+        for one in followed.left.values():
+            yield failed_row(
+                one,
+                BackendUnavailableError.__name__,
+                f"pool {pool}: expected a worker, got none for {_NO_WORKER_SECONDS / 60:g} "
+                f"minutes. Start one: `prefect worker start --pool {pool}`.",
+            )
+        del self.followed[followed.run.id]
+
+    def _take_over(self, client: SyncPrefectClient) -> None:
+        """Let a place that is free take half of what another has not begun."""
+        longest: dict[str, Followed] = {}
+        for followed in self.followed.values():
+            if followed.is_ours and followed.left:
+                backend = next(iter(followed.left.values())).request.backend
+                other = longest.get(backend)
+                if other is None or len(other.left) < len(followed.left):
+                    longest[backend] = followed
+        for followed in longest.values():
+            if half_of(list(followed.left)):
+                self._take_half(client, followed)
+
+    def _take_half(self, client: SyncPrefectClient, followed: Followed) -> None:
+        if self._places(client, next(iter(followed.left.values()))).free < 1:
+            return
+        begun = {tag_of(run) for run in batch_runs.conversions(client, [followed.run.id])}
+        half = half_of([tag for tag in followed.left if tag not in begun])
+        if half:
+            taken = batch_runs.take_back(client, followed.run, set(half))
+            self.waiting.append(_Waiting([followed.left.pop(tag) for tag in half if tag in taken]))
+
+
+def run_in_pools(
+    work: list[Assignment], *, fleet: UUID, places: int, in_flight: int
+) -> Iterator[FleetRow]:
+    """Yield the row of each conversion as it ends.
+
+    Args:
+        work: what is to be converted.
+        fleet: identifier of the fleet's flow run.
+        places: places of one worker of a process pool.
+        in_flight: batch runs at a time.
 
     Raises:
-        RunLostError: it crashed, or was cancelled by somebody else.
-        StoppedError: ``stopping`` was set; the run goes on.
-        BackendUnavailableError: nobody can take it: no deployment, or no worker for ten minutes.
+        RunCancelledError: the fleet is being cancelled; its runs go on.
     """
-    if stopping.is_set():
-        raise StoppedError(f"{handout.name}: not begun")
-    with get_client(sync_client=True) as client:
-        started = _started(client, handout)
-        if started is None:
-            return None
-        run = _finished(client, started, stopping)
-    assert run.state is not None
-    ours = handout.fleet_tag in run.tags
-    if run.state.is_crashed() or (run.state.is_cancelled() and not ours):
-        raise RunLostError(f"{run.name}: {run.state.name}: {run.state.message or 'no message'}")
-    return run
-
-
-def cancel(fleet: str) -> None:
-    """Ask for the end of every run that a fleet run started and that is not over.
-
-    What goes wrong with one run or with the server is logged and stops nothing else.
-    """
-    asked: set[UUID] = set()
-    going = FlowRunFilterStateType(not_any_=[*TERMINAL_STATES, StateType.CANCELLING])
-    try:
-        with get_client(sync_client=True) as client:
-            # The list shrinks as they are cancelled; what could not be is not asked for again.
-            while left := [
-                r for r in _page(client, [fleet_tag(fleet)], going) if r.id not in asked
-            ]:
-                for run in left:
-                    asked.add(run.id)
-                    _cancel(client, run)
-    except Exception:
-        logger.warning("the runs of this fleet could not be cancelled", exc_info=True)
-
-
-def _cancel(client: SyncPrefectClient, run: FlowRun) -> None:
-    try:
-        client.set_flow_run_state(run.id, Cancelling())
-    except Exception:
-        logger.warning("%s could not be cancelled", run.name, exc_info=True)
-
-
-def _started(client: SyncPrefectClient, handout: Handout) -> FlowRun | None:
-    """Return a run of the conversion: a new one, or one to join; None if it is not needed.
-
-    The key of the nth try is the same for all that hand out the conversion at the same time. A run
-    that ended since the tries were counted is found by its key, and what it did in the store.
-    """
-    ended = sum(1 for _ in _over(client, [handout.tag]))
-    for number in itertools.count(ended):
-        if _is_current(handout):
-            return _own(client, handout)
-        run = _asked_for(handout, number)
-        if run.state is None or not run.state.is_final():
-            return run
-    raise AssertionError("unreachable")
-
-
-def _asked_for(handout: Handout, number: int) -> FlowRun:
-    name = f"{FLOW}/{handout.request.backend}"
-    try:
-        run: Any = run_deployment(
-            name,
-            parameters={"request": handout.pinned.model_dump(mode="json")},
-            flow_run_name=run_name(handout.pinned, handout.planned.commit),
-            tags=[handout.tag, handout.fleet_tag],
-            idempotency_key=f"{handout.identity}-{number}",
-            work_queue_name=QUEUE,
-            timeout=0,
-        )
-    except ObjectNotFound as error:
-        raise BackendUnavailableError(
-            f"deployment {name}: expected it on the Prefect server, got none. Deploy it: `prefect "
-            "--no-prompt deploy --all --prefect-file infra/prefect.yaml`."
-        ) from error
-    return cast("FlowRun", run)
-
-
-def _own(client: SyncPrefectClient, handout: Handout) -> FlowRun | None:
-    """Return the run by which this fleet made the conversion current, if an earlier try did."""
-    ours = _over(client, [handout.tag, handout.fleet_tag])
-    return next((run for run in ours if run.state and run.state.is_completed()), None)
-
-
-def _is_current(handout: Handout) -> bool:
-    """Whether the channel points to the very conversion that was planned."""
-    request = handout.pinned
-    folder = channel_folder(request.source, request.variant, request.channel)
-    newest = current(open_store(request.store), folder)
-    return newest is not None and newest[1].key == handout.planned.key
-
-
-def _finished(client: SyncPrefectClient, run: FlowRun, stopping: threading.Event) -> FlowRun:
-    """Wait; ``run_deployment`` waits too, but can't be stopped in a thread."""
-    alone = 0.0
-    pauses = itertools.chain(_POLLS, itertools.repeat(_POLL_SECONDS))
-    while run.state is None or not run.state.is_final():
-        pause = next(pauses)
-        if stopping.wait(pause):
-            raise StoppedError(f"{run.name}: left under way")
-        run = client.read_flow_run(run.id)
-        alone = alone + pause if _has_no_worker(client, run) else 0.0
-        if alone > _NO_WORKER_SECONDS:
-            _cancel(client, run)
-            raise BackendUnavailableError(
-                f"pool {run.work_pool_name}: expected a worker, got none for "
-                f"{_NO_WORKER_SECONDS / 60:g} minutes. Start one: `prefect worker start --pool "
-                f"{run.work_pool_name}`."
-            )
-    return run
-
-
-def _has_no_worker(client: SyncPrefectClient, run: FlowRun) -> bool:
-    if run.state is None or not run.state.is_scheduled() or run.work_pool_name is None:
-        return False
-    return client.read_work_pool(run.work_pool_name).status == WorkPoolStatus.NOT_READY
-
-
-def _over(client: SyncPrefectClient, tags: list[str]) -> Iterator[FlowRun]:
-    """Yield every run with these tags that is over; a server tells 200 at a time."""
-    kind = FlowRunFilterStateType(any_=list(TERMINAL_STATES))
-    for offset in itertools.count(0, _PAGE):
-        page = _page(client, tags, kind, offset)
-        yield from page
-        if len(page) < _PAGE:
+    pools = Pools(fleet=fleet, places=places, in_flight=in_flight, waiting=[_Waiting(list(work))])
+    for pause in itertools.chain(_POLLS, itertools.repeat(_POLL_SECONDS)):
+        stop_if_cancelled()
+        try:
+            with get_client(sync_client=True) as client:
+                yield from pools.look(client)
+        except (httpx.HTTPError, StoreUnavailableError) as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                raise
+            logger.warning("no answer, asked again in %g s: %s", pause, error)
+        if not (pools.waiting or pools.ready or pools.followed):
             return
+        time.sleep(pause)
 
 
-def _page(
-    client: SyncPrefectClient, tags: list[str], kind: FlowRunFilterStateType, offset: int = 0
-) -> list[FlowRun]:
-    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=tags), state=FlowRunFilterState(type=kind))
-    return client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=offset)
+def _now() -> datetime:
+    return datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC

@@ -7,7 +7,7 @@ import logging
 import re
 from dataclasses import replace
 
-from flows.fan_out.assignment import Handout
+from flows.fan_out.assignment import Assignment
 from tasks.plan.fleet import PlanRow
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
@@ -67,33 +67,38 @@ def invalid_row(row: PlanRow) -> FleetRow:
 
 
 def failed_row(
-    handout: Handout, error: str, message: str, *, run: str | None = None, url: str | None = None
+    assignment: Assignment,
+    error: str,
+    message: str,
+    *,
+    run: str | None = None,
+    url: str | None = None,
 ) -> FleetRow:
     """Return the row of a conversion that failed.
 
     Args:
-        handout: what was handed out.
+        assignment: what was to be converted.
         error: type of the error.
         message: what it says.
         run: identifier of the conversion's flow run, if it had one.
         url: of its page.
     """
-    row = _failed(planned_row(handout.planned, "failed"), error, message)
-    report = None if run is None else _report(handout.request.store, run)
+    row = _failed(planned_row(assignment.planned, "failed"), error, message)
+    report = None if run is None else _report(assignment.request.store, run)
     return replace(row, run_url=url, report_url=report)
 
 
-def cancelled_row(handout: Handout, *, url: str | None) -> FleetRow:
+def cancelled_row(assignment: Assignment, *, url: str | None) -> FleetRow:
     """Return the row of a conversion that was stopped before its end."""
-    return replace(planned_row(handout.planned, "cancelled"), run_url=url)
+    return replace(planned_row(assignment.planned, "cancelled"), run_url=url)
 
 
-def joined_row(handout: Handout) -> FleetRow:
+def joined_row(assignment: Assignment) -> FleetRow:
     """Return the row of a conversion that another fleet published since this one planned."""
-    return replace(planned_row(handout.planned, "fresh"), why=_MEANWHILE)
+    return replace(planned_row(assignment.planned, "fresh"), why=_MEANWHILE)
 
 
-def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
+def published_row(assignment: Assignment, *, run: str, url: str | None) -> FleetRow:
     """Return the row of a conversion that a run ended well, from what the run left in the store.
 
     A run that found the conversion published already left no attestation: the row is fresh.
@@ -101,10 +106,10 @@ def published_row(handout: Handout, *, run: str, url: str | None) -> FleetRow:
     Raises:
         ManifestError: the store does not have the conversion that the run says it published.
     """
-    store = open_store(handout.request.store)
-    manifest = _manifest(store, handout)
+    store = open_store(assignment.request.store)
+    manifest = _manifest(store, assignment)
     attested = _attestation(store, manifest, run)
-    row = planned_row(replace(handout.planned, key=manifest.key), "published")
+    row = planned_row(replace(assignment.planned, key=manifest.key), "published")
     row = replace(row, run_url=url)
     candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
@@ -138,16 +143,16 @@ def _source(row: PlanRow) -> str:
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 
-def _manifest(store: ReadableStore, handout: Handout) -> Manifest:
+def _manifest(store: ReadableStore, assignment: Assignment) -> Manifest:
     """Return what a run published.
 
     It is under the planned key; where the worker's toolchain was another one, the channel knows.
     """
-    source, key = _source(handout.planned), handout.planned.key
+    source, key = _source(assignment.planned), assignment.planned.key
     manifest = _either(store, source, key) if key else None
-    for channel in (handout.request.channel, CANDIDATE_CHANNEL):
+    for channel in (assignment.request.channel, CANDIDATE_CHANNEL):
         if manifest is None:
-            newest = current(store, channel_folder(source, handout.pinned.variant, channel))
+            newest = current(store, channel_folder(source, assignment.pinned.variant, channel))
             manifest = _either(store, source, newest[1].key) if newest else None
     if manifest is None:
         raise ManifestError(

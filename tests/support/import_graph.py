@@ -37,6 +37,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("flows", "flows.engine"),
     ("flows.convert",),
     ("flows.convert_checkpoint", "flows.validate_conversion", "flows.collect_garbage"),
+    ("flows.convert_batch",),
     ("flows.fan_out",),
     ("flows.convert_fleet",),
     ("flows.commands",),
