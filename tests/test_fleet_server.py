@@ -32,6 +32,7 @@ pytestmark = pytest.mark.prefect
 #: Layers and lengths enough for a trace that can be hit while it runs.
 DEEP = 12
 SLOW = [*range(8, 128, 8)]
+FLEET = ("python", "-m", "flows", "fleet")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,8 @@ def test_what_is_deployed(platform: Platform):
             "default": 5,
             "fleet": 10,
         }
+        batch = platform.ask(f"deployments/name/convert-batch/{backend}")
+        assert (batch["work_pool_name"], batch["work_queue_name"]) == (backend, "fleet")
     assert platform.ask("deployments/name/gc/weekly")["schedules"][0]["active"]
     again = platform.run("python", "-m", "infra.provision")
     assert again.returncode == 0
@@ -244,7 +247,7 @@ def test_two_backends_side_by_side_and_a_device_that_comes_later(
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert "4 entries: 3 fresh, 1 published, 0 failed" in rest.stdout
     assert _channels(store)[("neuronx", "latest")] == 2
-    pools = {run["work_pool_name"] for run in platform.conversions(store)}
+    pools = {run["work_pool_name"] for run in platform.batches(store)}
     assert pools == {"jit", "neuronx"}
     platform.lose(worker)
 
@@ -259,17 +262,23 @@ def _channels(store: str) -> Counter[tuple[str, str]]:
     return Counter((one.variant.split(".")[1], one.channel) for one in found)
 
 
-def test_a_killed_run_is_handed_out_again(
+def test_a_killed_batch_costs_no_conversion(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(1, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+    """What it had converted is not repeated, and what was under way goes alone."""
+    fleet = fleet_file(tmp_path, all_of(checkpoints(4, layers=DEEP)), store=store, lengths=SLOW)
+    with platform.running(*FLEET, fleet, "--places", "1") as process:
+        platform.wait(lambda: published(store) == 1)
         run = tracing(platform, store)
-        platform.process_of(run).kill()
+        platform.process_of(platform.batch_of(run)).kill()
         told, _ = process.communicate(timeout=200)
     assert process.returncode == 0, told
-    assert states(platform, store) == {"Crashed": 1, "Completed": 1}
-    assert published(store) == 1
+    assert states(platform, store) == {"Crashed": 1, "Completed": 4}
+    assert [len(batch["parameters"]["entries"]) for batch in platform.batches(store)] in (
+        [4, 2, 1],
+        [4, 1, 2],
+    )
+    assert published(store) == 4
 
 
 @pytest.fixture

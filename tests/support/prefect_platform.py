@@ -126,11 +126,25 @@ class Platform:
 
     def conversions(self, store: str) -> list[dict[str, Any]]:
         """Return every run of convert-checkpoint into a store, oldest first."""
-        wanted = {"flows": {"name": {"any_": ["convert-checkpoint"]}}, "sort": "START_TIME_ASC"}
+        runs = self._runs("convert-checkpoint")
+        return [run for run in runs if run["parameters"]["request"]["store"] == store]
+
+    def batches(self, store: str) -> list[dict[str, Any]]:
+        """Return every run of convert-batch into a store, oldest first."""
+        runs = self._runs("convert-batch")
+        return [run for run in runs if run["parameters"]["entries"][0]["request"]["store"] == store]
+
+    def _runs(self, flow: str) -> list[dict[str, Any]]:
+        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
         found: list[dict[str, Any]] = []
         while page := self.ask("flow_runs/filter", {**wanted, "offset": len(found)}):
             found += page
-        return [run for run in found if run["parameters"]["request"]["store"] == store]
+        return found
+
+    def batch_of(self, conversion: str) -> str:
+        """Return the identifier of the batch run that a conversion's run belongs to."""
+        task = self.ask(f"flow_runs/{conversion}")["parent_task_run_id"]
+        return str(self.ask(f"task_runs/{task}")["flow_run_id"])
 
     def wait(self, until: Callable[[], Any], seconds: float = 120) -> Any:
         """Return the first true answer, or fail."""
