@@ -107,7 +107,7 @@ def test_the_same_cores_are_not(published, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("machine", "says"),
     [
-        ({"device": "none"}, "no Neuron device here"),
+        ({"device": "none"}, "has no Neuron device"),
         ({"device": "trn2"}, "other NeuronCores or by a newer compiler"),  # no driver's word on it
         ({"runtime_reads": "2.20.0.0"}, "other NeuronCores or by a newer compiler"),
         ({"busy": 2}, "NEURON_RT_VISIBLE_CORES"),
@@ -165,7 +165,7 @@ def test_a_program_needs_the_package_in_another_process_too(published):
     ],
 )
 def test_versions_are_compared_as_numbers(monkeypatch, here: str, built: str, refused: bool):
-    monkeypatch.setattr(neuron, "installed", lambda _: {"neuronx-cc": here})
+    monkeypatch.setattr(neuron, "find_installed", lambda _: {"neuronx-cc": here})
     toolchain = Toolchain(
         python="3.11", torch="2.9.0", transformers="4.57", compiler=f"neuronx-cc=={built} x==1"
     )

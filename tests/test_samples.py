@@ -313,7 +313,7 @@ def test_a_mask_that_is_not_heeded_is_caught(folder, tmp_path):
 
 
 def test_a_bundle_that_takes_images_of_another_size_is_caught(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracefleet.reader.dispatcher, "_shape_checks", lambda _: [])
+    monkeypatch.setattr(tracefleet.reader.dispatcher, "_check_shapes", lambda _: [])
     bench = _bench(folder, "resnet", tmp_path)
     with pytest.raises(NumericsMismatchError, match=r"\(1, 3, 32, 31\) to be refused"):
         bench.validate(bench.trace())

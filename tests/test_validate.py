@@ -227,11 +227,11 @@ def test_an_ignored_decoder_mask_is_caught(name, checkpoint, tmp_path):
 def test_outputs_sliced_to_the_wrong_side_are_caught(checkpoint, tmp_path, monkeypatch):
     from tracefleet.reader import dispatcher
 
-    sliced = dispatcher._sliced
+    slice_right = dispatcher._slice
     monkeypatch.setattr(
         dispatcher,
-        "_sliced",
-        lambda name, spec: sliced(name, spec).replace("decoder_length", "length"),
+        "_slice",
+        lambda name, spec: slice_right(name, spec).replace("decoder_length", "length"),
     )
     bench = _bench(checkpoint, tmp_path, "bart")
     failed = _failures(bench, bench.trace())
@@ -300,7 +300,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
 def test_a_guard_that_lets_other_shapes_through_is_caught(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint, tmp_path)
     monkeypatch.setattr(
-        "tracefleet.reader.dispatcher._exact_source",
+        "tracefleet.reader.dispatcher._write_exact",
         lambda inputs, outputs, length, batch, graph: (
             f"def forward_{length}(self, input_ids: Tensor, attention_mask: Tensor, "
             f"token_type_ids: Tensor) -> Tuple[Tensor, Tensor]:\n"

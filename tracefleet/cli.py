@@ -1,7 +1,6 @@
-"""The command ``tracefleet``: look into a store, check it, take from it, try a model.
+"""The command ``tracefleet``: list a store, verify it, copy from it, run a model.
 
-Exit codes: 0 done, 1 something is wrong with the store, a conversion or an input (said on
-standard error), 2 wrong usage.
+Exit codes: 0 done, 1 damage or an error (reported on standard error), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from tracefleet import __version__, commands
 from tracefleet.errors import ArtifactError
 
 Command = Callable[[argparse.Namespace], int]
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-_DOES = {
+_SUMMARIES = {
     "list": "List every channel with its current conversion.",
-    "show": "Print what one conversion is, from its checked manifest.",
+    "show": "Print the facts of one conversion, from its checked manifest.",
     "verify": "Check every byte of current conversions against their digests.",
     "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
     "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
@@ -31,15 +32,15 @@ exit codes: 0 done, 1 damage or an error (see standard error), 2 wrong usage
 
 environment:
   AWS_*                the standard AWS configuration, for s3:// stores
-  TRACEFLEET_CACHE     where downloads are kept (~/.cache/tracefleet)
-  TRACEFLEET_CACHE_GB  how much of them (50); the least recently used goes first
-  TRACEFLEET_OFFLINE   1: open what the cache holds, without a network
+  TRACEFLEET_CACHE     folder that downloads are kept in (~/.cache/tracefleet)
+  TRACEFLEET_CACHE_GB  limit of its size (50); the least recently used files are removed first
+  TRACEFLEET_OFFLINE   1: open conversions from the cache, without a network
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
+    parser = _build_parser()
     arguments = parser.parse_args(argv)
     if arguments.command is commands.pull_command and (arguments.dest is None) != arguments.presign:
         parser.error("pull: expected either a DEST folder or --presign")
@@ -47,22 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough; keep the exit quiet.
+        # The reading end of the pipe (head, less) was closed: keep Python from reporting at exit
+        # that it can't flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ArtifactError, ValueError, ImportError, OSError) as error:
-        print(f"error: {_explained(error)}", file=sys.stderr)
+        print(f"error: {_explain(error)}", file=sys.stderr)
         return 1
     return code
 
 
-def _explained(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"{error}. Install what opens models: pip install 'tracefleet[run]'"
+        return f"{error}. Install the packages that open models: pip install 'tracefleet[run]'"
     return str(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tracefleet",
         description="Open validated conversions of Hugging Face checkpoints from a store.",
@@ -71,49 +73,75 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Command, *, channel: str | None) -> argparse.ArgumentParser:
-        text = _DOES[name]
-        sub = subparsers.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        sub.add_argument("store", metavar="STORE", help="a folder, file:///… or s3://bucket/prefix")
-        _add_selection(sub, channel)
-        return sub
-
-    sub = add("list", commands.list_command, channel=None)
-    sub.add_argument("--limit", type=_rows, metavar="N", help="only the first N rows")
-    sub.add_argument(
-        "--after", type=_channel, metavar="SLUG/VARIANT/CHANNEL", help="start behind this channel"
-    )
-    _add_source(add("show", commands.show_command, channel="latest"))
-    _add_source(add("verify", commands.verify_command, channel=None), optional=True)
-    sub = add("pull", commands.pull_command, channel="latest")
-    _add_source(sub)
-    sub.add_argument(
-        "dest", metavar="DEST", nargs="?", type=Path, help="folder to create, absent or empty"
-    )
-    sub.add_argument(
-        "--presign", action="store_true", help="print URLs of the files instead (s3:// stores)"
-    )
-    sub.add_argument(
-        "--expires", type=int, default=3600, metavar="S", help="their life in seconds (3600)"
-    )
-    sub = add("run", commands.run_command, channel="latest")
-    _add_source(sub)
-    rows = sub.add_mutually_exclusive_group(required=True)
-    rows.add_argument("--text", action="append", help="a text; repeat for more rows")
-    rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
-    sub.add_argument("--decoder-ids", action="append", help="decoder_input_ids, one for each row")
+    _add_list(subparsers)
+    _add_source(_add(subparsers, "show", commands.show_command))
+    verify = _add(subparsers, "verify", commands.verify_command, channel=None)
+    _add_source(verify, optional=True)
+    _add_pull(subparsers)
+    _add_run(subparsers)
     return parser
 
 
-def _channel(text: str) -> str:
-    if len(text.split("/")) != 3 or {"", ".", ".."} & set(text.split("/")) or "\\" in text:
+def _add(
+    subparsers: Subparsers, name: str, command: Command, *, channel: str | None = "latest"
+) -> argparse.ArgumentParser:
+    """Add a command with the options that all commands have."""
+    text = _SUMMARIES[name]
+    parser = subparsers.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    parser.add_argument("store", metavar="STORE", help="a folder, file:///… or s3://bucket/prefix")
+    _add_selection(parser, channel)
+    return parser
+
+
+def _add_list(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "list", commands.list_command, channel=None)
+    parser.add_argument("--limit", type=_parse_rows, metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--after",
+        type=_parse_channel,
+        metavar="SLUG/VARIANT/CHANNEL",
+        help="start after this channel",
+    )
+
+
+def _add_pull(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "pull", commands.pull_command)
+    _add_source(parser)
+    parser.add_argument(
+        "dest", metavar="DEST", nargs="?", type=Path, help="folder to create, absent or empty"
+    )
+    parser.add_argument(
+        "--presign", action="store_true", help="print URLs of the files instead (s3:// stores)"
+    )
+    parser.add_argument(
+        "--expires",
+        type=int,
+        default=3600,
+        metavar="S",
+        help="validity of the URLs in seconds (3600)",
+    )
+
+
+def _add_run(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "run", commands.run_command)
+    _add_source(parser)
+    rows = parser.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--text", action="append", help="a text; repeat for more rows")
+    rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
+    parser.add_argument(
+        "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
+    )
+
+
+def _parse_channel(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) != 3 or {"", ".", ".."} & set(parts) or "\\" in text:
         raise argparse.ArgumentTypeError(f"expected SLUG/VARIANT/CHANNEL, got {text!r}")
     return text
 
 
-def _rows(text: str) -> int:
+def _parse_rows(text: str) -> int:
     if not text.isdigit() or text.strip("0") == "":
         raise argparse.ArgumentTypeError(f"expected a number of rows from 1, got {text!r}")
     return int(text)

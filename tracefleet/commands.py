@@ -1,6 +1,6 @@
-"""What each command of ``tracefleet`` does; ``cli`` parses the arguments and calls one of them.
+"""The commands of ``tracefleet``; ``cli`` parses the arguments and calls one of them.
 
-Each prints for a person, or one JSON document with ``--json``, and returns the exit code.
+Each prints text for people, or one JSON document with ``--json``, and returns the exit code.
 """
 
 from __future__ import annotations
@@ -8,34 +8,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tracefleet.channel import Published
 from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import FileEntry
+from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
+from tracefleet.printing import Table, format_size, print_json
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.pull import pull
 from tracefleet.reader.model import Outputs
 from tracefleet.reader.open import open_selected
 from tracefleet.store import ReadableStore, open_store
-from tracefleet.verify import verify
+from tracefleet.verify import FileCheck, verify
 
 _TOKENIZER = "model/tokenizer.json"
-#: Rows of ``list`` that are looked up together and printed at once (few: the first ones come soon),
-#: and by how many threads.
+#: Rows of ``list`` that are read together and then printed; few, so that the first ones show soon.
 _PAGE = 10
-_READERS = 16
+_THREADS = 16
 
 
 def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {n: getattr(arguments, n) for n in ("task", "backend", "dtype", "batch", "channel")}
+    names = ("task", "backend", "dtype", "batch", "channel")
+    return {name: getattr(arguments, name) for name in names}
 
 
-def _selected(arguments: argparse.Namespace) -> tuple[ReadableStore, Selection]:
+def _select(arguments: argparse.Namespace) -> tuple[ReadableStore, Selection]:
     store = open_store(arguments.store)
     return store, select(store, arguments.source, **_filters(arguments))
 
@@ -46,22 +47,22 @@ def list_command(arguments: argparse.Namespace) -> int:
     after = f"channels/{arguments.after}" if arguments.after else ""
     found = find(store, after=after, **_filters(arguments))
     shown = itertools.islice(found, arguments.limit)
-    lines: list[dict[str, Any]] = []
-    table, damaged, last = _Table(), 0, None
+    rows: list[dict[str, Any]] = []
+    table, damaged, last = Table(), 0, None
     while page := list(itertools.islice(shown, _PAGE)):
-        for line in _looked_up(store, page):
-            if isinstance(line, ArtifactError):
-                print(f"error: {line}", file=sys.stderr)
+        for row in _describe_all(store, page):
+            if isinstance(row, ArtifactError):
+                print(f"error: {row}", file=sys.stderr)
                 damaged += 1
             elif arguments.json:
-                lines.append(line)
+                rows.append(row)
             else:
-                table.add(line)
+                table.add(row)
         if not arguments.json:
             table.flush()
         last = page[-1]
     if arguments.json:
-        _print_json(lines)
+        print_json(rows)
     elif last is None:
         print(f"nothing that fits is published in {store.url}")
     if last and arguments.limit is not None and next(found, None):
@@ -69,21 +70,24 @@ def list_command(arguments: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _looked_up(store: ReadableStore, page: list[Published]) -> list[dict[str, Any] | ArtifactError]:
-    """Read many entries and manifests side by side: over a network each waits for an answer."""
+def _describe_all(
+    store: ReadableStore, page: list[Published]
+) -> list[dict[str, Any] | ArtifactError]:
+    """Return one row for each channel, or the error that reading its conversion raised."""
 
-    def look_up(published: Published) -> dict[str, Any] | ArtifactError:
+    def describe(published: Published) -> dict[str, Any] | ArtifactError:
         try:
             selection = resolve(store, published)
-            return _line(selection, load_manifest(store, selection))
+            return _describe(selection, load_manifest(store, selection))
         except ArtifactError as error:
             return error
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(look_up, page))
+    # In threads: over a network each read waits for a response.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(describe, page))
 
 
-def _line(selection: Selection, manifest: Manifest) -> dict[str, Any]:
+def _describe(selection: Selection, manifest: Manifest) -> dict[str, Any]:
     return {
         "source": manifest.source,
         "variant": manifest.variant.label,
@@ -91,85 +95,66 @@ def _line(selection: Selection, manifest: Manifest) -> dict[str, Any]:
         "seq": selection.number,
         "lengths": list(manifest.lengths),
         "verdict": manifest.validation.verdict,
-        "size": sum(file.size for file in manifest.files),
+        "size": _total_size(manifest),
         "key": manifest.key,
     }
 
 
-class _Table:
-    """Rows in columns, printed as they come: columns only ever get wider."""
-
-    def __init__(self) -> None:
-        self._rows: list[list[str]] = []
-        self._widths: list[int] = []
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Take one row."""
-        shown = {
-            **line,
-            "lengths": ",".join(map(str, line["lengths"])),
-            "size": _human_size(line["size"]),
-            "key": line["key"][:12],
-        }
-        if not self._widths:
-            self._rows.append(list(shown))
-            self._widths = [0] * len(shown)
-        self._rows.append([str(cell) for cell in shown.values()])
-
-    def flush(self) -> None:
-        """Print the rows taken since the last time."""
-        for column in range(len(self._widths)):
-            cells = (len(row[column]) for row in self._rows)
-            self._widths[column] = max(self._widths[column], *cells, 0)
-        for row in self._rows:
-            cells_of = (cell.ljust(width) for cell, width in zip(row, self._widths, strict=True))
-            print("  ".join(cells_of).rstrip())
-        self._rows.clear()
-        sys.stdout.flush()
-
-
 def show_command(arguments: argparse.Namespace) -> int:
     """Print the checked manifest of one conversion."""
-    store, selection = _selected(arguments)
+    store, selection = _select(arguments)
     manifest = load_manifest(store, selection)
     if arguments.json:
-        _print_json(dataclasses.asdict(manifest))
+        print_json(dataclasses.asdict(manifest))
         return 0
-    checks = manifest.validation
-    facts = {
-        **_line(selection, manifest),
-        "lengths": ", ".join(map(str, manifest.lengths)),
-        "size": _human_size(sum(file.size for file in manifest.files)),
-        "commit": manifest.commit,
-        "license": manifest.license or "not declared",
-        "inputs": ", ".join(f"{i.name} {i.dtype} ({', '.join(i.axes)})" for i in manifest.inputs),
-        "outputs": ", ".join(f"{o.name} {o.dtype} ({', '.join(o.axes)})" for o in manifest.outputs),
-        "untied": "; ".join(" = ".join(g) for g in manifest.tied_groups) or "nothing was tied",
-        "toolchain": ", ".join(
-            f"{k} {v}" for k, v in dataclasses.asdict(manifest.toolchain).items() if v
-        ),
-        "tolerance": f"atol {checks.tolerance.atol:g} + rtol {checks.tolerance.rtol:g}",
-    }
-    for name, value in facts.items():
+    for name, value in _list_facts(selection, manifest).items():
         print(f"{name:<10} {value}")
-    for length in checks.lengths:
-        print(f"length {length.length:<4}max abs error {length.max_abs_error:.2e}, "
-              f"{length.probes} probes, {'passed' if length.passed else 'FAILED'}")  # fmt: skip
+    for length in manifest.validation.lengths:
+        verdict = "passed" if length.passed else "FAILED"
+        measured = f"max abs error {length.max_abs_error:.2e}, {length.probes} probes, {verdict}"
+        print(f"length {length.length:<4}{measured}")
     for file in manifest.files:
         print(f"file       {file.path} {file.size} bytes sha256 {file.sha256}")
     return 0
 
 
+def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, Any]:
+    tolerance = manifest.validation.tolerance
+    versions = dataclasses.asdict(manifest.toolchain).items()
+    return {
+        **_describe(selection, manifest),
+        "lengths": ", ".join(map(str, manifest.lengths)),
+        "size": format_size(_total_size(manifest)),
+        "commit": manifest.commit,
+        "license": manifest.license or "not declared",
+        "inputs": _format_specs(manifest.inputs),
+        "outputs": _format_specs(manifest.outputs),
+        "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
+        "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
+        "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
+    }
+
+
+def _total_size(manifest: Manifest) -> int:
+    return sum(file.size for file in manifest.files)
+
+
+def _format_specs(specs: Sequence[InputSpec | OutputSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} ({', '.join(spec.axes)})" for spec in specs)
+
+
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Check every file of every channel that fits, and name each damaged one on stderr."""
+    """Check every file of every channel that fits, and list damaged ones on stderr."""
     store = open_store(arguments.store)
     chosen = list(find(store, arguments.source, **_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")
-    checks = [check for published in chosen for check in verify(store, published)]
+    checks: list[FileCheck] = []
+    for published in chosen:
+        checks += verify(store, published)
     damaged = [check for check in checks if not check.ok]
     if arguments.json:
-        _print_json([{**dataclasses.asdict(check), "ok": check.ok} for check in checks])
+        print_json([{**dataclasses.asdict(check), "ok": check.ok} for check in checks])
     else:
         files = "file" if len(checks) == 1 else "files"
         print(f"{len(checks)} {files} checked in {len(chosen)} channels, {len(damaged)} damaged")
@@ -179,14 +164,14 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 
 def pull_command(arguments: argparse.Namespace) -> int:
-    """Copy one conversion to a folder, or print URLs that others can fetch it by."""
-    store, selection = _selected(arguments)
+    """Copy one conversion to a folder, or print URLs from which others can download it."""
+    store, selection = _select(arguments)
     if arguments.presign:
         return _presign(store, selection, arguments)
     manifest = pull(store, selection, arguments.dest)
     files = [str(arguments.dest / file.path) for file in manifest.files]
     if arguments.json:
-        _print_json({"dest": str(arguments.dest), "key": manifest.key, "files": files})
+        print_json({"dest": str(arguments.dest), "key": manifest.key, "files": files})
     else:
         print(f"{arguments.dest}: {len(files) + 1} files of {manifest.source}, all checked")
     return 0
@@ -210,7 +195,7 @@ def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Nam
         for file in (own, *manifest.files)
     ]
     if arguments.json:
-        _print_json({"key": manifest.key, "expires": arguments.expires, "files": signed})
+        print_json({"key": manifest.key, "expires": arguments.expires, "files": signed})
         return 0
     for one in signed:
         print(f"{one['path']}\n  sha256 {one['sha256']}\n  {one['url']}")
@@ -218,31 +203,31 @@ def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Nam
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Run one conversion on texts or ids and print what comes out."""
-    store, selection = _selected(arguments)
+    """Run one conversion on texts or ids and print its outputs."""
+    store, selection = _select(arguments)
     manifest = load_manifest(store, selection)
     if arguments.text:
-        inputs = _tokenized(store, selection, manifest, arguments.text)
+        inputs = _tokenize(store, selection, manifest, arguments.text)
     else:
-        inputs = {"input_ids": [_ids(row) for row in arguments.ids]}
+        inputs = {"input_ids": [_parse_ids(row) for row in arguments.ids]}
     if arguments.decoder_ids:
-        inputs["decoder_input_ids"] = [_ids(row) for row in arguments.decoder_ids]
+        inputs["decoder_input_ids"] = [_parse_ids(row) for row in arguments.decoder_ids]
     outputs = open_selected(store, selection)(**inputs)
     if arguments.json:
         described = {
             name: {"shape": list(value.shape), "dtype": str(value.dtype), "values": value.tolist()}
             for name, value in outputs.items()
         }
-        _print_json({"source": manifest.source, "key": manifest.key, "outputs": described})
+        print_json({"source": manifest.source, "key": manifest.key, "outputs": described})
     else:
         _print_outputs(outputs)
     return 0
 
 
-def _tokenized(
+def _tokenize(
     store: ReadableStore, selection: Selection, manifest: Manifest, texts: list[str]
 ) -> dict[str, Any]:
-    """Return the inputs that the conversion's own tokenizer makes of texts."""
+    """Return the inputs for texts, from the conversion's own tokenizer."""
     file = next((file for file in manifest.files if file.path == _TOKENIZER), None)
     if file is None:
         raise ValueError(
@@ -252,7 +237,7 @@ def _tokenized(
 
     with open_verified(store, selection, file) as handle:
         tokenizer = Tokenizer.from_str(handle.read().decode())
-    # The checkpoint's own limits would cut the text without a word.
+    # The checkpoint's own limits would truncate the text silently.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     encoded = tokenizer.encode_batch(texts)
@@ -262,7 +247,7 @@ def _tokenized(
     return inputs
 
 
-def _ids(text: str) -> list[int]:
+def _parse_ids(text: str) -> list[int]:
     try:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
@@ -273,15 +258,7 @@ def _ids(text: str) -> list[int]:
 
 def _print_outputs(outputs: Outputs) -> None:
     for name, value in outputs.items():
-        first = ", ".join(f"{number:.6g}" for number in value.reshape(-1)[:6].tolist())
-        print(
-            f"{name} {tuple(value.shape)} {value.dtype}: {first}{', …' if value.size > 6 else ''}"
-        )
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _human_size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+        shown = [f"{number:.6g}" for number in value.reshape(-1)[:6].tolist()]
+        if value.size > len(shown):
+            shown.append("…")
+        print(f"{name} {tuple(value.shape)} {value.dtype}: {', '.join(shown)}")

@@ -1,4 +1,4 @@
-"""Plain JSON data back into frozen dataclasses, strictly.
+"""Decode plain JSON data into frozen dataclasses, strictly.
 
 Used for manifests and channel entries, which come from outside: an unknown, missing or mistyped
 field is refused with its path, never ignored.
@@ -24,7 +24,7 @@ def decode(kind: type[T], value: Any, *, where: str) -> T:
         kind: a dataclass whose fields are scalars, tuples, ``dict[str, X]``, optionals or
             dataclasses again.
         value: parsed JSON.
-        where: what the value is, for messages.
+        where: name of the value for messages.
 
     Raises:
         ManifestError: the value does not have exactly that shape.
@@ -64,7 +64,8 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
             f"{where}: unknown fields {unknown}, missing fields {missing}; expected exactly "
             f"{sorted(names)}. It was edited, or written by another version of tracefleet."
         )
-    return kind(**{n: _decode(hints[n], value[n], f"{where}.{n}") for n in sorted(names)})
+    fields = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in sorted(names)}
+    return kind(**fields)
 
 
 def _expect(holds: bool, where: str, expected: str, got: Any) -> None:

@@ -3,17 +3,17 @@
     ArtifactError
     ├── ManifestError         a manifest that is missing, malformed, edited, or not of this schema
     ├── NoSuchVariantError    nothing published under that source, variant or channel
-    ├── DigestMismatchError   bytes that are not the bytes the manifest or the channel names
+    ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
     └── StoreError            a store that can't be opened, read or written
-        └── StoreUnavailableError   what may pass by itself: network, capacity, another writer
+        └── StoreUnavailableError   transient: network, capacity, another writer
 
 Each message says what happened, what was expected, what was got and what to do next.
 """
 
 
 class ArtifactError(Exception):
-    """Base of everything that goes wrong on the consumer's side of the contract."""
+    """Base of every error on the consumer's side of the contract."""
 
 
 class ManifestError(ArtifactError):
@@ -21,16 +21,16 @@ class ManifestError(ArtifactError):
 
 
 class NoSuchVariantError(ArtifactError):
-    """No conversion is published under the source, variant and channel that were asked for."""
+    """No conversion is published under the requested source, variant and channel."""
 
 
 class DigestMismatchError(ArtifactError):
-    """Bytes differ from what their digest promised.
+    """Bytes don't have the digest that the manifest or the channel entry states.
 
     Attributes:
-        path: the file, relative to the store's root or as a URL.
-        expected: the sha256 that the manifest or channel entry names.
-        got: the sha256 of the bytes that were read.
+        path: path of the file, relative to the store's root, or its URL.
+        expected: sha256 in the manifest or the channel entry.
+        got: sha256 of the bytes that were read.
     """
 
     def __init__(self, path: str, *, expected: str, got: str) -> None:
@@ -54,14 +54,14 @@ class InputTooLongError(ArtifactError, ValueError):
 
 
 class StoreError(ArtifactError):
-    """The store itself can't serve: bad URL, unreadable, not writable, full."""
+    """The store can't be used: bad URL, unreadable, not writable, full."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store does not answer now, or another writer is at the same place; later it may work.
+    """The store doesn't answer now, or another writer is at the same path.
 
-    The client library's own retries are used up when this is raised. It is the one error of this
-    tree that is worth another try.
+    It is raised after the client library's own retries. It is the only error of this tree for which
+    a retry later makes sense.
     """
 
 

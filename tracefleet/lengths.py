@@ -1,6 +1,6 @@
-"""Standard lengths: which ones are sane, and which one serves a given input.
+"""Standard lengths: check a set of them, and find the one that serves an input.
 
-Used by the request (refuse nonsense), the dispatcher's generator and the reader.
+Used by requests, manifests and the reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def check_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
         lengths: token counts, in any order.
 
     Raises:
-        ValueError: there is none, one is not a positive whole number, or one stands twice.
+        ValueError: there is none, one is not a positive whole number, or one occurs twice.
     """
     wanted = list(lengths)
     if not wanted:

@@ -86,7 +86,9 @@ class InputSpec:
     def shape(self, *, batch: int, length: int) -> tuple[int, ...]:
         """Return the shape of this input at one batch and length."""
         sizes = {"batch": batch, **dict.fromkeys(LENGTH_AXES, length)}
-        return tuple(sizes[axis] if axis in sizes else int(axis) for axis in self.axes)
+        fixed = {axis: int(axis) for axis in self.axes if axis not in sizes}
+        sizes |= fixed
+        return tuple(sizes[axis] for axis in self.axes)
 
 
 @dataclass(frozen=True, kw_only=True)

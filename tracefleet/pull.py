@@ -1,7 +1,7 @@
-"""Copy a conversion out of a store, for machines that serve without one.
+"""Copy a conversion out of a store, for machines that serve without access to one.
 
-The copy is a folder with the manifest and every file: a Triton model repository, or what a C++
-program opens. Called by the command line and by deployment scripts.
+The copy is a folder with the manifest and every file, which Triton takes as a model repository and
+a C++ program can open. Called by the command line and by deployment scripts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tracefleet.store.durable import TEMP_PREFIX
 
 
 def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
-    """Copy a conversion's folder, checked, to ``target``, which appears whole or not at all.
+    """Copy a conversion's folder, checked, to ``target``, which appears complete or not at all.
 
     Raises:
-        StoreError: ``target`` is there already and not an empty folder, or can't be written.
+        StoreError: ``target`` exists and is not an empty folder, or can't be written.
         DigestMismatchError: a file in the store is damaged.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -1,6 +1,6 @@
-"""Check what is published, byte by byte, and say what is damaged.
+"""Check every byte of a published conversion and report what is damaged.
 
-Called by ``tracefleet verify`` and by whoever watches over a store.
+Called by ``tracefleet verify`` and by programs that monitor a store.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tracefleet.store.streams import CheckedSink
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """What checking one file of the store found.
+    """Result of checking one file of the store.
 
     Attributes:
-        path: relative to the store's root.
-        expected: the sha256 that was promised, or in words what was.
-        got: the sha256 that was found, or in words what was.
+        path: path of the file, relative to the store's root.
+        expected: expected sha256, or a description of what was expected.
+        got: sha256 of the file, or a description of what was found.
     """
 
     path: str
@@ -32,7 +32,7 @@ class FileCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the file is what was promised."""
+        """Whether the file is as expected."""
         return self.expected == self.got
 
     def __str__(self) -> str:
@@ -42,10 +42,10 @@ class FileCheck:
 def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
     """Check the channel entry, the manifest and every file of a channel's current conversion.
 
-    Damage is reported in the results and not raised, so that all of it is seen at once.
+    Damage is in the results and is not raised, so that one call reports all of it.
 
     Raises:
-        StoreError: only the cache is here (``TRACEFLEET_OFFLINE``): it proves nothing of the store.
+        StoreError: with ``TRACEFLEET_OFFLINE`` only the cache can be read, not the store.
     """
     if isinstance(store, OfflineStore):
         raise store.refusal(f"to read {published.folder} from the store itself")
@@ -67,8 +67,8 @@ def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
 
 
 def _check(store: ReadableStore, selection: Selection, file: FileEntry) -> FileCheck:
-    """Read what the store itself holds: a sound copy in the cache proves nothing about it."""
     path = selection.path_of(file)
+    # copy_out bypasses the cache: a good copy there proves nothing about the store.
     sink = CheckedSink(f"{store.url}/{path}", size=file.size)
     try:
         store.copy_out(path, sink)

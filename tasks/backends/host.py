@@ -22,7 +22,7 @@ def toolchain(backend: str) -> Toolchain:
     Raises:
         BackendUnavailableError: one of its distributions is not installed.
     """
-    found = neuron.installed(backend)
+    found = neuron.find_installed(backend)
     for name in neuron.DISTRIBUTIONS[backend]:
         if name not in found or _first_numbers(found[name]) < _FIRST_REAL:
             raise BackendUnavailableError(
@@ -34,7 +34,7 @@ def toolchain(backend: str) -> Toolchain:
         python=".".join(platform.python_version_tuple()[:2]),
         torch=version("torch"),
         transformers=version("transformers"),
-        compiler=neuron.toolchain_text(found),
+        compiler=neuron.format_toolchain(found),
     )
 
 
@@ -48,7 +48,7 @@ def has_device(backend: str) -> bool:
     """
     package = runtime(backend)
     try:
-        with neuron.placement(package).neuron_cores_context(0, 1):
+        with neuron.find_placement(package).neuron_cores_context(0, 1):
             return True
     except RuntimeError as error:
         say(f"no Neuron device here: {str(error).splitlines()[0]}")

@@ -17,7 +17,7 @@ PACKAGES = ("tracefleet", "tasks", "flows")
 ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.errors",),
     ("tracefleet.canonical", "tracefleet.decode", "tracefleet.lengths", "tracefleet.source"),
-    ("tracefleet.manifest_types",),
+    ("tracefleet.manifest_types", "tracefleet.printing"),
     ("tracefleet.manifest", "tracefleet.store"),
     ("tracefleet.channel",),
     ("tracefleet.published",),

@@ -1,7 +1,7 @@
-"""From what a caller has (arrays, tensors, nested lists) to the tensors a bundle takes.
+"""Convert a caller's arrays, tensors and nested lists to the tensors that a bundle takes.
 
-Called by ``Model`` for each call. Nothing is guessed: an unknown name, a missing input, a float, a
-negative id, two shapes that don't fit together are refused with the input's name.
+``Model`` uses it for each call. Nothing is guessed: an unknown name, a missing input, a float, a
+negative id and shapes that don't fit together are refused with the input's name.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def arrange(
     Args:
         specs: the bundle's inputs.
         lengths: the standard lengths.
-        given: by name: tensors or arrays of the input's axes, integers for ids and floats for
-            values; one row may lack its batch axis. Ids of shape ``(batch, length)`` may be
-            nested lists whose rows differ in length. None: left out.
+        given: values by name; None: left out. A value is a tensor or an array with the input's
+            axes, of integers for ids and of floats for other values; one row may lack its batch
+            axis. Ids of shape ``(batch, length)`` may be nested lists whose rows differ in length.
 
     Raises:
         ValueError: unknown name, missing input, wrong type or shape, empty, negative id.
@@ -43,21 +43,25 @@ def arrange(
     tensors: dict[str, torch.Tensor] = {}
     rows: dict[str, list[int]] = {}
     for name, value in present.items():
-        tensors[name], rows[name] = _tensor_of(by_name[name], value)
-    sizes = _sizes(specs, tensors, lengths)
+        tensors[name], rows[name] = _to_tensor(by_name[name], value)
+    sizes = _match_sizes(specs, tensors, lengths)
     _mask_padding(by_name, tensors, rows)
-    return [_filled(spec, tensors, sizes) for spec in specs]
+    for spec in specs:
+        if spec.name not in tensors:
+            tensors[spec.name] = _fill(spec, sizes)
+    return [tensors[spec.name] for spec in specs]
 
 
-def _tensor_of(spec: InputSpec, value: Any) -> tuple[torch.Tensor, list[int]]:
-    """Return the input as the bundle takes it, and the real length of each row."""
+def _to_tensor(spec: InputSpec, value: Any) -> tuple[torch.Tensor, list[int]]:
+    """Return the input as the bundle takes it, and each row's length without padding."""
     import torch
 
     if isinstance(value, list | tuple) and spec.axes[1:] in (("length",), ("decoder_length",)):
-        tensor, lengths = _from_rows(spec, value)
+        tensor, lengths = _convert_lists(spec, value)
     else:
-        tensor = _from_array(spec, value)
-        tensor = tensor.unsqueeze(0) if tensor.dim() == len(spec.axes) - 1 else tensor
+        tensor = _convert_array(spec, value)
+        if tensor.dim() == len(spec.axes) - 1:
+            tensor = tensor.unsqueeze(0)
         if tensor.dim() != len(spec.axes):
             raise ValueError(
                 f"{spec.name}: expected shape ({', '.join(spec.axes)}), or one row without its "
@@ -76,18 +80,19 @@ def _tensor_of(spec: InputSpec, value: Any) -> tuple[torch.Tensor, list[int]]:
 
 
 def _check_range(name: str, tensor: torch.Tensor, most: int) -> None:
-    low, high = int(tensor.min()), int(tensor.max())
-    if low < 0 or high > most:
-        raise ValueError(
-            f"{name}: expected whole numbers from 0 to {most}, got {low if low < 0 else high}"
-        )
+    for value in (int(tensor.min()), int(tensor.max())):
+        if not 0 <= value <= most:
+            raise ValueError(f"{name}: expected whole numbers from 0 to {most}, got {value}")
 
 
-def _from_rows(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, list[int]]:
-    """Nested lists whose rows may differ in length: the shorter ones are padded."""
+def _convert_lists(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, list[int]]:
+    """Convert nested lists; rows of ids may differ in length, and the shorter ones are padded."""
     if not spec.dtype.startswith("int"):
-        return _from_lists(spec, value)
-    table = _table(spec.name, value)
+        tensor = _convert_array(spec, value)
+        if tensor.dim() == 1:
+            tensor = tensor.unsqueeze(0)
+        return tensor, [tensor.shape[1]] * tensor.shape[0]
+    table = _read_rows(spec.name, value)
     lengths = [len(row) for row in table]
     if len(set(lengths)) > 1 and spec.pad_value is None:
         raise ValueError(
@@ -96,27 +101,23 @@ def _from_rows(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, lis
         )
     pad = spec.pad_value or 0
     table = [row + [pad] * (max(lengths) - len(row)) for row in table]
-    return _int_tensor(spec.name, table), lengths
+    return _to_int_tensor(spec.name, table), lengths
 
 
-def _from_lists(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor, list[int]]:
-    tensor = _from_array(spec, value)
-    tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
-    return tensor, [tensor.shape[1]] * tensor.shape[0]
-
-
-def _table(name: str, value: Sequence[Any]) -> list[list[int]]:
+def _read_rows(name: str, value: Sequence[Any]) -> list[list[int]]:
     """Return nested lists as rows of ints; a flat list is one row."""
-    nested = [hasattr(row, "__len__") for row in value]
-    if nested and any(nested) != all(nested):
+    nested = {hasattr(row, "__len__") for row in value}
+    if len(nested) > 1:
         raise ValueError(f"{name}: expected a list of ints or a list of rows, got a mixture")
-    table = [[_int(name, item) for item in row] for row in (value if any(nested) else [value])]
+    table = []
+    for row in value if nested == {True} else [value]:
+        table.append([_to_int(name, item) for item in row])
     if not all(table):
         raise ValueError(f"{name}: expected at least one token in each row, got an empty row")
     return table
 
 
-def _int(name: str, item: Any) -> int:
+def _to_int(name: str, item: Any) -> int:
     if isinstance(item, bool):
         raise ValueError(f"{name}: expected whole numbers, got {item!r}; write 1 or 0")
     try:
@@ -125,7 +126,7 @@ def _int(name: str, item: Any) -> int:
         raise ValueError(f"{name}: expected whole numbers, got {item!r}") from None
 
 
-def _int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
+def _to_int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
     import torch
 
     try:
@@ -134,46 +135,54 @@ def _int_tensor(name: str, table: list[list[int]]) -> torch.Tensor:
         raise ValueError(f"{name}: expected whole numbers of 64 bits, got {error}") from error
 
 
-def _from_array(spec: InputSpec, value: Any) -> torch.Tensor:
-    """Return a tensor or array as the input's kind of number, refusing every other kind.
-
-    Integers are no reals here: they would be raw pixels or samples, which no processor has scaled.
-    In a list, 1 may stand for 1.0.
-    """
+def _convert_array(spec: InputSpec, value: Any) -> torch.Tensor:
+    """Return an array, a tensor or lists as integers or as reals, whichever the input takes."""
     import torch
 
-    whole = spec.dtype.startswith("int")
     if isinstance(value, torch.Tensor):
-        kind = value.dtype
-        integer = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
-        if not (integer if whole else kind.is_floating_point):
-            raise _wrong_kind(spec, kind)
-        return value.to(torch.int64 if whole else torch.float64)
+        return _convert_tensor(spec, value)
     import numpy as np
 
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{spec.name}: expected rows of one length, got {error}") from error
-    kinds = "iu" if whole else "iuf" if isinstance(value, list | tuple) else "f"
+    kinds, dtype = ("iu", "int64") if spec.dtype.startswith("int") else ("f", "float64")
+    # Integers in an array are raw pixels or samples that no processor has scaled; in a list, 1 is
+    # a common way to write 1.0.
+    if dtype == "float64" and isinstance(value, list | tuple):
+        kinds = "iuf"
     if array.dtype.kind not in kinds:
-        raise _wrong_kind(spec, array.dtype)
-    # A copy of its own: torch warns about arrays that are read-only.
-    return torch.from_numpy(array.astype("int64" if whole else "float64"))
+        raise _kind_refusal(spec, array.dtype)
+    # astype copies: torch warns about arrays that are read-only.
+    return torch.from_numpy(array.astype(dtype))
 
 
-def _wrong_kind(spec: InputSpec, got: Any) -> ValueError:
+def _convert_tensor(spec: InputSpec, value: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    kind = value.dtype
+    if spec.dtype.startswith("int"):
+        if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+            raise _kind_refusal(spec, kind)
+        return value.to(torch.int64)
+    if not kind.is_floating_point:
+        raise _kind_refusal(spec, kind)
+    return value.to(torch.float64)
+
+
+def _kind_refusal(spec: InputSpec, got: Any) -> ValueError:
     if spec.dtype.startswith("int"):
         return ValueError(
             f"{spec.name}: expected integers, got {got}. Convert it yourself if that loses nothing."
         )
     return ValueError(
-        f"{spec.name}: expected real numbers as the checkpoint's processor makes them, got {got}. "
-        "Give raw pixels or samples to the processor first."
+        f"{spec.name}: expected real numbers as the checkpoint's processor returns them, got "
+        f"{got}. Pass raw pixels or samples through the processor first."
     )
 
 
-def _sizes(
+def _match_sizes(
     specs: Sequence[InputSpec], tensors: Mapping[str, torch.Tensor], lengths: Sequence[int]
 ) -> dict[str, int]:
     """Return the size of each named axis, which all inputs that have the axis must share."""
@@ -182,12 +191,12 @@ def _sizes(
     for spec in specs:
         if spec.name not in tensors:
             continue
-        for axis, size in zip(spec.axes, tensors[spec.name].shape, strict=True):
+        shape = tuple(tensors[spec.name].shape)
+        for axis, size in zip(spec.axes, shape, strict=True):
             if axis.isdigit():
                 if size != int(axis):
                     raise ValueError(
-                        f"{spec.name}: expected shape ({', '.join(spec.axes)}), got "
-                        f"{tuple(tensors[spec.name].shape)}"
+                        f"{spec.name}: expected shape ({', '.join(spec.axes)}), got {shape}"
                     )
                 continue
             if sizes.setdefault(axis, size) != size:
@@ -214,7 +223,7 @@ def _mask_padding(
     tensors: dict[str, torch.Tensor],
     rows: Mapping[str, list[int]],
 ) -> None:
-    """Hide what ragged rows were padded with: the caller never saw it, nor may the model."""
+    """Mask the padding that was added to shorter rows, so that the model does not attend to it."""
     import torch
 
     for ids, mask in _MASK_OF.items():
@@ -229,23 +238,21 @@ def _mask_padding(
         elif mask in by_name:
             tensors[mask] = real.to(getattr(torch, by_name[mask].dtype))
         elif ids == "input_ids":
-            # A decoder looks back only, so that what is padded on its right changes nothing.
+            # Only these: a decoder attends to earlier tokens alone, so padding on its right has no
+            # effect.
             raise ValueError(
                 f"{ids}: expected rows of one length, got {rows[ids]}: this conversion takes no "
                 f"{mask} that could hide padding. Call it row by row."
             )
 
 
-def _filled(
-    spec: InputSpec, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
-) -> torch.Tensor:
+def _fill(spec: InputSpec, sizes: Mapping[str, int]) -> torch.Tensor:
+    """Return the value that the model assumes for an input that was left out."""
     import torch
 
-    if spec.name in tensors:
-        return tensors[spec.name]
-    sizes = {**sizes, **{axis: int(axis) for axis in spec.axes if axis.isdigit()}}
-    unknown = [axis for axis in spec.axes if axis not in sizes]
-    if spec.fill_value is None or unknown:
+    fixed = {axis: int(axis) for axis in spec.axes if axis.isdigit()}
+    known = {**sizes, **fixed}
+    if spec.fill_value is None or not known.keys() >= set(spec.axes):
         raise ValueError(f"{spec.name}: this conversion needs it, with axes {spec.axes}; got none")
-    shape = [sizes[axis] for axis in spec.axes]
+    shape = [known[axis] for axis in spec.axes]
     return torch.full(shape, spec.fill_value, dtype=getattr(torch, spec.dtype))

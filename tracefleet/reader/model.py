@@ -1,7 +1,7 @@
-"""The model a consumer holds: call it with ids, get named outputs.
+"""The model that a consumer calls with ids and gets named outputs from.
 
-Made by ``tracefleet.open``. Routing, padding and slicing happen inside the bundle; here only the
-caller's types are met.
+``tracefleet.open`` returns it. The bundle itself routes, pads and slices; this module only converts
+between the caller's types and tensors.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Outputs(Mapping[str, Any]):
         return Outputs, (self._named,)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {tuple(v.shape)}" for name, v in self._named.items())
+        shapes = ", ".join(f"{name}: {tuple(value.shape)}" for name, value in self.items())
         return f"Outputs({shapes})"
 
 
@@ -68,7 +68,7 @@ class Model:
     """An opened conversion. Never train it: weights that were tied are independent copies.
 
     Attributes:
-        manifest: what the conversion is.
+        manifest: description of the conversion.
     """
 
     def __init__(
@@ -101,18 +101,19 @@ class Model:
 
         Args:
             input_ids: integers of shape ``(batch, length)`` (``(batch, choices, length)`` for
-                multiple choice; left out by models of images and sounds, which name
-                ``pixel_values`` and the like), or ``(length,)`` for one row (the
-                outputs keep a batch axis of 1). NumPy array, torch tensor, or nested lists whose
-                rows may differ in length: shorter rows are padded on the right and masked.
+                multiple choice), or ``(length,)`` for one row, whose outputs keep a batch axis of
+                1. A NumPy array, a torch tensor, or nested lists whose rows may differ in length:
+                shorter rows are padded on the right and masked. Leave it out for models of images
+                and sound, whose inputs are ``pixel_values`` and the like.
             attention_mask: 1 for tokens to attend to, 0 for padding, in the shape of
-                ``input_ids``. Left out: every given token counts, pad ids in an array too.
-            named: the model's other inputs, see ``input_names``. One that is left out gets the
-                value that the model itself would assume.
+                ``input_ids``. Left out: the model attends to every token of an array, pad ids
+                included.
+            named: the model's other inputs, see ``input_names``. An input that is left out gets the
+                value that the model itself assumes.
 
         Returns:
-            Torch tensors if any input is one, otherwise NumPy arrays (bfloat16, which NumPy does
-            not know, as float32).
+            Torch tensors if any input is one, otherwise NumPy arrays. NumPy has no bfloat16: such
+            outputs are float32.
 
         Raises:
             InputTooLongError: more tokens than the largest standard length.
@@ -129,7 +130,7 @@ class Model:
         return Outputs({name: _to_numpy(tensor) for name, tensor in outputs.items()})
 
     def exact(self, length: int, *tensors: torch.Tensor) -> Outputs:
-        """Run one standard length's graph itself, without routing or padding.
+        """Run the graph of one standard length directly, without routing or padding.
 
         Args:
             length: a standard length.
@@ -148,7 +149,8 @@ class Model:
                 f"{self.input_names}, got {len(tensors)}"
             )
         for spec, tensor in zip(self.manifest.inputs, tensors, strict=True):
-            if tuple(tensor.shape) != (expected := spec.shape(batch=batch, length=length)):
+            expected = spec.shape(batch=batch, length=length)
+            if tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"{spec.name}: expected shape {expected}, got {tuple(tensor.shape)}; call the "
                     "model itself for other shapes"
@@ -156,31 +158,32 @@ class Model:
         return self._run(f"forward_{length}", list(tensors))
 
     def replace_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Let a Neuron conversion compute with other weights, in place, without compiling.
+        """Replace a Neuron conversion's weights in place, without compiling again.
 
-        Only for conversions whose weights are separate from their programs. What the manifest says
-        was proved of the published weights: nothing is of these.
+        Only for conversions whose weights are separate from their programs. The manifest's verdict
+        holds for the published weights: nothing validates these.
 
         Args:
             weights: by their names in the checkpoint's model, of the same shapes and dtypes.
 
         Raises:
             ArtifactError: this conversion's weights are part of its programs.
-            KeyError, RuntimeError: a name or a shape that it does not have.
+            KeyError: the model has no weight of that name.
+            RuntimeError: a weight has another shape.
         """
         from tracefleet.reader import neuron
 
         if self.manifest.options.get("neuronx.separate_weights") != "true":
             raise ArtifactError(
                 f"{self.manifest.source}: expected weights that are separate from the programs, "
-                "got them as part of these. Convert with separate_weights of neuronx."
+                "got weights inside them. Convert with the option separate_weights of neuronx."
             )
         neuron.replace_weights(self._programs, weights)
 
     def _run(self, method: str, tensors: list[torch.Tensor]) -> Outputs:
         import torch
 
-        # no_grad and not inference_mode: outputs may be the features of a head that is trained.
+        # Not inference_mode: callers may train a head on these outputs.
         with torch.no_grad():
             try:
                 returned = getattr(self._module, method)(*tensors)
@@ -202,4 +205,6 @@ class Model:
 def _to_numpy(tensor: torch.Tensor) -> Any:
     import torch
 
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.numpy()

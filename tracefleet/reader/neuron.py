@@ -1,7 +1,7 @@
-"""AWS Neuron's runtime: is it here, does it fit, and load programs with it.
+"""AWS Neuron's runtime: check that this host has one that fits, and load programs with it.
 
-Everything is checked before a program is loaded, because the runtime itself answers with a status
-number: package, versions, generation of the cores. Sources: AWS's documentation of torch_neuronx
+Package, versions and generation of the cores are checked before a program is loaded, because the
+runtime reports no more than a status number. Sources: AWS's documentation of torch_neuronx
 (core placement, ``replace_weights``), of torch_neuron (archived) and of Neuron's sysfs tree.
 """
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 #: backend -> the package whose import registers its operators and opens its runtime.
 PACKAGES = {"neuronx": "torch_neuronx", "neuron": "torch_neuron"}
-#: backend -> its distributions, the compiler first, as they stand in a toolchain.
+#: backend -> its distributions, the compiler first, in the order of a toolchain.
 DISTRIBUTIONS = {
     "neuronx": ("neuronx-cc", "torch-neuronx"),
     "neuron": ("neuron-cc", "torch-neuron"),
 }
 _HOSTS = {"neuronx": "an Inf2 or Trn instance", "neuron": "an Inf1 instance"}
-#: target -> generation of its NeuronCores. A program runs on no other one.
+#: target -> generation of its NeuronCores. A program runs on no other generation.
 GENERATIONS = {"inf1": 1, "inf2": 2, "trn1": 2, "trn1n": 2, "trn2": 3}
-#: The driver says of each device which NeuronCores it has ("NCv2").
+#: Where the driver reports the NeuronCores of each device ("NCv2").
 SYSFS = Path("/sys/devices/virtual/neuron_device")
 
 
@@ -43,7 +43,7 @@ def target_of(manifest: Manifest) -> str:
 
 
 def check_host(backend: str, toolchain: Toolchain, target: str) -> None:
-    """Refuse a host on which a conversion can't run, before anything is loaded.
+    """Refuse a host that can't run a conversion, before anything is loaded.
 
     Raises:
         BackendUnavailableError: a package is missing or older than what compiled the conversion,
@@ -64,16 +64,17 @@ def import_runtime(backend: str) -> Any:
     try:
         return importlib.import_module(package)
     except Exception as error:  # a missing library raises OSError, a bad pair of versions anything
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BackendUnavailableError(
-            f"backend {backend!r}: expected the package {package} of AWS's Neuron SDK, got {told}. "
-            f"Run on {_HOSTS[backend]} with {' and '.join(DISTRIBUTIONS[backend])} from AWS's "
-            "package repository (infra/neuron has images); the public index holds placeholders."
+            f"backend {backend!r}: expected the package {package} of AWS's Neuron SDK, got "
+            f"{reason}. Run on {_HOSTS[backend]} with {' and '.join(DISTRIBUTIONS[backend])} from "
+            "AWS's package repository (infra/neuron has images); the public index holds "
+            "placeholders."
         ) from error
 
 
-def installed(backend: str) -> dict[str, str]:
-    """Return the versions of a backend's distributions that are installed here."""
+def find_installed(backend: str) -> dict[str, str]:
+    """Return the versions of the backend's distributions that are installed on this host."""
     found = {}
     for name in DISTRIBUTIONS[backend]:
         with contextlib.suppress(PackageNotFoundError):
@@ -81,22 +82,21 @@ def installed(backend: str) -> dict[str, str]:
     return found
 
 
-def toolchain_text(found: Mapping[str, str]) -> str:
-    """Return versions as a toolchain has them: ``neuronx-cc==2.27 torch-neuronx==2.9``."""
+def format_toolchain(found: Mapping[str, str]) -> str:
+    """Return versions in the form of a toolchain: ``neuronx-cc==2.27 torch-neuronx==2.9``."""
     return " ".join(f"{name}=={number}" for name, number in found.items())
 
 
 def check_versions(backend: str, toolchain: Toolchain) -> None:
-    """Refuse packages that are older than those which compiled a conversion.
-
-    A runtime loads what older compilers made, not what newer ones did (aws-neuron-sdk #820, #1061).
+    """Refuse packages that are older than those that compiled a conversion.
 
     Raises:
-        BackendUnavailableError: one is older.
+        BackendUnavailableError: a package is older.
     """
+    # A runtime loads programs of older compilers, not of newer ones (aws-neuron-sdk #820, #1061).
     built = dict(re.findall(r"([\w-]+)==(\S+)", toolchain.compiler or ""))
-    for name, here in installed(backend).items():
-        if name in built and _numbers(here) < _numbers(built[name]):
+    for name, here in find_installed(backend).items():
+        if name in built and _parse_version(here) < _parse_version(built[name]):
             raise BackendUnavailableError(
                 f"{name}: expected at least {built[name]}, which compiled this conversion, got "
                 f"{here}. An older runtime can't load it: upgrade {name} and Neuron's runtime "
@@ -107,12 +107,12 @@ def check_versions(backend: str, toolchain: Toolchain) -> None:
 def check_generation(target: str) -> None:
     """Refuse a device whose NeuronCores can't run programs for ``target``.
 
-    Nothing is refused where the driver says nothing: then the runtime decides.
+    If the driver doesn't report the generation, nothing is refused and the runtime decides.
 
     Raises:
-        BackendUnavailableError: it has others.
+        BackendUnavailableError: its cores are of another generation.
     """
-    here = core_generation()
+    here = find_core_generation()
     wanted = GENERATIONS[target]
     if here is not None and here != wanted:
         raise BackendUnavailableError(
@@ -121,12 +121,13 @@ def check_generation(target: str) -> None:
         )
 
 
-def core_generation() -> int | None:
-    """Return the generation of this host's NeuronCores; None: the driver does not say."""
-    # Driver 2.31 moved nodes of the tree: looked for by name, not by place.
+def find_core_generation() -> int | None:
+    """Return the generation of this host's NeuronCores; None: the driver doesn't report it."""
+    # Driver 2.31 moved nodes of the tree, so they are searched for by name.
     for path in sorted(SYSFS.glob("neuron*/**/arch_type")):
         with contextlib.suppress(OSError):
-            if found := re.search(r"NCv(\d+)", path.read_text()):
+            found = re.search(r"NCv(\d+)", path.read_text())
+            if found:
                 return int(found[1])
     return None
 
@@ -136,29 +137,31 @@ def load(backend: str, source: Any, *, cores: tuple[int, int] | None = None) -> 
 
     Args:
         backend: ``neuronx`` or ``neuron``.
-        source: what ``torch.jit.load`` takes. No device is named: the runtime places it.
-        cores: the first core and how many; None: the next one in turn.
+        source: a path or an open file with the program.
+        cores: the first core and how many; None: the next core in turn.
 
     Raises:
-        BackendUnavailableError: no device, no such core, or no room on it.
-        ArtifactError: it does not load for another reason.
+        BackendUnavailableError: no device, no such core, or not enough memory on it.
+        ArtifactError: the program does not load for another reason.
     """
     import torch
 
     runtime = import_runtime(backend)
     try:
-        with _placed(runtime, cores):
+        # No map_location: the runtime chooses the device.
+        with _placing(runtime, cores):
             return torch.jit.load(source).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        raise explained(error) from error
+        raise _refusal(error) from error
 
 
-def explained(error: Exception) -> ArtifactError:
-    """Return what the runtime's refusal to load a program means."""
-    told = str(error)
-    last = next((line for line in reversed(told.splitlines()) if line.strip()), told)
+def _refusal(error: Exception) -> ArtifactError:
+    """Return the error, with advice, for the runtime's failure to load a program."""
+    text = str(error)
+    lines = [line for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else text
     for pattern, kind, advice in _REFUSALS:
-        if re.search(pattern, told):
+        if re.search(pattern, text):
             return kind(f"expected Neuron's runtime to load the program, got: {last}. {advice}")
     return ArtifactError(
         f"expected Neuron's runtime to load the program, got: {last}. Its bytes are as published; "
@@ -170,13 +173,13 @@ _REFUSALS: tuple[tuple[str, type[ArtifactError], str], ...] = (
     (
         r"could not be initialized|num_devices",
         BackendUnavailableError,
-        "There is no Neuron device here, or no driver: run on such an instance, give the container "
-        "--device=/dev/neuron0, and look at `neuron-ls`.",
+        "This host has no Neuron device, or no driver: run on a Neuron instance, give the "
+        "container --device=/dev/neuron0, and look at `neuron-ls`.",
     ),
     (
         r"not available|status=9\b|start_nc|nc_count",
         BackendUnavailableError,
-        "Another process holds the NeuronCores, or there are not so many: see `neuron-top`, "
+        "Another process holds the NeuronCores, or the host has fewer: see `neuron-top`, "
         "NEURON_RT_NUM_CORES and NEURON_RT_VISIBLE_CORES.",
     ),
     (
@@ -194,26 +197,27 @@ _REFUSALS: tuple[tuple[str, type[ArtifactError], str], ...] = (
 )
 
 
-def _placed(runtime: Any, cores: tuple[int, int] | None) -> AbstractContextManager[Any]:
+def _placing(runtime: Any, cores: tuple[int, int] | None) -> AbstractContextManager[Any]:
     if cores is None:
         return contextlib.nullcontext()
-    placed: AbstractContextManager[Any] = placement(runtime).neuron_cores_context(*cores)
-    return placed
+    context: AbstractContextManager[Any] = find_placement(runtime).neuron_cores_context(*cores)
+    return context
 
 
-def placement(runtime: Any) -> Any:
-    """Return where a package has its placement calls: until 2.24, and on Inf1, in experimental."""
+def find_placement(runtime: Any) -> Any:
+    """Return the module with a package's placement calls."""
+    # Up to Neuron 2.24, and on Inf1, they are in `experimental`.
     return runtime if hasattr(runtime, "neuron_cores_context") else runtime.experimental
 
 
 def replace_weights(
     programs: Mapping[int, torch.jit.ScriptModule], weights: Mapping[str, torch.Tensor]
 ) -> None:
-    """Give every program other weights, in place; they have to be separated from the programs.
+    """Replace every program's weights in place; the weights must be separate from the programs.
 
     Args:
-        programs: as ``load`` returned them.
-        weights: by their names in the checkpoint's model.
+        programs: programs that ``load`` returned.
+        weights: tensors by their names in the checkpoint's model.
     """
     runtime = import_runtime("neuronx")
     # The recorded module holds the checkpoint's model under this name.
@@ -222,5 +226,5 @@ def replace_weights(
         runtime.replace_weights(program, named)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))

@@ -1,7 +1,7 @@
-"""Open a published conversion by name: the consumer's front door.
+"""Open a published conversion by name: the consumer's entry point.
 
-``open`` goes channel -> manifest -> files, checks each by sha256, and only then lets torch see a
-byte. ``load_manifest`` stops before the files.
+``open`` follows channel -> manifest -> files, checks each by sha256, and only then gives the bytes
+to torch. ``load_manifest`` stops before the files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tracefleet.store import ReadableStore
 if TYPE_CHECKING:
     import torch
 
-#: Run int8 bundles; torch has them on x86 CPUs, where one of them is what it begins with.
+#: Engines that run int8 bundles. Torch has them on x86 CPUs, where one of them is its default.
 _ENGINES = ("fbgemm", "x86")
 
 
@@ -44,17 +44,17 @@ def open(  # noqa: A001 - read as tracefleet.open
     """Open the current conversion of a source.
 
     Args:
-        store: its URL or path, or an opened store.
+        store: URL or path of the store, or an opened store.
         source: the checkpoint's name: ``org/name`` or ``hf://org/name``, a folder's path or URL,
             ``s3://bucket/prefix``, or its slug.
-        task: such as ``feature-extraction``; needed if several tasks are published.
+        task: task such as ``feature-extraction``; needed if several are published.
         backend: ``jit``; ``neuronx`` on an Inf2 or Trn host, ``neuron`` on an Inf1 host.
-        dtype: such as ``float32``; needed if several are published.
+        dtype: dtype such as ``float32``; needed if several are published.
         batch: rows in one traced call; needed if several are published.
-        channel: whose newest number to open.
-        allow_unvalidated: open also what no device has validated yet.
+        channel: channel whose newest number is opened.
+        allow_unvalidated: whether to open a conversion that no device has validated yet.
         neuron_cores: the first NeuronCore and how many, for the programs of all lengths; None: the
-            runtime's choice, each program on the next core in turn.
+            runtime puts each program on the next core in turn.
 
     Returns:
         A callable model; see `Model`.
@@ -105,14 +105,17 @@ def open_selected(
 
 def _open_bundle(store: ReadableStore, selection: Selection, manifest: Manifest) -> Model:
     path = selection.path_of(manifest.bundle)
-    with _engine_of(manifest, path), open_verified(store, selection, manifest.bundle) as handle:
+    with (
+        _using_int8_engine(manifest, path),
+        open_verified(store, selection, manifest.bundle) as handle,
+    ):
         return Model(manifest, _load(handle, path))
 
 
 def _open_programs(
     store: ReadableStore, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
 ) -> Model:
-    """Load the program of each length, once every byte of all of them was checked."""
+    """Load the program of each length, after every byte of all of them was checked."""
     backend = manifest.variant.backend
     neuron.check_host(backend, manifest.toolchain, neuron.target_of(manifest))
     with ExitStack() as stack:
@@ -121,7 +124,7 @@ def _open_programs(
             for length, file in manifest.programs.items()
         }
         programs = {
-            length: neuron.load(backend, _name_of(handle), cores=cores)
+            length: neuron.load(backend, _find_path(handle), cores=cores)
             for length, handle in handles.items()
         }
     module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
@@ -165,8 +168,8 @@ def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> Non
 
 
 @contextmanager
-def _engine_of(manifest: Manifest, path: str) -> Iterator[None]:
-    """Have torch pack int8 weights, while they are loaded, for the engine that runs them."""
+def _using_int8_engine(manifest: Manifest, path: str) -> Iterator[None]:
+    """Select the engine that runs int8 bundles: torch packs their weights for it when loading."""
     if manifest.variant.dtype != "int8":
         yield
         return
@@ -189,16 +192,11 @@ def _engine_of(manifest: Manifest, path: str) -> Iterator[None]:
 
 
 def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
-    """Load the archive through the very handle whose bytes were checked.
-
-    A path of its own could name another file by now. Handing torch the file object would read the
-    archive into memory beside its tensors (356 MiB peak against 92 for a 92 MB archive), so torch
-    gets the handle's own name.
-    """
+    """Load the archive through the handle whose bytes were checked."""
     import torch
 
     try:
-        module: torch.jit.ScriptModule = torch.jit.load(_name_of(handle), map_location="cpu")
+        module: torch.jit.ScriptModule = torch.jit.load(_find_path(handle), map_location="cpu")
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: torch {torch.__version__} can't load it: {str(error).splitlines()[0]}. Its "
@@ -207,7 +205,9 @@ def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     return module
 
 
-def _name_of(handle: BufferedReader) -> str | BufferedReader:
-    """Return what ``torch.jit.load`` reads a handle by: its own name, where the system has one."""
-    through = Path(f"/dev/fd/{handle.fileno()}")
-    return str(through) if through.exists() else handle
+def _find_path(handle: BufferedReader) -> str | BufferedReader:
+    """Return the handle's path under ``/dev/fd`` if the system has one, else the handle."""
+    # The file's own path may be another file by now. Given the file object, torch reads the archive
+    # into memory beside its tensors (peak of 356 MiB against 92 for an archive of 92 MB).
+    path = Path(f"/dev/fd/{handle.fileno()}")
+    return str(path) if path.exists() else handle

@@ -1,8 +1,8 @@
-"""Programs of one length each as one module with a bundle's methods.
+"""Join programs of one length each into one module with a bundle's methods.
 
-A Neuron program takes exactly the shapes that it was compiled for. The same dispatcher that a jit
-bundle is saved with goes around them here, so that both route, pad, slice and refuse alike. Used by
-the reader, and by the gate, which so judges what consumers call.
+A Neuron program takes exactly the shapes that it was compiled for. It gets the dispatcher that a
+jit bundle is saved with, so both route, pad, slice and refuse alike. The reader uses this module,
+and so does the gate, which thus validates what consumers call.
 """
 
 from __future__ import annotations
@@ -33,34 +33,35 @@ def compose(
     """
     import torch
 
+    # Defined anew for each call: TorchScript would add the methods to a type that is shared.
     class Programs(torch.nn.Module):
-        """A class of its own for each call: TorchScript would add the methods to a shared type."""
+        """Holder of the programs."""
 
     holder = Programs()
     for length, program in programs.items():
         holder.add_module(f"length_{length}", program)
     module: torch.jit.ScriptModule = torch.jit.script(holder.eval())
     for length, program in programs.items():
-        module.define(_call_source(length, program, inputs, outputs))
+        module.define(_write_call(length, program, inputs, outputs))
     graphs = {length: f"_traced_{length}" for length in programs}
     for source in dispatcher_source(inputs, outputs, graphs, batch):
         module.define(source)
     return module
 
 
-def _call_source(
+def _write_call(
     length: int,
     program: torch.jit.ScriptModule,
     inputs: tuple[InputSpec, ...],
     outputs: tuple[OutputSpec, ...],
 ) -> str:
-    """Spell the method that calls one program; a lone tensor becomes a tuple of one."""
+    """Write the method that calls one program and returns a tuple."""
     arguments = ", ".join(f"{spec.name}: Tensor" for spec in inputs)
     names = ", ".join(spec.name for spec in inputs)
-    returned = ", ".join("Tensor" for _ in outputs)
+    returned = ", ".join(["Tensor"] * len(outputs))
     (result,) = program._c._get_method("forward").schema.returns
     call = f"self.length_{length}({names})"
-    return (
-        f"def _traced_{length}(self, {arguments}) -> Tuple[{returned}]:\n"
-        f"    return {f'({call},)' if str(result.type) == 'Tensor' else call}\n"
-    )
+    # A program with one output may return it without a tuple around it.
+    if str(result.type) == "Tensor":
+        call = f"({call},)"
+    return f"def _traced_{length}(self, {arguments}) -> Tuple[{returned}]:\n    return {call}\n"
