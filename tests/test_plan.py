@@ -21,7 +21,7 @@ from tasks.backends.jit import toolchain
 from tasks.errors import BackendUnavailableError, ConversionCrashedError
 from tasks.fetch import digests
 from tasks.fetch.checkpoint import resolve
-from tasks.plan import default_tasks as own_task
+from tasks.plan import default_tasks
 from tasks.plan import fleet as planning
 from tasks.plan import freshness as stale
 from tasks.plan.concurrently import map_concurrently
@@ -244,14 +244,14 @@ def test_checkpoints_that_are_wrong_are_rows_too(wanted, store, tmp_path):
     publish(store, wanted)
     gone = make_wanted(tmp_path / "gone", store)
     bare = make_wanted(save(tmp_path / "bare", {"config.json": b"{}"}), store)
-    told: list[PlanRow] = []
-    rows = plan_all([gone, wanted, bare], on_row=told.append)
+    shown: list[PlanRow] = []
+    rows = plan_all([gone, wanted, bare], on_row=shown.append)
     assert [row.state for row in rows] == ["invalid", "fresh", "invalid"]
     assert [row.error for row in rows] == ["RequestError", None, "UnsupportedCheckpointError"]
     assert rows[0].commit is None
     assert "expected a folder" in rows[0].message
     assert not any(row.transient for row in rows)
-    assert sorted(map(str, told)) == sorted(map(str, rows))
+    assert sorted(map(str, shown)) == sorted(map(str, rows))
 
 
 def test_a_hub_that_fails_is_a_row(hub, store, wanted):
@@ -319,7 +319,8 @@ def test_a_second_plan_reads_no_weights(wanted, store, monkeypatch):
         raise AssertionError("read a file again")
 
     monkeypatch.setattr(digests, "hash_stream", unreadable)
-    assert plan_one(wanted).state == "fresh"
+    beside = wanted.model_copy(update={"channel": "beside"})
+    assert [row.state for row in plan_all([wanted, beside])] == ["fresh", "missing"]
 
 
 def test_tasks_are_found_out_in_one_child_without_weights(hub, store, tmp_path, monkeypatch):
@@ -358,8 +359,8 @@ def test_one_task_that_can_not_be_found_out_stops_no_other(monkeypatch, tmp_path
             raise TypeError("of a library")
         return "fill-mask"
 
-    monkeypatch.setattr(own_task, "default_task", strange)
-    error, task = own_task.name_tasks([tmp_path / "strange", tmp_path / "good"])
+    monkeypatch.setattr(default_tasks, "default_task", strange)
+    error, task = default_tasks.name_tasks([tmp_path / "strange", tmp_path / "good"])
     assert "TypeError: of a library" in str(error)
     assert task == "fill-mask"
 
@@ -371,7 +372,9 @@ def test_a_checkpoint_that_breaks_the_child_breaks_no_other(monkeypatch, tmp_pat
         return child.Outcome(value=[folder.name for folder in folders], seconds=0, peak_bytes=0)
 
     monkeypatch.setattr(child, "run", run)
-    found = own_task._in_child([tmp_path / name for name in ("a", "b", "deadly", "c", "d")])
+    found = default_tasks._name_in_child(
+        [tmp_path / name for name in ("a", "b", "deadly", "c", "d")]
+    )
     assert [one if isinstance(one, str) else type(one) for one in found] == [
         "a", "b", ConversionCrashedError, "c", "d",
     ]  # fmt: skip

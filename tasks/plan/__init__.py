@@ -1,1 +1,1 @@
-"""What of a fleet is fresh, stale, missing or invalid; its front door is ``fleet.plan``."""
+"""Find out what of a fleet is fresh, stale, missing or invalid: call ``fleet.plan``."""

@@ -1,9 +1,7 @@
-"""Many small pieces of work, each on a checkpoint or a channel, at once where that helps.
+"""Work on many checkpoints or channels at the same time, where that helps.
 
-Used by ``tasks.plan.fleet``. What waits for a network runs on a bounded number of threads. What
-reads folders on this machine is Python's own time, and threads only get into each other's way:
-measured on two cores, resolving 1,000 local checkpoints takes 0.5 s on one thread and 2 s on
-sixteen.
+Used by ``tasks.plan``. Work that waits for a network runs on a bounded number of threads; work on
+local folders runs on the calling thread.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ _REPORT_SECONDS = 5.0
 def map_concurrently(
     items: Iterable[T], work: Callable[[T], R], *, url: Callable[[T], str], what: str
 ) -> Iterator[tuple[T, R]]:
-    """Yield every item with what ``work`` returned of it, as they become known.
+    """Yield every item with the result of ``work``, in the order in which results come.
 
     Args:
-        items: what to work on.
-        work: called once for each; what it raises ends the whole.
-        url: of what an item is read from: ``file://`` is read by this thread.
-        what: for progress: ``checkpoints resolved``.
+        items: Items to work on.
+        work: Called once for each item; an exception ends the whole.
+        url: Returns the URL that an item is read from; ``file://`` is read by this thread.
+        what: Words for the progress log, such as ``checkpoints resolved``.
     """
     todo = list(items)
     reported = time.monotonic()
@@ -42,28 +40,30 @@ def map_concurrently(
 
 
 def catching_errors(work: Callable[[T], R]) -> Callable[[T], R | Exception]:
-    """Return ``work`` with its errors as results: what is wrong with one item stops no other."""
+    """Return ``work`` with its errors as results: an error of one item stops no other."""
 
-    def returning(item: T) -> R | Exception:
+    def call(item: T) -> R | Exception:
         try:
             return work(item)
         except Exception as error:
             return error
 
-    return returning
+    return call
 
 
 def _work(items: list[T], work: Callable[[T], R], url: Callable[[T], str]) -> Iterator[tuple[T, R]]:
+    # Folders are read in Python's own time, where threads only wait for each other: measured on
+    # two cores, resolving 1,000 local checkpoints takes 0.5 s on one thread and 2 s on sixteen.
     local = [item for item in items if url(item).startswith("file://")]
     remote = [item for item in items if not url(item).startswith("file://")]
-    # The first of each kind goes alone: clients are made and libraries imported by one thread.
+    # The first of each scheme goes alone: one thread makes the clients and imports libraries.
     first = {url(item).partition("://")[0]: item for item in reversed(remote)}
     for item in first.values():
         yield item, work(item)
-    alone = {id(item) for item in first.values()}
+    done = {id(item) for item in first.values()}
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        futures = {pool.submit(work, item): item for item in remote if id(item) not in alone}
+        futures = {pool.submit(work, item): item for item in remote if id(item) not in done}
         for item in local:
             yield item, work(item)
         for future in as_completed(futures):

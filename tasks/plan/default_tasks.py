@@ -1,6 +1,6 @@
-"""Which tasks many checkpoints were made for, as their own files say: for ``tasks.plan.fleet``.
+"""Find the tasks that checkpoints' own files name, for ``tasks.plan.fleet``.
 
-Reading that imports transformers, so a child does it, as in a conversion; one child for all.
+This imports transformers, so a child process does it, as in a conversion; one child for all.
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ _CHILD_SECONDS = 600.0
 
 
 def find_tasks(checkpoints: Iterable[Resolved]) -> dict[Resolved, str | Exception]:
-    """Return each checkpoint's task, or what refused to name one; weights are not fetched."""
+    """Return each checkpoint's task, or the error that hides it; weights are not fetched."""
     described = map_concurrently(
         checkpoints,
         catching_errors(fetch_description),
         url=lambda one: one.source,
         what="checkpoints described",
     )
-    folders = dict(described)
-    there = {one: folder for one, folder in folders.items() if isinstance(folder, Path)}
-    refused = {one: folder for one, folder in folders.items() if isinstance(folder, Exception)}
-    named = _in_child(list(there.values())) if there else []
-    return {**refused, **dict(zip(there, named, strict=True))}
+    found: dict[Resolved, str | Exception] = {}
+    folders: dict[Resolved, Path] = {}
+    for checkpoint, described_in in described:
+        if isinstance(described_in, Exception):
+            found[checkpoint] = described_in
+        else:
+            folders[checkpoint] = described_in
+    if folders:
+        named = _name_in_child(list(folders.values()))
+        found.update(zip(folders, named, strict=True))
+    return found
 
 
-def _in_child(folders: list[Path]) -> list[str | Exception]:
+def _name_in_child(folders: list[Path]) -> list[str | Exception]:
     limits = child.Limits(timeout=_CHILD_SECONDS, threads=1)
     with tempfile.TemporaryDirectory(prefix="tracefleet-") as work:
         log = Path(work) / "tasks.log"
@@ -43,22 +49,22 @@ def _in_child(folders: list[Path]) -> list[str | Exception]:
         except ConversionError as error:
             if len(folders) == 1:
                 return [error]
-    # One of them broke the child: the others must not pay for it.
+    # One of them broke the child; halving finds it, so that the others get their tasks.
     half = len(folders) // 2
-    return [*_in_child(folders[:half]), *_in_child(folders[half:])]
+    return [*_name_in_child(folders[:half]), *_name_in_child(folders[half:])]
 
 
 def name_tasks(folders: list[Path]) -> list[str | Exception]:
-    """Return the task that each folder's files name, or what refused it; a child runs this."""
-    return [_named(folder) for folder in folders]
+    """Return the task that each folder's files name, or an error; a child runs this."""
+    return [_name_task(folder) for folder in folders]
 
 
-def _named(folder: Path) -> str | Exception:
+def _name_task(folder: Path) -> str | Exception:
     try:
         return default_task(folder)
     except ConversionError as error:
         return error
-    except Exception as error:  # a library's own may not survive the way to the parent
+    except Exception as error:  # a library's own error may not unpickle in the parent
         return ConversionCrashedError(
             f"task: expected {folder} to name one, got {type(error).__name__}: "
             f"{first_line(error)}. Name the task in the request."

@@ -1,9 +1,9 @@
-"""Plan: what of a fleet is fresh, stale, missing or invalid, without a byte of weights.
+"""Plan a fleet: what is fresh, stale, missing or invalid, without reading weights.
 
-``plan`` is called by ``python -m flows plan`` and by the fleet flow. Each checkpoint is resolved
-once, each store is listed once, and what a channel points to is compared with what is wanted now
-(``tasks.plan.freshness``). A checkpoint or a channel that is wrong is a row, never the end of the
-plan; a store that can't be listed or does not answer is.
+``plan`` is called by ``python -m flows plan`` and by the fleet flow. It resolves each checkpoint
+once, lists each store once, and compares what a channel points to with what the request asks for
+(``tasks.plan.freshness``). An error of a checkpoint or a channel is a row; an error of a whole
+store ends the plan.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _Checkpoint = tuple[str, str | None, bool, bool]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """What the plan found out about one request.
+    """Finding of the plan about one request.
 
     Attributes:
         name: Name of the entry in the fleet file.
         request: The request.
-        state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: it
-            was refused, or what is published is damaged.
-        why: What makes it stale or missing, or what to know of a fresh one.
-        commit: What the revision resolved to; None: it was refused before.
-        task: The request's, or the one of the checkpoint's own files.
-        weight_bytes: Size of the checkpoint's weights; None: it was refused before.
-        key: The conversion key. Where only workers know the toolchain it is the key with that of
+        state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
+            request was refused, or the published conversion is damaged.
+        why: Reasons for being stale or missing, or notes on a fresh one.
+        commit: Commit that the revision resolved to; None: refused before that.
+        task: Task of the request, or the one of the checkpoint's own files.
+        weight_bytes: Size of the checkpoint's weights; None: refused before that.
+        key: Conversion key. Where only workers know the toolchain: the key with the toolchain of
             the current conversion, None if there is none.
-        number: The channel's current number; None: nothing is published in it.
-        error: Type name of what refused it.
+        number: Current number of the channel; None: nothing is published in it.
+        error: Type name of the error that refused it.
         message: Message of that error.
-        transient: Whether it was the network that refused, so that another try may help.
+        transient: Whether the error came from the network, so that another try may help.
     """
 
     name: str
@@ -68,8 +68,8 @@ class PlanRow:
     transient: bool = False
 
 
-class _Look(NamedTuple):
-    """A request whose checkpoint and task are known: what is left is to look at its channel."""
+class _Lookup(NamedTuple):
+    """A request whose checkpoint and task are known, and whose channel is still to be read."""
 
     row: PlanRow
     identity: Identity
@@ -77,6 +77,7 @@ class _Look(NamedTuple):
 
     @property
     def channel(self) -> str:
+        """Folder of the channel that should point to the conversion."""
         return channel_of(self.identity, self.row.request.channel)
 
 
@@ -102,74 +103,86 @@ def plan(
 
 
 def _plan_rows(requests: Mapping[str, ConversionRequest]) -> Iterator[PlanRow]:
-    """Yield each row as soon as it is known: refusals first, then what the channels say."""
-    stores = {url: open_store(url) for url in {one.store for one in requests.values()}}
-    looks: list[_Look] = []
+    """Yield each row as soon as it is known: refusals first, then those read from channels."""
+    urls = {request.store for request in requests.values()}
+    stores = {url: open_store(url) for url in urls}
+    lookups: list[_Lookup] = []
     movers: dict[tuple[str, str], str] = {}
     for row, identity in _identify(requests):
         if identity is None:
             yield row
             continue
-        look = _Look(row, identity, stores[row.request.store])
-        first = movers.setdefault((look.store.url, look.channel), row.name)
+        lookup = _Lookup(row, identity, stores[row.request.store])
+        first = movers.setdefault((lookup.store.url, lookup.channel), row.name)
         if first == row.name:
-            looks.append(look)
+            lookups.append(lookup)
         else:
             yield _refuse_second(row, first)
-    yield from _look_at_all(looks)
+    yield from _read_channels(lookups)
 
 
 def _refuse_second(row: PlanRow, first: str) -> PlanRow:
-    """Refuse what would move another entry's channel: each run would take it from the other."""
+    """Refuse a request that would move another entry's channel."""
+    # Both stay stale for ever otherwise: each run takes the channel from the other.
     error = RequestError(
         f"channel: expected a channel that no other entry moves, got {row.request.channel!r}, "
         f"which {first!r} moves too, now that the checkpoint has named the task. Remove one, or "
         "give it another channel."
     )
-    return _refused(row.name, row.request, error)
+    return _refuse(row.name, row.request, error)
 
 
 def _identify(
     requests: Mapping[str, ConversionRequest],
 ) -> Iterator[tuple[PlanRow, Identity | None]]:
     """Yield each row with its identity, or with None if it is refused already."""
-    checkpoints = {name: _checkpoint_of(request) for name, request in requests.items()}
-    resolved = _resolve_all(checkpoints.values())
-    unnamed = {checkpoints[name] for name, one in requests.items() if one.task is None}
-    found_unnamed = [resolved[checkpoint] for checkpoint in unnamed]
-    tasks = find_tasks(one for one in found_unnamed if isinstance(one, Resolved))
-    toolchains = {name: _toolchain(name) for name in {one.backend for one in requests.values()}}
+    resolved = _resolve_all(requests.values())
+    tasks = _find_missing_tasks(requests.values(), resolved)
+    backends = {request.backend for request in requests.values()}
+    toolchains = {backend: _find_toolchain(backend) for backend in backends}
     for name, request in requests.items():
-        found = resolved[checkpoints[name]]
+        found = resolved[_checkpoint_of(request)]
         if isinstance(found, Exception):
-            yield _refused(name, request, found), None
+            yield _refuse(name, request, found), None
             continue
         task = request.task or tasks[found]
         if isinstance(task, Exception):
-            yield _refused(name, request, task, commit=found.commit), None
+            yield _refuse(name, request, task, commit=found.commit), None
             continue
-        with_task = request.model_copy(update={"task": task})
-        yield (
-            PlanRow(
-                name=name,
-                request=request,
-                state="missing",
-                commit=found.commit,
-                task=task,
-                weight_bytes=found.weight_bytes,
-            ),
-            identify(with_task, found, toolchains[request.backend]),
+        row = PlanRow(
+            name=name,
+            request=request,
+            state="missing",
+            commit=found.commit,
+            task=task,
+            weight_bytes=found.weight_bytes,
         )
+        with_task = request.model_copy(update={"task": task})
+        yield row, identify(with_task, found, toolchains[request.backend])
+
+
+def _find_missing_tasks(
+    requests: Iterable[ConversionRequest], resolved: Mapping[_Checkpoint, Resolved | Exception]
+) -> dict[Resolved, str | Exception]:
+    """Return the tasks of the checkpoints whose requests name none."""
+    unnamed = set()
+    for request in requests:
+        found = resolved[_checkpoint_of(request)]
+        if request.task is None and isinstance(found, Resolved):
+            unnamed.add(found)
+    return find_tasks(unnamed)
 
 
 def _checkpoint_of(request: ConversionRequest) -> _Checkpoint:
     return request.source, request.revision, request.allow_pickle, request.trust_remote_code
 
 
-def _resolve_all(checkpoints: Iterable[_Checkpoint]) -> dict[_Checkpoint, Resolved | Exception]:
-    once = dict.fromkeys(checkpoints)
+def _resolve_all(
+    requests: Iterable[ConversionRequest],
+) -> dict[_Checkpoint, Resolved | Exception]:
+    checkpoints = dict.fromkeys(map(_checkpoint_of, requests))
     found = map_concurrently(
-        once, catching_errors(_resolve), url=lambda one: one[0], what="checkpoints resolved"
+        checkpoints, catching_errors(_resolve), url=lambda one: one[0], what="checkpoints resolved"
     )
     return dict(found)
 
@@ -184,15 +197,15 @@ def _resolve(checkpoint: _Checkpoint) -> Resolved:
     )
 
 
-def _toolchain(backend: str) -> Toolchain | None:
-    """Return this machine's versions; None where only the backend's workers have its packages."""
+def _find_toolchain(backend: str) -> Toolchain | None:
+    """Return this machine's versions; None: only the backend's workers have its packages."""
     try:
         return find_backend(backend).toolchain()
     except (BackendUnavailableError, PackageNotFoundError):
         return None
 
 
-def _refused(name: str, request: ConversionRequest, error: Exception, **known: Any) -> PlanRow:
+def _refuse(name: str, request: ConversionRequest, error: Exception, **known: Any) -> PlanRow:
     return PlanRow(
         name=name,
         request=request,
@@ -204,29 +217,29 @@ def _refused(name: str, request: ConversionRequest, error: Exception, **known: A
     )
 
 
-def _look_at_all(looks: list[_Look]) -> Iterator[PlanRow]:
+def _read_channels(lookups: list[_Lookup]) -> Iterator[PlanRow]:
     sources: dict[str, list[str]] = {}
-    stores = {look.store.url: look.store for look in looks}
-    for look in looks:
-        sources.setdefault(look.store.url, []).append(look.identity.source)
+    stores = {lookup.store.url: lookup.store for lookup in lookups}
+    for lookup in lookups:
+        sources.setdefault(lookup.store.url, []).append(lookup.identity.source)
     numbers = {url: newest_numbers(store, sources[url]) for url, store in stores.items()}
     found = map_concurrently(
-        looks,
-        lambda look: _look_at(look, numbers[look.store.url].get(look.channel)),
-        url=lambda look: look.store.url,
+        lookups,
+        lambda lookup: _read_channel(lookup, numbers[lookup.store.url].get(lookup.channel)),
+        url=lambda lookup: lookup.store.url,
         what="channels read",
     )
     for _, row in found:
         yield row
 
 
-def _look_at(look: _Look, number: int | None) -> PlanRow:
-    row = replace(look.row, number=number)
+def _read_channel(lookup: _Lookup, number: int | None) -> PlanRow:
+    row = replace(lookup.row, number=number)
     try:
-        found = judge(look.store, look.identity, look.channel, number)
+        found = judge(lookup.store, lookup.identity, lookup.channel, number)
     except StoreUnavailableError:
-        raise  # says something about the store, not about this request
+        raise  # an error of the store, not of this request
     except (ArtifactError, ConversionError) as error:
         known = {"commit": row.commit, "task": row.task, "number": number}
-        return _refused(row.name, row.request, error, **known)
+        return _refuse(row.name, row.request, error, **known)
     return replace(row, state=found.state, why=found.why, key=found.key)

@@ -1,7 +1,7 @@
-"""Is what a channel points to still what is wanted? Used by ``tasks.plan.fleet``.
+"""Decide whether a channel points to what a request asks for; used by ``tasks.plan.fleet``.
 
-Equal keys settle it with one small read. Otherwise the current conversion's manifest says which
-part of the key differs: commit, toolchain, lengths, recipe or options; there is no other part.
+Equal keys take one small read. Otherwise the current conversion's manifest shows which part of the
+key differs: commit, toolchain, lengths, recipe or options; there is no other part.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tracefleet.store import ReadableStore
 
 State = Literal["fresh", "stale", "missing", "invalid"]
 
-#: From so many sources on, a listing of the whole store is tried before one of each source.
+#: From this number of sources on, the whole store is listed before single sources are.
 _MANY = 20
-#: It is given up after so many channels for each of them: then the store is mostly others'.
+#: That listing ends after this many channels a source: the store holds mostly other sources.
 _CHANNELS_A_SOURCE = 10
 
 
@@ -49,7 +49,7 @@ class Judgement:
 
 
 def channel_of(wanted: Identity, channel: str) -> str:
-    """Return the folder of the channel that shall point to a conversion."""
+    """Return the folder of the channel that should point to a conversion."""
     return channel_folder(wanted.source, wanted.variant, channel)
 
 
@@ -60,10 +60,13 @@ def newest_numbers(store: ReadableStore, sources: Iterable[str]) -> dict[str, in
         StoreError: the store can't be listed.
     """
     slugs = sorted({source_slug(source) for source in sources})
-    found, left = _list_whole(store, slugs) if len(slugs) >= _MANY else ({}, slugs)
+    found: dict[str, int] = {}
+    left = slugs
+    if len(slugs) >= _MANY:
+        found, left = _list_whole(store, slugs)
     listings = map_concurrently(
         left,
-        lambda slug: _numbers(find_variants(store, slug)),
+        lambda slug: _map_numbers(find_variants(store, slug)),
         url=lambda _: store.url,
         what="sources listed",
     )
@@ -77,24 +80,24 @@ def _list_whole(store: ReadableStore, slugs: list[str]) -> tuple[dict[str, int],
     limit = _CHANNELS_A_SOURCE * len(slugs)
     channels = list(itertools.islice(find_variants(store), limit))
     if len(channels) < limit:
-        return _numbers(channels), []
-    # In the order of paths a slug ends with a slash; the last one may have more channels.
+        return _map_numbers(channels), []
+    # Paths are sorted with the slash behind a slug. The last slug may have more channels.
     last = f"{channels[-1].slug}/"
-    return _numbers(channels), [slug for slug in slugs if f"{slug}/" >= last]
+    return _map_numbers(channels), [slug for slug in slugs if f"{slug}/" >= last]
 
 
-def _numbers(channels: Iterable[Published]) -> dict[str, int]:
+def _map_numbers(channels: Iterable[Published]) -> dict[str, int]:
     return {one.folder: one.number for one in channels}
 
 
 def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | None) -> Judgement:
-    """Return whether a channel points to what is wanted, and if not why not.
+    """Return whether a channel points to the wanted conversion, and if not why not.
 
     Args:
-        store: ReadableStore of the channel.
-        wanted: What the channel should point to.
+        store: Store of the channel.
+        wanted: Identity that the channel should point to.
         channel: Folder of the channel.
-        number: The channel's newest number; None: nothing is published in it.
+        number: Newest number of the channel; None: nothing is published in it.
 
     Raises:
         ArtifactError: the channel's entry or a manifest is damaged, or the store does not answer.
@@ -102,7 +105,8 @@ def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | No
     """
     key = wanted.key if wanted.toolchain else None
     if number is None:
-        return Judgement(state="missing", why=("never published", *_waits(store, wanted)), key=key)
+        why = ("never published", *_note_candidate(store, wanted))
+        return Judgement(state="missing", why=why, key=key)
     entry = read_entry(store, channel, number)
     if entry.key == key:
         return Judgement(state="fresh", key=key, number=number)
@@ -111,8 +115,8 @@ def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | No
     return _compare(store, wanted, Selection(published=published, entry=entry))
 
 
-def _waits(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
-    """Say if a candidate of the same commit and lengths waits for a device to validate it."""
+def _note_candidate(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
+    """Return a note if a candidate of the same commit and lengths waits for a device."""
     if wanted.variant.backend == JIT:
         return ()
     newest = current(store, channel_of(wanted, CANDIDATE_CHANNEL))
@@ -123,20 +127,21 @@ def _waits(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
 
 
 def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Judgement:
-    """Ask the current conversion's manifest what differs."""
-    manifest = _checked_manifest(store, published)
+    """Compare the current conversion's manifest with the wanted identity."""
+    manifest = _load_checked_manifest(store, published)
+    # Only workers of the backend know their toolchain: assume the one of their last conversion.
     toolchain = wanted.toolchain or manifest.toolchain
     key = dataclasses.replace(wanted, toolchain=toolchain).key
     number, log = published.number, published.published.folder
-    # Workers of the backend know their own toolchain: here that of their last work has to do.
-    blind = f"toolchain not checked: no {wanted.variant.backend} here"
-    notes = () if wanted.toolchain else (blind,)
+    unchecked = f"toolchain not checked: no {wanted.variant.backend} here"
+    notes = () if wanted.toolchain else (unchecked,)
     if key == manifest.key:
         return Judgement(state="fresh", why=notes, key=key, number=number)
-    if withdrawn := find_rolled_back_number(store, log, number, published.entry, key):
-        why = (f"rolled back from number {withdrawn}", *notes)
+    rolled_back = find_rolled_back_number(store, log, number, published.entry, key)
+    if rolled_back:
+        why = (f"rolled back from number {rolled_back}", *notes)
         return Judgement(state="fresh", why=why, key=key, number=number)
-    why = (*_differences(manifest, wanted, toolchain), *notes)
+    why = (*_find_differences(manifest, wanted, toolchain), *notes)
     if find_published(store, wanted.source, key) is not None:
         why = ("published, but the channel points to another conversion", *why)
     # A worker with another toolchain will publish under another key.
@@ -144,9 +149,10 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     return Judgement(state="stale", why=why, key=known, number=number)
 
 
-def _checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
+def _load_checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
     manifest = load_manifest(store, published)
-    if (key := Identity.of(manifest).key) != manifest.key:
+    key = Identity.of(manifest).key
+    if key != manifest.key:
         raise ManifestError(
             f"{store.url}/{published.manifest_path}: key expected {manifest.key}, but its contents "
             f"give {key}. It was not written by tracefleet; convert the checkpoint again."
@@ -154,24 +160,29 @@ def _checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
     return manifest
 
 
-def _differences(manifest: Manifest, wanted: Identity, toolchain: Toolchain) -> Iterator[str]:
-    """Yield what a key is made of and differs; equal keys have none, others at least one."""
+def _find_differences(manifest: Manifest, wanted: Identity, toolchain: Toolchain) -> Iterator[str]:
+    """Yield the parts of the key that differ: at least one if the keys do."""
     if manifest.commit != wanted.commit:
         yield "new commit"
-    if changes := _changes(dataclasses.asdict(manifest.toolchain), dataclasses.asdict(toolchain)):
-        yield f"new toolchain: {changes}"
+    old, new = dataclasses.asdict(manifest.toolchain), dataclasses.asdict(toolchain)
+    if old != new:
+        yield f"new toolchain: {_describe_changes(old, new)}"
     if manifest.lengths != wanted.lengths:
-        yield f"new lengths: {_listed(manifest.lengths)} -> {_listed(wanted.lengths)}"
+        before, after = _format_lengths(manifest.lengths), _format_lengths(wanted.lengths)
+        yield f"new lengths: {before} -> {after}"
     if manifest.recipe != RECIPE:
         yield f"new recipe: {manifest.recipe} -> {RECIPE}"
-    if changes := _changes(manifest.options, wanted.options):
-        yield f"new options: {changes}"
+    if manifest.options != wanted.options:
+        yield f"new options: {_describe_changes(manifest.options, wanted.options)}"
 
 
-def _changes(old: Mapping[str, str | None], new: Mapping[str, str | None]) -> str:
-    names = sorted({name for name in (*old, *new) if old.get(name) != new.get(name)})
-    return ", ".join(f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in names)
+def _describe_changes(old: Mapping[str, str | None], new: Mapping[str, str | None]) -> str:
+    changes = []
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            changes.append(f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}")
+    return ", ".join(changes)
 
 
-def _listed(lengths: tuple[int, ...]) -> str:
+def _format_lengths(lengths: tuple[int, ...]) -> str:
     return ",".join(str(length) for length in lengths)
