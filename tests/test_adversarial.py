@@ -23,8 +23,8 @@ from tasks.model.weights import named_tensors
 from tasks.sweep.tiny import Case, build
 from tasks.trace.bundle import _Layout
 from tasks.trace.record import trace_checkpoint, trace_lengths
-from tasks.validate.probes import plan_probes
-from tasks.validate.reference import differences
+from tasks.validate.plan import plan_probes
+from tasks.validate.reference import compare_outputs
 from tests.support import adversarial_models as faulty
 from tests.support import tiny
 from tests.support.adversarial_models import ARCHITECTURES, CONVERSIONS, Fault
@@ -43,7 +43,7 @@ def _error(bench, bundle, feed=None, length=None):
         expected = call_tuple(load_eager(bench.folder, bench.options), feed, bench.outputs)
         got = getattr(torch.jit.load(bundle.path), f"forward_{length}")(*feed.values())
     scales = tuple(float(tensor.abs().max()) for tensor in expected)
-    found = differences(bench.outputs, bench.plan().tolerance, got, expected, feed, scales)
+    found = compare_outputs(bench.outputs, bench.plan().tolerance, got, expected, feed, scales)
     return max(difference.max_rel for difference in found)
 
 
@@ -86,7 +86,7 @@ def test_the_gate_catches(fault: Fault, checkpoint, tmp_path, monkeypatch):
         batch=fault.batch,
     )
     if fault.exact:
-        bench.facts = bench.facts.exact()
+        bench.facts = bench.facts.without_padding()
     spoil = None
     if fault.where == "architecture":
         faulty.change_class(monkeypatch, bench.facts.architecture, fault.changed)
@@ -206,7 +206,7 @@ def test_lengths_are_proved_each_at_its_own_graph(
     """Wrong or loud at other lengths and batches: there the guard refuses, and is told so."""
     bench = _bench(real(name), tmp_path, task, lengths=(8, 16))
     if exact:
-        bench.facts = bench.facts.exact()
+        bench.facts = bench.facts.without_padding()
     result = _traced(bench)
     assert result.shared == shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
@@ -240,7 +240,7 @@ def test_a_branch_on_the_length_is_published_at_exact_lengths_only(
     faulty.change_class(monkeypatch, "BertModel", _longer_than_12)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16))
     if exact:
-        bench.facts = bench.facts.exact()
+        bench.facts = bench.facts.without_padding()
     result = _traced(bench)
     assert not result.shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
@@ -295,7 +295,7 @@ def test_rotary_factors_that_switch_at_a_length_are_refused(real, tmp_path):
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     with pytest.raises(PaddingChangesError):
         bench.validate(result.file)
-    bench.facts = bench.facts.exact()
+    bench.facts = bench.facts.without_padding()
     with pytest.raises(UnsafeCheckpointError, match="inv_freq"):
         bench.validate(_traced(bench).file)
 
@@ -311,7 +311,7 @@ def test_big_bird_is_compared_with_a_fresh_one_for_every_input(tmp_path):
         assert (eager(**feed).logits - fresh).abs().max() > 0.1 * fresh.abs().max()
     with pytest.raises(PaddingChangesError):
         bench.validate(_traced(bench).file)
-    bench.facts = bench.facts.exact()
+    bench.facts = bench.facts.without_padding()
     result = _traced(bench)
     assert not result.shared
     assert bench.validate(result.file).passed

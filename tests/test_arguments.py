@@ -15,7 +15,7 @@ from flows.convert import convert
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.model.arguments import Argument
 from tasks.model.facts import LoadOptions
-from tasks.model.feeds import mirrored, random_feed
+from tasks.model.feeds import mirror, random_feed
 from tasks.model.load import load_eager
 from tasks.model.preflight import inspect
 from tasks.request.conversion import make_request
@@ -122,11 +122,11 @@ def test_boxes_are_required_valid_and_of_the_models_own_unit(made):
         bbox = _named(facts)["bbox"]
         assert (bbox.axes, bbox.dtype, bbox.fill) == (("batch", "length", "4"), dtype, None)
         drawn = random_feed(facts, batch=3, length=50, seed=0)["bbox"]
-        for boxes in (drawn, mirrored(bbox, drawn)):
+        for boxes in (drawn, mirror(bbox, drawn)):
             assert str(boxes.dtype) == f"torch.{dtype}"
             assert bool((boxes[..., :2] <= boxes[..., 2:]).all())
             assert 0 <= float(boxes.min()) < float(boxes.max()) <= most
-        assert not torch.equal(drawn, mirrored(bbox, drawn))
+        assert not torch.equal(drawn, mirror(bbox, drawn))
 
 
 def test_shapes_and_sounds_of_characters_are_required(made):
@@ -189,7 +189,7 @@ def test_counting_from_the_other_end_stays_in_bounds():
         name=TYPES, kind="segments", axes=("batch", "length", "2"), bounds=(2, 10), fill=0
     )
     tensor = torch.tensor([[[0, 0], [1, 9]]])
-    assert mirrored(columns, tensor).tolist() == [[[1, 9], [0, 0]]]
+    assert mirror(columns, tensor).tolist() == [[[1, 9], [0, 0]]]
 
 
 # --- what the tokenizer says ---------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_every_extra_input_is_proved_alone(model_type, task, extra, made, tmp_pa
 )
 def test_compared_types_are_proved_at_exact_lengths(model_type, task, made, tmp_path):
     bench = Bench(folder=made(model_type, task), work=tmp_path, task=task)
-    bench.facts = bench.facts.exact()  # their padding changes the result
+    bench.facts = bench.facts.without_padding()  # their padding changes the result
     report = bench.validate(bench.trace())
     assert report.passed
     assert _counting(report, TYPES)

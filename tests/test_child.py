@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from tasks import child
-from tasks.child import Limits, run, say
+from tasks.child import Limits, run
+from tasks.child_main import report_progress
 from tasks.errors import ConversionCrashedError, NumericsMismatchError, RequestError
 
 
@@ -23,7 +24,7 @@ def _double(number: int) -> int:
 
 
 def _talk() -> str:
-    say("half way")
+    report_progress("half way")
     print("a line on stdout")
     return "done"
 
@@ -137,7 +138,7 @@ def test_an_exit_without_result_is_a_crash(tmp_path):
 
 def _chatter() -> None:
     while True:
-        say("still here " * 100)
+        report_progress("still here " * 100)
 
 
 def test_a_talkative_child_ends_at_its_deadline_too(tmp_path):

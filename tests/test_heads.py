@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from tasks.errors import RequestError, UnsupportedCheckpointError
-from tasks.model.heads import AUTO_CLASSES, choices_of, default_task, model_class
+from tasks.model.heads import AUTO_CLASSES, count_choices, default_task, model_class
 from tests.support import tiny
 
 
@@ -202,4 +202,4 @@ def test_remote_code_is_taken_when_it_is_trusted(tmp_path):
 
 
 def test_only_multiple_choice_has_choices():
-    assert {task for task in AUTO_CLASSES if choices_of(task)} == {"multiple-choice"}
+    assert {task for task in AUTO_CLASSES if count_choices(task)} == {"multiple-choice"}

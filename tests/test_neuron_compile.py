@@ -14,7 +14,7 @@ from tasks.backends import neuron, neuronx, programs
 from tasks.backends.base import Job
 from tasks.backends.options import NeuronOptions, NeuronxOptions
 from tasks.backends.programs import Prepared
-from tasks.backends.triage import cause_of, triaged
+from tasks.backends.triage import find_cause, triage
 from tasks.child import Limits
 from tasks.errors import (
     BackendUnavailableError,
@@ -25,7 +25,7 @@ from tasks.errors import (
 from tasks.model.facts import LoadOptions
 from tasks.model.preflight import inspect
 from tasks.validate.compute import compute_reference
-from tasks.validate.probes import ProbePlan
+from tasks.validate.plan import ProbePlan
 from tests.support.neuron_support import on
 
 OPTIONS = LoadOptions(task="text-classification")
@@ -196,12 +196,12 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
     ],
 )
 def test_what_compilers_say(error: Exception, told: str, reason: str):
-    assert cause_of(error, told).reason == reason
+    assert find_cause(error, told).reason == reason
 
 
 def test_the_diagnostic_of_the_log_is_in_the_message(tmp_path):
     log = tmp_path / "log"
     log.write_text("noise\n[ERROR] [NCC_EVRF007] 7000000 instructions\nnoise\n")
-    found = triaged(RuntimeError("neuronx-cc failed with 70"), "length 512", log)
+    found = triage(RuntimeError("neuronx-cc failed with 70"), "length 512", log)
     assert "length 512" in str(found)
     assert "7000000 instructions" in str(found)

@@ -20,7 +20,7 @@ from tasks.errors import (
     UnsupportedCheckpointError,
 )
 from tasks.model import embedder
-from tasks.model.embedder import pooled
+from tasks.model.embedder import pool_tokens
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.pooling import MODES, Dense, Pooling, read_pooling
@@ -109,7 +109,7 @@ def unit(vectors):
 @pytest.mark.parametrize("modes", [*[(mode,) for mode in MODES], ("mean", "cls", "max"), MODES])
 def test_pooling_is_that_of_the_real_tokens_alone(modes, mask):
     tokens = np.random.default_rng(0).standard_normal((3, 5, 7)) - 3  # all maxima are below 0
-    got = pooled(torch.from_numpy(tokens), torch.from_numpy(mask), modes)
+    got = pool_tokens(torch.from_numpy(tokens), torch.from_numpy(mask), modes)
     np.testing.assert_allclose(got.numpy(), pool(tokens, mask, modes), rtol=1e-12)
 
 
@@ -119,7 +119,7 @@ def test_holes_are_left_out_wherever_they_are(mode):
     expected = pool(tokens, mask, [mode])
     if mode == "weightedmean":  # weights count positions, as sentence-transformers has it
         expected = (tokens[:, 1] * 1 + tokens[:, 3] * 3) / 4
-    got = pooled(torch.from_numpy(tokens), torch.from_numpy(mask), [mode])
+    got = pool_tokens(torch.from_numpy(tokens), torch.from_numpy(mask), [mode])
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
 
 
@@ -127,7 +127,7 @@ def test_holes_are_left_out_wherever_they_are(mode):
 def test_half_precision_is_summed_in_float32(dtype):
     tokens = torch.full((1, 4096, 1), 1.0, dtype=dtype)
     tokens[0, 0] = 100.0
-    got = pooled(tokens, torch.ones(1, 4096, dtype=torch.int64), ["mean"])
+    got = pool_tokens(tokens, torch.ones(1, 4096, dtype=torch.int64), ["mean"])
     assert got.dtype == dtype
     assert float(got) == float(torch.tensor(4195 / 4096, dtype=dtype))
 
@@ -471,8 +471,8 @@ def test_a_pooling_that_ignores_the_mask_is_caught(mode, own_checkpoint, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(
             embedder,
-            "pooled",
-            lambda tokens, mask, modes: pooled(tokens, torch.ones_like(mask), modes),
+            "pool_tokens",
+            lambda tokens, mask, modes: pool_tokens(tokens, torch.ones_like(mask), modes),
         )
         bundle = bench.trace()
     with pytest.raises(NumericsMismatchError, match=r"right-pad-1 at length 8: sent") as caught:

@@ -75,7 +75,7 @@ def _conversion(
         tied_groups=(),
         same_program=True,
         shared=True,
-        selects=False,
+        has_topk_or_sort=False,
     )
     files = collect_files(traced, INPUTS, folder, folder)
     toolchain = Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0")

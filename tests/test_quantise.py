@@ -244,7 +244,7 @@ def test_a_fault_that_is_planted_into_packed_weights_is_taken_back(checkpoint, t
     module = torch.jit.load(bench.trace().path)
     layer = next(iter(quantise.packed_layers(module).values()))
     before = {name: tensor.clone() for name, tensor in named_tensors(module).items()}
-    with quantise.spoiled(layer, 1.5):
+    with quantise.corrupting_layer(layer, 1.5):
         spoiled = named_tensors(module)
         assert sum(not torch.equal(spoiled[name], before[name]) for name in before) == 2
     after = named_tensors(module)
@@ -254,7 +254,9 @@ def test_a_fault_that_is_planted_into_packed_weights_is_taken_back(checkpoint, t
 def test_a_gate_that_is_blind_to_packed_weights_is_refused(checkpoint, tmp_path, monkeypatch):
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
     bundle, reference = bench.trace(), bench.reference()
-    monkeypatch.setattr("tasks.validate.gate.spoiled", lambda layer, factor: quantise._engine())
+    monkeypatch.setattr(
+        "tasks.validate.controls.corrupting_layer", lambda layer, factor: quantise._forcing_engine()
+    )
     with pytest.raises(NumericsMismatchError, match="negative control"):
         validate_bundle(bundle.path, reference)
 
@@ -369,7 +371,7 @@ def test_a_model_without_linear_layers_is_refused(checkpoint, monkeypatch):
     bare = nn.Sequential(nn.Embedding(4, 4), nn.Conv1d(4, 4, 1))
     with pytest.raises(UnsupportedCheckpointError, match=r"Sequential.*nothing to quantise"):
         quantise.quantise(bare)
-    monkeypatch.setattr(quantise, "_matrix", lambda layer: None)
+    monkeypatch.setattr(quantise, "_find_matrix", lambda layer: None)
     with pytest.raises(UnsupportedCheckpointError, match=r"BertForMaskedLM.*nothing to quantise"):
         inspect(checkpoint("bert-mlm"), LoadOptions(task="fill-mask", dtype="int8"), (8,))
 

@@ -161,4 +161,4 @@ def test_untying_through_the_config_would_be_wrong_and_is_caught(checkpoint, mon
 
     monkeypatch.setattr(untie_module, "untie", flip)
     with pytest.raises(TiedWeightsError, match="bit-identical"):
-        untie_module.untie_proved(model, facts, outputs, 16, 1)
+        untie_module.untie_with_proof(model, facts, outputs, 16, 1)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.validate.gate import _Gate
-from tasks.validate.probes import plan_probes
+from tasks.validate.artifact import Artifact
+from tasks.validate.controls import catches_wrong_weight
+from tasks.validate.plan import plan_probes
 from tasks.validate.verdict import TOLERANCES, compare
 from tests.support.gate_support import Bench
 from tracefleet.manifest_types import Tolerance
@@ -292,7 +293,7 @@ def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
     """If a planted fault passes, the gate proves nothing and must not let anything through."""
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr("tasks.validate.faults._spoilt", lambda weight: weight)
+    monkeypatch.setattr("tasks.validate.faults._corrupt", lambda weight: weight)
     with pytest.raises(NumericsMismatchError, match="negative control"):
         bench.validate(bundle)
 
@@ -326,7 +327,7 @@ def test_an_output_that_never_moves_is_no_reference(own_checkpoint, tmp_path):
 
 def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypatch):
     from tasks.model import outputs as outputs_module
-    from tasks.validate import session
+    from tasks.validate import reference_pass
 
     calls = []
     original = outputs_module.call_tuple
@@ -337,14 +338,14 @@ def test_a_reference_that_keeps_state_is_refused(checkpoint, tmp_path, monkeypat
 
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr(session, "call_tuple", stateful)
+    monkeypatch.setattr(reference_pass, "call_tuple", stateful)
     with pytest.raises(UnsupportedCheckpointError, match="second run"):
         bench.validate(bundle)
 
 
 def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatch):
     from tasks.model import outputs as outputs_module
-    from tasks.validate import session
+    from tasks.validate import reference_pass
 
     original = outputs_module.call_tuple
 
@@ -354,7 +355,7 @@ def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatc
 
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
-    monkeypatch.setattr(session, "call_tuple", leaking)
+    monkeypatch.setattr(reference_pass, "call_tuple", leaking)
     with pytest.raises(UnsupportedCheckpointError, match="padding"):
         bench.validate(bundle)
 
@@ -364,9 +365,9 @@ def test_the_planted_fault_is_taken_back(checkpoint, tmp_path):
     bundle = bench.trace()
     module = torch.jit.load(bundle.path)
     before = {name: p.clone() for name, p in module.named_parameters()}
-    gate = _Gate(module, bench.reference())
+    artifact = Artifact(module, bench.reference())
     with torch.no_grad():
-        assert gate._catches_wrong_weight()
+        assert catches_wrong_weight(artifact)
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 

@@ -15,7 +15,7 @@ from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import input_specs
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
-from tasks.validate.probes import ProbePlan
+from tasks.validate.plan import ProbePlan
 from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import InputSpec, Tolerance, Toolchain
@@ -69,11 +69,13 @@ class Job:
     device: bool = False
     candidate: Candidate | None = None
 
-    def exact(self) -> Job:
+    def without_padding(self) -> Job:
         """Return the job for a model whose outputs depend on padding: exact lengths alone."""
-        return dataclasses.replace(self, facts=self.facts.exact())
+        return dataclasses.replace(self, facts=self.facts.without_padding())
 
-    def plan(self, *, whole: tuple[int, ...], has_topk: bool, opaque: bool = False) -> ProbePlan:
+    def plan(
+        self, *, whole: tuple[int, ...], has_topk_or_sort: bool, opaque: bool = False
+    ) -> ProbePlan:
         """Return the probes; see `ProbePlan` for the arguments."""
         return ProbePlan(
             facts=self.facts,
@@ -81,7 +83,7 @@ class Job:
             whole=whole,
             batch=self.batch,
             tolerance=self.tolerance,
-            selects=has_topk,
+            has_topk_or_sort=has_topk_or_sort,
             opaque=opaque,
         )
 

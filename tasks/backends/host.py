@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from tasks.child import say
+from tasks.child_main import report_progress
 from tasks.errors import BackendUnavailableError
 from tracefleet import errors
 from tracefleet.manifest_types import Toolchain
@@ -51,7 +51,7 @@ def has_device(backend: str) -> bool:
         with neuron.find_placement(package).neuron_cores_context(0, 1):
             return True
     except RuntimeError as error:
-        say(f"no Neuron device here: {str(error).splitlines()[0]}")
+        report_progress(f"no Neuron device here: {str(error).splitlines()[0]}")
         return False
 
 

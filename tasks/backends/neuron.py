@@ -18,7 +18,7 @@ from tasks.backends.base import Backend, Job
 from tasks.backends.options import NeuronOptions
 from tasks.backends.programs import Prepared
 from tasks.backends.prove import Compiler, prove_programs
-from tasks.child import say
+from tasks.child_main import report_progress
 from tasks.errors import CompilationError
 from tasks.trace.bundle import TracedFile
 
@@ -61,7 +61,7 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
             compiler_workdir=str(workdir),
             fallback=options.fallback,
             dynamic_batch_size=options.dynamic_batch,
-            separate_weights=_separated(options, module),
+            separate_weights=_separates_weights(options, module),
         )
         _check_coverage(module, feed, compiled, options.min_coverage)
         return compiled
@@ -69,14 +69,16 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
     return programs.compile_program(job, prepared, length, log, compile_module)
 
 
-def coverage(eager: torch.jit.ScriptModule, compiled: torch.jit.ScriptModule) -> tuple[float, str]:
+def measure_coverage(
+    eager: torch.jit.ScriptModule, compiled: torch.jit.ScriptModule
+) -> tuple[float, str]:
     """Return the share of costly operators that are on the device, and which are not, for people.
 
     Args:
         eager: the module as ``torch.jit.trace`` records it.
         compiled: as ``torch_neuron.trace`` returned it: what stayed on the CPU is in its graph.
     """
-    before, left = _operators(eager), _operators(compiled)
+    before, left = _count_operators(eager), _count_operators(compiled)
     share = 1 - sum(left.values()) / max(sum(before.values()), 1)
     named = ", ".join(f"{name} × {count}" for name, count in left.most_common(8))
     return max(share, 0.0), named
@@ -88,8 +90,8 @@ def _check_coverage(
     import torch
 
     eager = torch.jit.trace(module, tuple(feed.values()), check_trace=False)
-    share, left = coverage(eager, compiled)
-    say(f"{share:.1%} of its costly operators are on the device")
+    share, left = measure_coverage(eager, compiled)
+    report_progress(f"{share:.1%} of its costly operators are on the device")
     if share < least:
         raise CompilationError(
             f"expected at least {least:.0%} of the costly operators on the device, got "
@@ -99,7 +101,7 @@ def _check_coverage(
         )
 
 
-def _operators(module: Any) -> Counter[str]:
+def _count_operators(module: Any) -> Counter[str]:
     kinds: Counter[str] = Counter()
     graph = module.inlined_graph  # held: its nodes don't outlive it
     blocks = [graph]
@@ -116,7 +118,7 @@ def _is_costly(kind: str) -> bool:
     return kind.startswith("aten::") and _COSTLY.fullmatch(name) is not None
 
 
-def _separated(options: NeuronOptions, module: nn.Module) -> bool:
+def _separates_weights(options: NeuronOptions, module: nn.Module) -> bool:
     if options.separate_weights is not None:
         return options.separate_weights
     state = module.state_dict().values()

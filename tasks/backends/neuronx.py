@@ -34,14 +34,14 @@ def prepare(job: Job, log: Path) -> Prepared:
     Raises:
         CompilationError: reason ``unsupported operator``.
     """
-    _platform(job)
+    _set_platform(job)
     options = _options(job)
     return programs.prepare(job, log, _analyze if options.analyze else None)
 
 
 def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> TracedFile:
     """See ``programs.compile_program``."""
-    _platform(job)
+    _set_platform(job)
     options = _options(job)
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
@@ -65,7 +65,7 @@ def _options(job: Job) -> NeuronxOptions:
     return job.compiling
 
 
-def _platform(job: Job) -> None:
+def _set_platform(job: Job) -> None:
     """Say what to compile for where no device can tell; read when the package is imported."""
     if not job.device:
         os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", _options(job).target)

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.backends.base import Job
-from tasks.backends.triage import triaged
-from tasks.child import say
+from tasks.backends.triage import triage
+from tasks.child_main import report_progress
 from tasks.errors import BackendUnavailableError, ConversionError, TraceError
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed
 from tasks.model.load import load_eager
-from tasks.model.outputs import as_loaded, call_tuple, describe_outputs
+from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
 from tasks.trace.bundle import TracedFile
 from tasks.trace.patches import recordable
-from tasks.trace.record import selects, trace_lengths
-from tasks.trace.untie import untie, untie_proved
+from tasks.trace.record import has_topk_or_sort, trace_lengths
+from tasks.trace.untie import untie, untie_with_proof
 from tasks.validate.gate import judge
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import ValidationReport
@@ -53,12 +53,12 @@ class Prepared:
     Attributes:
         outputs: elements of the tuple that every program returns.
         tied_groups: names that shared storage before untying.
-        selects: it takes the largest of several values: which one may hang on padding.
+        has_topk_or_sort: it takes the largest of several values: which one may hang on padding.
     """
 
     outputs: tuple[OutputSpec, ...]
     tied_groups: tuple[tuple[str, ...], ...]
-    selects: bool
+    has_topk_or_sort: bool
 
 
 def prepare(
@@ -75,18 +75,20 @@ def prepare(
         ConversionError: eager can't run it, untying changed a bit, it can't be recorded, or the
             compiler lacks an operator.
     """
-    say("loading the checkpoint")
+    report_progress("loading the checkpoint")
     model = load_eager(job.folder, job.options)
     outputs = describe_outputs(model, job.facts)
     first = job.lengths[0]
-    groups = untie_proved(model, job.facts, outputs, first, job.batch)
+    groups = untie_with_proof(model, job.facts, outputs, first, job.batch)
     traced = trace_lengths(model, job.facts, outputs, (first,), job.batch)
     if analyze is not None:
-        say("asking which operators the compiler supports")
+        report_progress("asking which operators the compiler supports")
         module = program_module(model, job.facts, outputs)
-        with recordable(model), _triaged("operators", log):
+        with recordable(model), _triaging_errors("operators", log):
             analyze(module, example_feed(job.facts, batch=job.batch, length=first))
-    return Prepared(outputs=outputs, tied_groups=groups, selects=selects(traced, first))
+    return Prepared(
+        outputs=outputs, tied_groups=groups, has_topk_or_sort=has_topk_or_sort(traced, first)
+    )
 
 
 def compile_program(
@@ -110,7 +112,7 @@ def compile_program(
     """
     import torch
 
-    say(f"compiling length {length}")
+    report_progress(f"compiling length {length}")
     model = load_eager(job.folder, job.options)
     untie(model)
     module = program_module(model, job.facts, prepared.outputs)
@@ -118,7 +120,7 @@ def compile_program(
     workdir = job.work / f"compiler-{length}"
     workdir.mkdir(parents=True, exist_ok=True)
     target = job.work / Path(program_path(length)).name
-    with _triaged(f"length {length}", log, workdir, job.failed):
+    with _triaging_errors(f"length {length}", log, workdir, job.failed):
         with torch.no_grad(), recordable(model):
             compiled = compile_module(module, feed, workdir)
         torch.jit.save(compiled, target)
@@ -145,7 +147,7 @@ def program_module(
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with as_loaded(self.model):
+            with restoring_module_state(self.model):
                 return call_tuple(self.model, feed, outputs)
 
     return Program().eval()
@@ -175,7 +177,7 @@ def validate_programs(
     """
     from tasks.model.feeds import input_specs
 
-    say("loading the programs onto the device")
+    report_progress("loading the programs onto the device")
     try:
         neuron.check_host(backend, compiled_by, target)
         loaded = {length: neuron.load(backend, str(path)) for length, path in programs.items()}
@@ -188,7 +190,7 @@ def validate_programs(
 
 
 @contextmanager
-def _triaged(
+def _triaging_errors(
     what: str, log: Path, workdir: Path | None = None, kept: Path | None = None
 ) -> Iterator[None]:
     """Say of any failure what it means; the compiler's folder is kept."""
@@ -198,7 +200,7 @@ def _triaged(
         raise
     except Exception as error:
         found = None if workdir is None or kept is None else _keep(workdir, kept)
-        raise triaged(error, what, log, kept=found) from error
+        raise triage(error, what, log, kept=found) from error
 
 
 def _keep(workdir: Path, kept: Path) -> Path | None:

@@ -22,7 +22,7 @@ from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult, trace_checkpoint
 from tasks.validate.compute import compute_reference
 from tasks.validate.gate import validate_bundle
-from tasks.validate.probes import ProbePlan
+from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import program_path
@@ -64,7 +64,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         try:
             reference = _compute_reference(job, steps, _bundle_plan(job, traced))
         except PaddingChangesError:
-            job = _exact(job)
+            job = _require_exact_lengths(job)
             continue
         try:
             report = steps.child("validate", validate_bundle, traced.file.path, reference)
@@ -131,16 +131,16 @@ def _trace(job: Job, steps: Steps, *, share: bool) -> TraceResult:
 def _bundle_plan(job: Job, traced: TraceResult) -> ProbePlan:
     # What holds at one length shows nothing of another where the programs differ.
     whole = job.lengths[:1] if traced.same_program else job.lengths
-    return job.plan(whole=whole, has_topk=traced.selects)
+    return job.plan(whole=whole, has_topk_or_sort=traced.has_topk_or_sort)
 
 
 def _reference_of_programs(job: Job, steps: Steps, prepared: Prepared) -> tuple[Job, Reference]:
     """Compute eager's outputs for programs that share nothing but the weights."""
-    plan = job.plan(whole=job.lengths, has_topk=prepared.selects, opaque=True)
+    plan = job.plan(whole=job.lengths, has_topk_or_sort=prepared.has_topk_or_sort, opaque=True)
     try:
         return job, _compute_reference(job, steps, plan)
     except PaddingChangesError:
-        return _reference_of_programs(_exact(job), steps, prepared)
+        return _reference_of_programs(_require_exact_lengths(job), steps, prepared)
 
 
 def _compute_reference(job: Job, steps: Steps, plan: ProbePlan) -> Reference:
@@ -179,7 +179,7 @@ def _trace_result(files: tuple[TracedFile, ...], prepared: Prepared, **known: An
         files=files,
         same_program=False,
         shared=False,
-        selects=prepared.selects,
+        has_topk_or_sort=prepared.has_topk_or_sort,
         **{**made, **known},
     )
 
@@ -199,9 +199,9 @@ def _candidate_result(candidate: Candidate, prepared: Prepared) -> TraceResult:
     return _trace_result(tuple(files), prepared, **known)
 
 
-def _exact(job: Job) -> Job:
+def _require_exact_lengths(job: Job) -> Job:
     logger.info("padding changes what this model computes: exact lengths only")
-    return job.exact()
+    return job.without_padding()
 
 
 def _refusal(error: NumericsMismatchError, job: Job, traced: TraceResult) -> NumericsMismatchError:

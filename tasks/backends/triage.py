@@ -142,7 +142,7 @@ _UNKNOWN = Cause(
 )
 
 
-def cause_of(error: BaseException, told: str) -> Cause:
+def find_cause(error: BaseException, told: str) -> Cause:
     """Return what made a compilation fail.
 
     Args:
@@ -168,7 +168,7 @@ def cause_of(error: BaseException, told: str) -> Cause:
     return _BROKEN if status else _UNKNOWN
 
 
-def triaged(
+def triage(
     error: BaseException, what: str, log: Path, *, kept: Path | None = None
 ) -> ConversionError:
     """Return the typed error of a failed compilation.
@@ -180,7 +180,7 @@ def triaged(
         kept: the compiler's folder, if there is something in it.
     """
     told = log.read_text(errors="replace")[-_TAIL:] if log.exists() else ""
-    cause = cause_of(error, told)
+    cause = find_cause(error, told)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     diagnostic = next((line.strip() for line in told.splitlines() if "NCC_" in line), "")
     shown = "; ".join(part for part in (lines[0], diagnostic) if part)

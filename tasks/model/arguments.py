@@ -89,7 +89,7 @@ def text_arguments(
         )
     _check_buildable(kind, names)
     inner = () if choices is None else (str(choices),)
-    known = _known(config, vocabulary, inner)
+    known = _find_known(config, vocabulary, inner)
     pair = bool(getattr(config, "is_encoder_decoder", False))
     if not pair or kind.__name__.endswith(_OWN_DECODER_IDS):
         known = {name: one for name, one in known.items() if name not in _DECODER}
@@ -137,7 +137,7 @@ def _check_buildable(kind: Any, names: list[str]) -> None:
             )
 
 
-def _known(config: Any, vocabulary: Vocabulary, inner: tuple[str, ...]) -> dict[str, Argument]:
+def _find_known(config: Any, vocabulary: Vocabulary, inner: tuple[str, ...]) -> dict[str, Argument]:
     axes, decoder = ("batch", *inner, "length"), ("batch", "decoder_length")
     pad = vocabulary.pad
     known = [
@@ -151,13 +151,13 @@ def _known(config: Any, vocabulary: Vocabulary, inner: tuple[str, ...]) -> dict[
             pad=pad,
         ),
         Argument(name="decoder_attention_mask", kind="mask", axes=decoder, fill=1),
-        *_segments(config, axes),
-        *_boxes(config, axes),
+        *_find_segments(config, axes),
+        *_find_boxes(config, axes),
     ]
-    return {one.name: one for one in [*known, *_other_ids(config, axes)]}
+    return {one.name: one for one in [*known, *_find_other_ids(config, axes)]}
 
 
-def _other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+def _find_other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     found = []
     for name, (field, switch) in _OTHER_IDS.items():
         count = getattr(config, field, 0) or 0
@@ -169,7 +169,7 @@ def _other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     return found
 
 
-def _segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+def _find_segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     """Token types; TAPAS has seven columns of them. Gemma 3 takes the argument and has none.
 
     Left out, they are of the first type, as every model here assumes itself.
@@ -186,7 +186,7 @@ def _segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     return [Argument(name="token_type_ids", kind="segments", axes=axes, bounds=bounds, fill=0)]
 
 
-def _boxes(config: Any, axes: tuple[str, ...]) -> list[Argument]:
+def _find_boxes(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     """Places of tokens on a page: whole numbers in LayoutLM, parts of the page in BROS."""
     count = getattr(config, "max_2d_position_embeddings", 0) or 0
     axes = (*axes, "4")

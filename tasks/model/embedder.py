@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError, first_line
-from tasks.model.pooling import OUTPUT, Dense, read_pooling, unsupported
+from tasks.model.pooling import OUTPUT, Dense, pooling_refusal, read_pooling
 from tasks.model.weights import compare_with_files
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def sentence_embedder(model: Any, folder: Path, *, allow_pickle: bool = False) -
 
         def forward(self, return_dict: bool = True, **feed: Any) -> dict[str, torch.Tensor]:
             tokens = self.inner(**feed, return_dict=return_dict)[0]
-            vectors = self.dense(pooled(tokens, feed["attention_mask"], how.modes))
+            vectors = self.dense(pool_tokens(tokens, feed["attention_mask"], how.modes))
             return {OUTPUT: nn.functional.normalize(vectors, dim=-1) if how.normalise else vectors}
 
     module: nn.Module = SentenceEmbedder()
@@ -87,18 +87,18 @@ def load_dense(folder: Path, dense: Dense, dtype: torch.dtype, allow_pickle: boo
     module = nn.Sequential()
     module.add_module("linear", nn.Linear(dense.inputs, dense.outputs, bias=dense.bias))
     module.add_module("activation", getattr(nn, dense.activation)())
-    stored = _stored(folder / dense.path, allow_pickle)
+    stored = _load_weights(folder / dense.path, allow_pickle)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     if got != expected:
-        raise unsupported(dense.path, f"the weights {expected} of its config", got)
+        raise pooling_refusal(dense.path, f"the weights {expected} of its config", got)
     module.load_state_dict(stored)
     module.to(dtype)
     compare_with_files(module, folder / dense.path)
     return module
 
 
-def _stored(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
+def _load_weights(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     import torch
     from safetensors.torch import load_file
 
@@ -119,7 +119,7 @@ def _stored(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     )
 
 
-def pooled(tokens: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> torch.Tensor:
+def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> torch.Tensor:
     """Pool token vectors as sentence-transformers does.
 
     Args:
@@ -142,9 +142,9 @@ def _pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     first = mask.argmax(dim=1, keepdim=True)
     positions = torch.ones_like(mask).cumsum(dim=1)
     if mode == "cls":
-        return _at(tokens, first)
+        return _take_tokens(tokens, first)
     if mode == "lasttoken":
-        return _at(tokens, (mask * positions).argmax(dim=1, keepdim=True))
+        return _take_tokens(tokens, (mask * positions).argmax(dim=1, keepdim=True))
     if mode == "max":
         hidden = torch.finfo(tokens.dtype).min
         return tokens.masked_fill(mask.unsqueeze(-1) == 0, hidden).max(dim=1).values
@@ -163,7 +163,7 @@ def _mean(tokens: torch.Tensor, weights: torch.Tensor, *, rooted: bool) -> torch
     return (total / (count.sqrt() if rooted else count)).to(tokens.dtype)
 
 
-def _at(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _take_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return one token of each row, by position of shape ``(batch, 1)``."""
     index = positions.unsqueeze(-1).expand(-1, 1, tokens.shape[2])
     return tokens.gather(1, index).squeeze(1)

@@ -60,7 +60,7 @@ class ModelFacts:
         """Whether inputs may be filled up to a standard length."""
         return all(one.pad is not None for one in self.arguments)
 
-    def exact(self) -> ModelFacts:
+    def without_padding(self) -> ModelFacts:
         """Return the facts of a bundle that takes the standard lengths alone and pads nothing."""
         arguments = tuple(dataclasses.replace(one, pad=None) for one in self.arguments)
         return dataclasses.replace(self, arguments=arguments)

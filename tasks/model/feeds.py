@@ -43,7 +43,7 @@ def random_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Fee
 
     generator = torch.Generator().manual_seed(seed)
     return {
-        one.name: _drawn(facts, one, _shape(one, batch, length), generator)
+        one.name: _draw(facts, one, _shape_of(one, batch, length), generator)
         for one in facts.arguments
     }
 
@@ -57,7 +57,7 @@ def feed_of(facts: ModelFacts, ids: torch.Tensor) -> Feed:
     feed = random_feed(facts, batch=batch, length=length, seed=0)
     for one in facts.arguments:
         if one.kind == "ids":
-            feed[one.name] = _ended(facts, one, _spread(ids, feed[one.name]))
+            feed[one.name] = _place_end_tokens(facts, one, _repeat_for_choices(ids, feed[one.name]))
     return feed
 
 
@@ -73,7 +73,7 @@ def tokens_of(facts: ModelFacts, feed: Feed) -> dict[str, int]:
 def pad_right(facts: ModelFacts, feed: Feed, length: int) -> Feed:
     """Pad a feed on the right up to ``length`` as the bundle's dispatcher does."""
     assert all(size <= length for size in tokens_of(facts, feed).values())
-    return {one.name: _padded(facts, one, feed[one.name], length) for one in facts.arguments}
+    return {one.name: _pad(facts, one, feed[one.name], length) for one in facts.arguments}
 
 
 def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
@@ -85,7 +85,7 @@ def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
         mask = mask.clone()
         mask[:, -1] = 1
     masked = dict(feed)
-    shown = _spread(mask, feed["attention_mask"]).to(feed["attention_mask"].dtype)
+    shown = _repeat_for_choices(mask, feed["attention_mask"]).to(feed["attention_mask"].dtype)
     masked["attention_mask"] = shown
     if "input_ids" in feed:
         masked["input_ids"] = feed["input_ids"].masked_fill(shown == 0, facts.vocabulary.pad)
@@ -119,7 +119,7 @@ def cut(facts: ModelFacts, feed: Feed, axis: str, length: int) -> Feed:
     return shortened
 
 
-def mirrored(argument: Argument, tensor: torch.Tensor) -> torch.Tensor:
+def mirror(argument: Argument, tensor: torch.Tensor) -> torch.Tensor:
     """Count ids or places from the other end of their range: as valid, and others throughout."""
     import torch
 
@@ -136,12 +136,12 @@ def length_axis(argument: Argument) -> int | None:
     return found[0] if found else None
 
 
-def _shape(argument: Argument, batch: int, length: int) -> tuple[int, ...]:
+def _shape_of(argument: Argument, batch: int, length: int) -> tuple[int, ...]:
     sizes = {"batch": batch, "length": length, "decoder_length": length}
     return tuple(sizes[axis] if axis in sizes else int(axis) for axis in argument.axes)
 
 
-def _drawn(
+def _draw(
     facts: ModelFacts, argument: Argument, shape: tuple[int, ...], generator: torch.Generator
 ) -> torch.Tensor:
     """Draw one argument, every position valid."""
@@ -152,20 +152,20 @@ def _drawn(
 
     if argument.kind == "ids":
         allowed = _ordinary_ids(facts.vocabulary)
-        return _ended(facts, argument, allowed[below(len(allowed))])
+        return _place_end_tokens(facts, argument, allowed[below(len(allowed))])
     if argument.kind == "mask":
         return torch.ones(shape, dtype=torch.int64)
     if argument.kind == "segments":
-        return _segments(argument, shape)
+        return _draw_segments(argument, shape)
     if argument.kind == "boxes":
-        return _boxes(argument, shape, below)
+        return _draw_boxes(argument, shape, below)
     if argument.kind == "values":
         drawn = torch.randn(shape, generator=generator)
         return drawn.to(getattr(torch, argument.dtype))
     return below(argument.bounds[0])
 
 
-def _segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
+def _draw_segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
     """The second half of a row is of type 1; of several columns, each counts up to its bound."""
     import torch
 
@@ -178,7 +178,7 @@ def _segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.stack(columns, -1).expand(shape).contiguous()
 
 
-def _boxes(
+def _draw_boxes(
     argument: Argument, shape: tuple[int, ...], below: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
     """Boxes (x0, y0, x1, y1) that are neither empty nor inside out; integers or parts of 1."""
@@ -190,7 +190,7 @@ def _boxes(
     return corners if whole else corners.to(getattr(torch, argument.dtype)) / steps
 
 
-def _ended(facts: ModelFacts, argument: Argument, ids: torch.Tensor) -> torch.Tensor:
+def _place_end_tokens(facts: ModelFacts, argument: Argument, ids: torch.Tensor) -> torch.Tensor:
     """Put the end token where the tokenizer puts it, and the decoder's first token first."""
     ids = ids.clone()
     vocabulary = facts.vocabulary
@@ -202,16 +202,14 @@ def _ended(facts: ModelFacts, argument: Argument, ids: torch.Tensor) -> torch.Te
     return ids
 
 
-def _spread(pattern: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _repeat_for_choices(pattern: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Give every choice of a row the row's pattern, shape ``(batch, length)``."""
     if like.dim() > pattern.dim():
         pattern = pattern.unsqueeze(1)
     return pattern.expand(like.shape).contiguous()
 
 
-def _padded(
-    facts: ModelFacts, argument: Argument, tensor: torch.Tensor, length: int
-) -> torch.Tensor:
+def _pad(facts: ModelFacts, argument: Argument, tensor: torch.Tensor, length: int) -> torch.Tensor:
     from torch.nn.functional import pad
 
     axis = length_axis(argument)

@@ -50,7 +50,7 @@ _TASK_ORDER = (
 )
 
 
-def choices_of(task: str) -> int | None:
+def count_choices(task: str) -> int | None:
     """Return how many rows of ids make one row of the task's answer; None: one."""
     return CHOICES if task == "multiple-choice" else None
 
@@ -67,9 +67,9 @@ def default_task(folder: Path) -> str:
     """
     if pools_sentences(folder):
         return "sentence-similarity"
-    named = _architectures(folder)
+    named = _read_architectures(folder)
     for task in _TASK_ORDER:
-        if set(named) & _classes(task):
+        if set(named) & _class_names(task):
             return task
     raise RequestError(
         f"task: expected one in the request, since config.json names {named or 'no architecture'}, "
@@ -77,7 +77,7 @@ def default_task(folder: Path) -> str:
     )
 
 
-def _architectures(folder: Path) -> list[str]:
+def _read_architectures(folder: Path) -> list[str]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> A
 
     if task not in AUTO_CLASSES:
         raise RequestError(f"task: expected one of {', '.join(AUTO_CLASSES)}; got {task!r}.")
-    name = _auto_name(config, task)
+    name = _find_auto_class(config, task)
     remote = getattr(config, "auto_map", None) or {}
     if trust_remote_code and name in remote:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -120,10 +120,10 @@ def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> A
             f"{task}, got none in transformers ({name}). "
             f"Ask for a task that it has; the checkpoint names {config.architectures}."
         ) from None
-    return _one_of(kind, config)
+    return _pick_own(kind, config)
 
 
-def _auto_name(config: Any, task: str) -> str:
+def _find_auto_class(config: Any, task: str) -> str:
     """The encoder alone where a pair's checkpoint holds or needs no more (sentence-t5)."""
     import transformers
 
@@ -136,7 +136,7 @@ def _auto_name(config: Any, task: str) -> str:
     return AUTO_CLASSES[task]
 
 
-def _one_of(kind: Any, config: Any) -> Any:
+def _pick_own(kind: Any, config: Any) -> Any:
     """Some types map to several classes (Funnel's base and full model): the checkpoint's own."""
     if not isinstance(kind, tuple):
         return kind
@@ -144,7 +144,7 @@ def _one_of(kind: Any, config: Any) -> Any:
     return (named or kind)[0]
 
 
-def _classes(task: str) -> set[str]:
+def _class_names(task: str) -> set[str]:
     """Names of all classes that have a task's head; no model is imported for it."""
     import transformers
 
@@ -173,14 +173,14 @@ def read_config(folder: Path, options: LoadOptions) -> Any:
         )
     except Exception as error:  # configs are validated in many ways, each with its own error
         if "trust_remote_code" in str(error):
-            raise _untrusted_code(folder) from error
+            raise _refusal(folder) from error
         raise UnsupportedCheckpointError(
             f"{folder.name}: config.json expected to name a model type that transformers knows, "
             f"got: {first_line(error)}. Check model_type, or convert with a newer transformers."
         ) from error
 
 
-def _untrusted_code(folder: Path) -> UnsafeCheckpointError:
+def _refusal(folder: Path) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{folder.name}: the architecture is Python code inside the checkpoint, and the request "
         "does not trust it. Read that code; then ask with trust_remote_code and the full commit."

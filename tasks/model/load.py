@@ -38,11 +38,11 @@ def load_eager(folder: Path, options: LoadOptions) -> Any:
     kind = head_class(config, options)
     model, keys = _from_pretrained(kind, folder, config, options)
     missing = set(keys["missing_keys"])
-    if missing and all("pooler." in key for key in missing) and _takes_no_pooler(kind):
+    if missing and all("pooler." in key for key in missing) and _can_drop_pooler(kind):
         # Checkpoints of masked-LM training have no pooler; without it nothing is made up.
         model, keys = _from_pretrained(kind, folder, config, options, add_pooling_layer=False)
     _check_keys(kind.__name__, config, keys)
-    _settle(model)
+    _prepare_for_inference(model)
     if options.task == "sentence-similarity":
         return sentence_embedder(model, folder, allow_pickle=options.allow_pickle)
     return model
@@ -74,7 +74,7 @@ def _from_pretrained(
     return model, keys
 
 
-def _takes_no_pooler(kind: Any) -> bool:
+def _can_drop_pooler(kind: Any) -> bool:
     return "add_pooling_layer" in python_inspect.signature(kind.__init__).parameters
 
 
@@ -101,7 +101,7 @@ def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
         )
 
 
-def _settle(model: Any) -> None:
+def _prepare_for_inference(model: Any) -> None:
     """Put the model into the one state in which it is traced and compared."""
     model.eval()
     if getattr(model.config, "use_cache", None) is not None:

@@ -39,7 +39,7 @@ def call(model: nn.Module, feed: Feed) -> Mapping[str, Any]:
 
 
 @contextmanager
-def as_loaded(model: nn.Module) -> Iterator[None]:
+def restoring_module_state(model: nn.Module) -> Iterator[None]:
     """Put back what the block changes of the modules themselves, small caches included.
 
     BigBird turns to full attention for good after one short input, a dynamic rotary embedding to
@@ -84,9 +84,13 @@ def describe_outputs(model: nn.Module, facts: ModelFacts) -> tuple[OutputSpec, .
     described = []
     for name, tensor in small.items():
         other = large.get(name)
-        if other is None or tensor.dim() != other.dim() or _axis(tensor, other, 0) != "batch":
+        if (
+            other is None
+            or tensor.dim() != other.dim()
+            or _find_meaning(tensor, other, 0) != "batch"
+        ):
             continue
-        axes = tuple(_checked_axis(name, tensor, other, axis) for axis in range(tensor.dim()))
+        axes = tuple(_require_meaning(name, tensor, other, axis) for axis in range(tensor.dim()))
         dtype = str(tensor.dtype).removeprefix("torch.")
         described.append(OutputSpec(name=name, dtype=dtype, axes=axes))
     if not described:
@@ -105,7 +109,7 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
     feed = random_feed(facts, batch=sizes["batch"], length=sizes["length"] * scale, seed=1)
     feed = cut(facts, feed, "decoder_length", sizes["decoder_length"])
     try:
-        with torch.no_grad(), as_loaded(model):
+        with torch.no_grad(), restoring_module_state(model):
             outputs = call(model, feed)
     except Exception as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in feed.items()}
@@ -117,7 +121,7 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
     return {k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and v.dim() > 0}
 
 
-def _axis(small: torch.Tensor, large: torch.Tensor, axis: int) -> str | None:
+def _find_meaning(small: torch.Tensor, large: torch.Tensor, axis: int) -> str | None:
     sizes = (small.shape[axis], large.shape[axis])
     for name in _SMALL:
         if sizes == (_SMALL[name], _LARGE[name]):
@@ -125,8 +129,8 @@ def _axis(small: torch.Tensor, large: torch.Tensor, axis: int) -> str | None:
     return str(sizes[0]) if sizes[0] == sizes[1] else None
 
 
-def _checked_axis(name: str, small: torch.Tensor, large: torch.Tensor, axis: int) -> str:
-    meaning = _axis(small, large, axis)
+def _require_meaning(name: str, small: torch.Tensor, large: torch.Tensor, axis: int) -> str:
+    meaning = _find_meaning(small, large, axis)
     if meaning is None:
         raise UnsupportedCheckpointError(
             f"output {name}: expected axis {axis} to be fixed or to follow the batch or a length, "

@@ -76,7 +76,7 @@ def pools_sentences(folder: Path) -> bool:
         UnsupportedCheckpointError: ``modules.json`` is damaged.
     """
     exists = (folder / MODULES).is_file()
-    return exists and "Pooling" in [kind for kind, _ in _modules(folder)]
+    return exists and "Pooling" in [kind for kind, _ in _read_modules(folder)]
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -86,40 +86,40 @@ def read_pooling(folder: Path) -> Pooling:
         UnsupportedCheckpointError: there is none, or a module or mode that is not known here.
         UnsafeCheckpointError: a module's folder is outside the checkpoint.
     """
-    modules = _modules(folder)
+    modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
     normalise = kinds[-1] == "Normalize"
     middle = kinds[2:-1] if normalise else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
         expected = "Transformer, Pooling, any number of Dense and at most one Normalize, in order"
-        raise unsupported(MODULES, expected, kinds)
+        raise pooling_refusal(MODULES, expected, kinds)
     if modules[0][1]:
-        raise unsupported(MODULES, "the Transformer beside it", f"its path {modules[0][1]!r}")
+        raise pooling_refusal(MODULES, "the Transformer beside it", f"its path {modules[0][1]!r}")
     dense = tuple(_read_dense(folder, path) for kind, path in modules if kind == "Dense")
     _check_chain(dense)
     return Pooling(modes=_read_modes(folder, modules[1][1]), dense=dense, normalise=normalise)
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
+def _read_modules(folder: Path) -> list[tuple[str, str]]:
     """Return kind and folder of every module; one of the checkpoint's own has its full name."""
     listed = _read(folder, MODULES)
     if not isinstance(listed, list) or not listed or not all(isinstance(m, dict) for m in listed):
-        raise unsupported(MODULES, "a list of modules", listed)
-    return [(_kind(str(one.get("type"))), str(one.get("path") or "")) for one in listed]
+        raise pooling_refusal(MODULES, "a list of modules", listed)
+    return [(_short_name(str(one.get("type"))), str(one.get("path") or "")) for one in listed]
 
 
-def _kind(name: str) -> str:
+def _short_name(name: str) -> str:
     package, _, last = name.rpartition(".")
     return last if package.startswith("sentence_transformers.") else name
 
 
 def _read_modes(folder: Path, path: str) -> tuple[str, ...]:
-    path = _config_of(path)
+    path = _config_path(path)
     config = _read_object(folder, path)
     # An INSTRUCTOR's prompt is read but not pooled, and the graph is not told where it ends.
     if config.get("include_prompt", True) is not True:
         got = f"include_prompt {config['include_prompt']}"
-        raise unsupported(path, "a pooling over every token, the prompt's as well", got)
+        raise pooling_refusal(path, "a pooling over every token, the prompt's as well", got)
     old = {key: on for key, on in config.items() if key.startswith("pooling_mode_")}
     modes = config.get("pooling_mode")
     if modes is None:
@@ -127,23 +127,23 @@ def _read_modes(folder: Path, path: str) -> tuple[str, ...]:
         modes += [key for key, on in old.items() if on and key not in _OLD_KEYS]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or not all(mode in MODES for mode in modes):
-        raise unsupported(path, f"one or more of {', '.join(MODES)}", modes or "none of them")
+        raise pooling_refusal(path, f"one or more of {', '.join(MODES)}", modes or "none of them")
     return tuple(modes)
 
 
 def _read_dense(folder: Path, path: str) -> Dense:
-    config = _read_object(folder, _config_of(path))
+    config = _read_object(folder, _config_path(path))
     package, _, activation = str(config.get("activation_function")).rpartition(".")
     if not package.startswith("torch.nn") or activation not in _ACTIVATIONS:
         expected = f"an activation_function of torch.nn, one of {', '.join(_ACTIVATIONS)}"
-        raise unsupported(path, expected, config.get("activation_function"))
+        raise pooling_refusal(path, expected, config.get("activation_function"))
     names = {config.get(f"module_{side}_name") for side in ("input", "output")}
     if config.get("use_residual") or names - {None, OUTPUT}:
         got = "use_residual" if config.get("use_residual") else sorted(map(str, names))
-        raise unsupported(path, "one linear layer on the pooled vector", got)
+        raise pooling_refusal(path, "one linear layer on the pooled vector", got)
     sizes: list[Any] = [config.get("in_features"), config.get("out_features")]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise unsupported(path, "in_features and out_features over 0", sizes)
+        raise pooling_refusal(path, "in_features and out_features over 0", sizes)
     return Dense(
         path=path,
         inputs=sizes[0],
@@ -157,17 +157,17 @@ def _check_chain(dense: Sequence[Dense]) -> None:
     for one, two in itertools.pairwise(dense):
         if one.outputs != two.inputs:
             expected = f"in_features {one.outputs}, the out_features of {one.path}"
-            raise unsupported(two.path, expected, two.inputs)
+            raise pooling_refusal(two.path, expected, two.inputs)
 
 
-def _config_of(path: str) -> str:
+def _config_path(path: str) -> str:
     return f"{path}/config.json" if path else "config.json"
 
 
 def _read_object(folder: Path, path: str) -> dict[str, Any]:
     value = _read(folder, path)
     if not isinstance(value, dict):
-        raise unsupported(path, "an object", value)
+        raise pooling_refusal(path, "an object", value)
     return value
 
 
@@ -181,7 +181,7 @@ def _read(folder: Path, path: str) -> Any:
         ) from error
 
 
-def unsupported(path: str, expected: str, got: Any) -> UnsupportedCheckpointError:
+def pooling_refusal(path: str, expected: str, got: Any) -> UnsupportedCheckpointError:
     """Return the refusal of a module: its file or folder, what was expected, what is there."""
     return UnsupportedCheckpointError(
         f"{path}: expected {expected}, got {got}. Ask for feature-extraction, and do the rest in "

@@ -14,7 +14,7 @@ from tasks.errors import (
 from tasks.model.arguments import check_tokenizer, text_arguments
 from tasks.model.embedder import check_poolable
 from tasks.model.facts import LoadOptions, ModelFacts
-from tasks.model.heads import SAMPLE_TASKS, choices_of, head_class, read_config
+from tasks.model.heads import SAMPLE_TASKS, count_choices, head_class, read_config
 from tasks.model.pooling import read_pooling
 from tasks.model.quantise import INT8, check_quantisable
 from tasks.model.samples import sample_arguments
@@ -34,7 +34,7 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     _check_not_quantised(config)
     check_config(config)
     kind = head_class(config, options)
-    model = _on_meta(kind, config)
+    model = _build_on_meta(kind, config)
     if options.dtype == INT8:
         check_quantisable(model)
     if options.task in SAMPLE_TASKS:
@@ -45,12 +45,12 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
             max_length=None,
             vocabulary=NO_TOKENS,
         )
-    vocabulary = read_vocabulary(folder, config, _embedded_ids(kind, model))
+    vocabulary = read_vocabulary(folder, config, _count_token_ids(kind, model))
     facts = ModelFacts(
         architecture=kind.__name__,
         model_type=config.model_type,
-        arguments=text_arguments(kind, config, vocabulary, choices_of(options.task)),
-        max_length=_max_length(model, config),
+        arguments=text_arguments(kind, config, vocabulary, count_choices(options.task)),
+        max_length=_find_max_length(model, config),
         vocabulary=vocabulary,
     )
     check_tokenizer(folder, kind, config, facts.inputs)
@@ -69,7 +69,7 @@ def _check_not_quantised(config: Any) -> None:
         )
 
 
-def _embedded_ids(kind: Any, model: Any) -> int:
+def _count_token_ids(kind: Any, model: Any) -> int:
     """Return how many token ids a model knows."""
     try:
         embedding = model.get_input_embeddings()
@@ -85,7 +85,7 @@ def _embedded_ids(kind: Any, model: Any) -> int:
     return int(embedding.weight.shape[0])
 
 
-def _on_meta(kind: Any, config: Any) -> Any:
+def _build_on_meta(kind: Any, config: Any) -> Any:
     """Build the architecture without weights, to read its signature and positions."""
     try:
         with on_meta():
@@ -97,7 +97,7 @@ def _on_meta(kind: Any, config: Any) -> Any:
         ) from error
 
 
-def _max_length(model: Any, config: Any) -> int | None:
+def _find_max_length(model: Any, config: Any) -> int | None:
     """Most tokens that fit the positions; RoBERTa's start behind the padding index."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():

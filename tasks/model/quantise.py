@@ -57,7 +57,7 @@ def check_quantisable(model: nn.Module) -> None:
             f"dtype int8: expected torch's quantised engine {ENGINE}, got {engines}. "
             "Convert on an x86 CPU, or ask for float32, float16 or bfloat16."
         )
-    if not any(_matrix(layer) is not None for layer in model.modules()):
+    if not any(_find_matrix(layer) is not None for layer in model.modules()):
         raise UnsupportedCheckpointError(
             f"{type(model).__name__}: expected linear layers, got none: nothing to quantise. "
             "Ask for float32, float16 or bfloat16."
@@ -77,11 +77,11 @@ def quantise(model: nn.Module) -> None:
     check_quantisable(model)
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, layer in model.named_modules(remove_duplicate=False):
-        if _matrix(layer) is not None:
+        if _find_matrix(layer) is not None:
             names[layer].append(name)
     while names:  # one by one: the float32 weights of a layer go before the next one is made
         layer, places = names.popitem()
-        made = _layer_class()(_matrix(layer), layer.bias)
+        made = _layer_class()(_find_matrix(layer), layer.bias)
         for path, _, attribute in (place.rpartition(".") for place in places):
             setattr(model.get_submodule(path), attribute, made)
 
@@ -97,7 +97,7 @@ def packed_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def unpacked(model: nn.Module) -> dict[str, torch.Tensor]:
+def unpack_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what the packed weights hold: int8 values, scales and zero points of channels."""
     found: dict[str, torch.Tensor] = {}
     for name, layer in packed_layers(model).items():
@@ -111,7 +111,7 @@ def unpacked(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def spoiled(layer: Any, factor: float) -> Iterator[None]:
+def corrupting_layer(layer: Any, factor: float) -> Iterator[None]:
     """Give a quantised layer wrong weights while the block runs."""
     kept, (weight, _) = layer.packed, _unpack(layer)
     scales = weight.q_per_channel_scales() * factor
@@ -128,7 +128,7 @@ def pack(values: torch.Tensor, scales: torch.Tensor) -> Any:
 
     import torch
 
-    with _engine(), warnings.catch_warnings():
+    with _forcing_engine(), warnings.catch_warnings():
         # Quantised tensors are going to leave torch one day; the packed form has no other source.
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
@@ -152,7 +152,7 @@ def check_accuracy(accuracy: Accuracy) -> None:
         )
 
 
-def _matrix(layer: nn.Module) -> torch.Tensor | None:
+def _find_matrix(layer: nn.Module) -> torch.Tensor | None:
     """Return a linear layer's weights, shape ``(outputs, inputs)``; None: it is something else.
 
     Subclasses compute in other ways, and hooks may make the weights anew in each call.
@@ -176,7 +176,7 @@ def _unpack(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator[None]:
+def _forcing_engine() -> Iterator[None]:
     """Pack for one engine, whatever this process prefers."""
     import torch
 
@@ -189,7 +189,7 @@ def _engine() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _untraced() -> Iterator[None]:
+def _pausing_trace() -> Iterator[None]:
     """Keep ``linear_unpack`` out of a trace, which can't hold its result's type."""
     import torch
 
@@ -230,7 +230,7 @@ def _layer_class() -> Any:
         @property
         def weight(self) -> torch.Tensor:
             """What it multiplies by: T5 asks for its dtype before it calls the layer."""
-            with _untraced():
+            with _pausing_trace():
                 return _unpack(self)[0].dequantize()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -60,12 +60,12 @@ def sample_arguments(
         RequestError: a length is not the processor's.
     """
     names = list(inspect.signature(kind.forward).parameters)
-    name = _main_input(kind, names)
-    processor = _processor(folder)
+    name = _find_main_input(kind, names)
+    processor = _read_processor(folder)
     read = {
-        "pixel_values": _image,
-        "input_features": _features,
-        "input_values": _sound,
+        "pixel_values": _read_image,
+        "input_features": _read_features,
+        "input_values": _read_sound,
     }[name]
     sample = read(config, processor)
     _check_lengths(kind, sample, lengths)
@@ -83,7 +83,7 @@ def sample_arguments(
     return (values, mask) if masked else (values,)
 
 
-def _main_input(kind: Any, names: list[str]) -> str:
+def _find_main_input(kind: Any, names: list[str]) -> str:
     known = [n for n in ("pixel_values", "input_features", "input_values") if n in names]
     if not known:
         raise UnsupportedCheckpointError(
@@ -99,7 +99,7 @@ def _main_input(kind: Any, names: list[str]) -> str:
     return known[0]
 
 
-def _processor(folder: Path) -> dict[str, Any]:
+def _read_processor(folder: Path) -> dict[str, Any]:
     """Return what makes the pixels or samples, sought in transformers' own order; else nothing."""
     combined = read_json(folder / _COMBINED)
     for part in _PARTS:
@@ -108,10 +108,10 @@ def _processor(folder: Path) -> dict[str, Any]:
     return read_json(folder / _SEPARATE)
 
 
-def _image(config: Any, processor: dict[str, Any]) -> _Sample:
+def _read_image(config: Any, processor: dict[str, Any]) -> _Sample:
     """Channels, height, width; without a processor's config they are the model's own."""
-    size = _image_size(processor)
-    height_width = _pair(size) or _pair(getattr(config, "image_size", None))
+    size = _read_image_size(processor)
+    height_width = _as_pair(size) or _as_pair(getattr(config, "image_size", None))
     if height_width is None:
         raise UnsupportedCheckpointError(
             f"{_SEPARATE}: expected size or crop_size with height and width, got {size}; "
@@ -121,7 +121,7 @@ def _image(config: Any, processor: dict[str, Any]) -> _Sample:
     return _Sample(axes=tuple(map(str, (channels, *height_width))), standard=height_width[0])
 
 
-def _image_size(processor: dict[str, Any]) -> Any:
+def _read_image_size(processor: dict[str, Any]) -> Any:
     """What the processor does last counts: the crop, if it crops."""
     name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
     size, crop = processor.get("size"), processor.get("crop_size")
@@ -140,7 +140,7 @@ def _image_size(processor: dict[str, Any]) -> Any:
     return size
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
+def _as_pair(size: Any) -> tuple[int, int] | None:
     if isinstance(size, dict):
         edge = size.get("shortest_edge")
         size = (size.get("height", edge), size.get("width", edge))
@@ -148,7 +148,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
     return pair if len(pair) == 2 and all(type(one) is int for one in pair) else None
 
 
-def _features(config: Any, processor: dict[str, Any]) -> _Sample:
+def _read_features(config: Any, processor: dict[str, Any]) -> _Sample:
     """Frames of log-mel features: any number of them, or one chunk (Whisper)."""
     width = getattr(config, "feature_projection_input_dim", None)
     if width:  # Wav2Vec2-BERT: each frame holds the bins of two
@@ -165,7 +165,7 @@ def _features(config: Any, processor: dict[str, Any]) -> _Sample:
     )
 
 
-def _sound(config: Any, processor: dict[str, Any]) -> _Sample:
+def _read_sound(config: Any, processor: dict[str, Any]) -> _Sample:
     """Raw samples, or frames × mel bins (AST)."""
     frames = getattr(config, "max_length", None) or processor.get("max_length")
     bins = getattr(config, "num_mel_bins", None)

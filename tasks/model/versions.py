@@ -114,13 +114,13 @@ def eager_attention(model: Any) -> Iterator[None]:
         model: a ``PreTrainedModel``, or one with such a model as ``inner``.
     """
     model = getattr(model, "inner", model)
-    switched = _switched_in_place if since(5) else _built_anew
+    switched = _switching_in_place if since(5) else _swapping_for_twin
     with switched(model):
         yield
 
 
 @contextmanager
-def _switched_in_place(model: Any) -> Iterator[None]:
+def _switching_in_place(model: Any) -> Iterator[None]:
     used = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -130,10 +130,10 @@ def _switched_in_place(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _built_anew(model: Any) -> Iterator[None]:
+def _swapping_for_twin(model: Any) -> Iterator[None]:
     """Give the model the insides of one that was built with plain attention, over its weights."""
     held = vars(model)
-    kept, twin = dict(held), _eager_twin(model)
+    kept, twin = dict(held), _build_eager_twin(model)
     held.clear()
     held.update(vars(twin))
     try:
@@ -143,7 +143,7 @@ def _built_anew(model: Any) -> Iterator[None]:
         held.update(kept)
 
 
-def _eager_twin(model: Any) -> Any:
+def _build_eager_twin(model: Any) -> Any:
     from transformers.modeling_utils import no_init_weights
 
     kind, options = type(model), dtype_option(model.dtype)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnsafeCheckpointError
 from tasks.model import versions
-from tasks.model.quantise import unpacked
+from tasks.model.quantise import unpack_weights
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _MAPPED_BYTES = 64 << 20
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter, buffer and packed int8 weight under every one of its names."""
-    return {**versions.named_tensors(model), **unpacked(model)}
+    return {**versions.named_tensors(model), **unpack_weights(model)}
 
 
 def digests(named: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -59,8 +59,8 @@ def compare_with_files(model: nn.Module, folder: Path) -> int:
     files = _weight_files(folder)
     named = named_tensors(model)
     matched = 0
-    for name, stored in _stored_tensors(files):
-        held = _held(named, name)
+    for name, stored in _read_tensors(files):
+        held = _find_held(named, name)
         if held is None or held.shape != stored.shape:
             continue
         matched += 1
@@ -91,7 +91,7 @@ def _weight_files(folder: Path) -> list[Path]:
     ]
 
 
-def _held(named: dict[str, Any], stored: str) -> Any:
+def _find_held(named: dict[str, Any], stored: str) -> Any:
     """Find a stored name among the model's, where one of them may carry the base model's prefix."""
     if stored in named:
         return named[stored]
@@ -102,7 +102,7 @@ def _held(named: dict[str, Any], stored: str) -> Any:
     return named[longer[0]] if len(longer) == 1 else None
 
 
-def _stored_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
+def _read_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
     """Yield every stored tensor; the file is mapped anew every so often to give pages back."""
     from safetensors import safe_open
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RequestError, first_line
-from tasks.model.heads import AUTO_CLASSES, SAMPLE_TASKS, choices_of, model_class
+from tasks.model.heads import AUTO_CLASSES, SAMPLE_TASKS, count_choices, model_class
 from tasks.model.versions import on_meta
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _inputs(model: Any, case: Case, seed: int) -> dict[str, Any]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    choices = choices_of(case.task)
+    choices = count_choices(case.task)
     shape = (2, 12) if choices is None else (2, choices, 12)
 
     def draw() -> torch.Tensor:

@@ -36,8 +36,8 @@ def recordable(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for function in _autograd_functions(model):
-            stack.enter_context(_forward_alone(function))
-        stack.enter_context(_every_expert(model))
+            stack.enter_context(_bypassing_autograd(function))
+        stack.enter_context(_visiting_every_expert(model))
         stack.enter_context(recordable_masks())
         yield
 
@@ -71,7 +71,7 @@ class _Context:
 
 
 @contextmanager
-def _forward_alone(function: Any) -> Iterator[None]:
+def _bypassing_autograd(function: Any) -> Iterator[None]:
     forward = function.forward
     function.apply = staticmethod(lambda *arguments: forward(_Context(), *arguments))
     try:
@@ -81,7 +81,7 @@ def _forward_alone(function: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _every_expert(model: nn.Module) -> Iterator[None]:
+def _visiting_every_expert(model: nn.Module) -> Iterator[None]:
     """Answer "which experts were hit?" with all of them, and scatter's bools with ints."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -99,7 +99,7 @@ def _every_expert(model: nn.Module) -> Iterator[None]:
         ) -> Any:
             if func in asking and inside and _asks_for_hits(args):
                 known = torch.arange(args[0].numel(), device=args[0].device)
-                return known < _experts(inside[-1], args[0].numel())
+                return known < _count_experts(inside[-1], args[0].numel())
             if func in (torch.Tensor.scatter, torch.Tensor.scatter_):
                 args = tuple(int(one) if isinstance(one, bool) else one for one in args)
             result = func(*args, **(kwargs or {}))
@@ -108,16 +108,16 @@ def _every_expert(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            if _experts(module, 0):
+            if _count_experts(module, 0):
                 before = module.register_forward_pre_hook(lambda m, _: inside.append(m))
-                after = module.register_forward_hook(lambda *_: _left(inside))
+                after = module.register_forward_hook(lambda *_: _leave(inside))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
         stack.enter_context(Recordable())
         yield
 
 
-def _left(inside: list[nn.Module]) -> None:
+def _leave(inside: list[nn.Module]) -> None:
     inside.pop()
 
 
@@ -128,7 +128,7 @@ def _asks_for_hits(arguments: tuple[Any, ...]) -> bool:
     return integers and type(bound) is int and bound == 0
 
 
-def _experts(module: nn.Module, otherwise: int) -> int:
+def _count_experts(module: nn.Module, otherwise: int) -> int:
     """Return how many experts a module has; DBRX counts one more for tokens that have none."""
     for name in ("total_experts", "num_experts", "num_local_experts"):
         number = getattr(module, name, None)

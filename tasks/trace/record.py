@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.child import say
+from tasks.child_main import report_progress
 from tasks.errors import TraceError
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import example_feed, input_specs
 from tasks.model.load import load_eager
-from tasks.model.outputs import as_loaded, call_tuple, describe_outputs
+from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
 from tasks.model.quantise import INT8, quantise
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.patches import recordable
-from tasks.trace.untie import untie_proved
+from tasks.trace.untie import untie_with_proof
 from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TraceResult:
         same_program: the graphs of all lengths are one program but for literal lengths, so that
             what the whole probe set proves at one length holds for the others.
         shared: one and the same graph serves every length.
-        selects: it takes the largest of several values: which one may hang on padding.
+        has_topk_or_sort: it takes the largest of several values: which one may hang on padding.
     """
 
     files: tuple[TracedFile, ...]
@@ -60,7 +60,7 @@ class TraceResult:
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
     shared: bool
-    selects: bool
+    has_topk_or_sort: bool
 
     @property
     def file(self) -> TracedFile:
@@ -95,12 +95,12 @@ def trace_checkpoint(
         TiedWeightsError: untying changed an output bit.
         TraceError: torch.jit can't record or save it.
     """
-    say("loading the checkpoint")
+    report_progress("loading the checkpoint")
     model = load_eager(folder, options)
     outputs = describe_outputs(model, facts)
-    groups = untie_proved(model, facts, outputs, lengths[0], batch)
+    groups = untie_with_proof(model, facts, outputs, lengths[0], batch)
     if options.dtype == INT8:
-        say("quantising its linear layers")
+        report_progress("quantising its linear layers")
         quantise(model)
     record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
     traced = record(lengths[:1])
@@ -109,9 +109,9 @@ def trace_checkpoint(
     if several and not shared:
         traced = record(lengths)
     same = shared or same_program(traced, lengths)
-    say(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
+    report_progress(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
     graphs = {length: f"_traced_{lengths[0] if shared else length}" for length in lengths}
-    selecting = selects(traced, lengths[0])
+    selecting = has_topk_or_sort(traced, lengths[0])
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
     return TraceResult(
         files=(file,),
@@ -119,7 +119,7 @@ def trace_checkpoint(
         tied_groups=groups,
         same_program=same,
         shared=shared,
-        selects=selecting,
+        has_topk_or_sort=selecting,
     )
 
 
@@ -138,7 +138,7 @@ def trace_lengths(
     import torch
 
     reached: list[int] = []
-    recorder = _recorder(model, facts, outputs, lengths, reached)
+    recorder = _make_recorder(model, facts, outputs, lengths, reached)
     examples = {
         f"_traced_{length}": tuple(example_feed(facts, batch=batch, length=length).values())
         for length in lengths
@@ -162,29 +162,29 @@ def trace_lengths(
 
 def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
     """Tell whether two traced modules hold the very same program, baked tensors included."""
-    return _equal(_program(one, first), _program(two, second), lambda a, b: a == b)
+    return _are_equal(_read_program(one, first), _read_program(two, second), lambda a, b: a == b)
 
 
 def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
     """Tell whether a module's graphs differ in nothing but integers that are their own lengths."""
-    first, reference = lengths[0], _program(traced, lengths[0])
+    first, reference = lengths[0], _read_program(traced, lengths[0])
     return all(
-        _equal(
+        _are_equal(
             reference,
-            _program(traced, length),
-            functools.partial(_same_but_length, first=first, second=length),
+            _read_program(traced, length),
+            functools.partial(_are_equal_but_for_length, first=first, second=length),
         )
         for length in lengths[1:]
     )
 
 
-def selects(traced: Any, length: int) -> bool:
+def has_topk_or_sort(traced: Any, length: int) -> bool:
     """Tell whether a length's program sorts values or takes the largest of them."""
     graph = getattr(traced, f"_traced_{length}").inlined_graph
     return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
 
 
-def _recorder(
+def _make_recorder(
     model: nn.Module,
     facts: ModelFacts,
     outputs: tuple[OutputSpec, ...],
@@ -205,9 +205,9 @@ def _recorder(
     def method(length: int) -> Callable[..., Any]:
         def record(self: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             reached.append(length)
-            say(f"tracing length {length}")
+            report_progress(f"tracing length {length}")
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with as_loaded(self.model):
+            with restoring_module_state(self.model):
                 return call_tuple(self.model, feed, outputs)
 
         return record
@@ -217,7 +217,7 @@ def _recorder(
     return Traced().eval()
 
 
-def _program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
+def _read_program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
     """Return a length's inlined graph as lines, and the tensors baked into it."""
     import torch
 
@@ -237,7 +237,7 @@ def _baked_tensors(block: Any) -> Iterator[Any]:
             yield from _baked_tensors(inner)
 
 
-def _equal(
+def _are_equal(
     one: tuple[list[str], list[Any]],
     two: tuple[list[str], list[Any]],
     equal_lines: Callable[[str, str], bool],
@@ -252,7 +252,7 @@ def _equal(
     )
 
 
-def _same_but_length(one: str, two: str, first: int, second: int) -> bool:
+def _are_equal_but_for_length(one: str, two: str, first: int, second: int) -> bool:
     if one == two:
         return True
     if _INTEGER.sub("#", one) != _INTEGER.sub("#", two):

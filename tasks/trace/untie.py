@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.child import say
+from tasks.child_main import report_progress
 from tasks.errors import TiedWeightsError
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed
-from tasks.model.outputs import as_loaded, call_tuple
+from tasks.model.outputs import call_tuple, restoring_module_state
 from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _replace_by_copy(model: nn.Module, name: str) -> None:
         owner._buffers[attribute] = copy
 
 
-def untie_proved(
+def untie_with_proof(
     model: nn.Module, facts: ModelFacts, outputs: tuple[OutputSpec, ...], length: int, batch: int
 ) -> tuple[tuple[str, ...], ...]:
     """Untie and show that no output bit moved; return the groups.
@@ -104,12 +104,12 @@ def untie_proved(
     import torch
 
     feed = example_feed(facts, batch=batch, length=length)
-    with torch.no_grad(), as_loaded(model):
+    with torch.no_grad(), restoring_module_state(model):
         before = call_tuple(model, feed, outputs)
     groups = untie(model)
     if not groups:
         return groups
-    with torch.no_grad(), as_loaded(model):
+    with torch.no_grad(), restoring_module_state(model):
         after = call_tuple(model, feed, outputs)
     for spec, old, new in zip(outputs, before, after, strict=True):
         if not torch.equal(old, new):
@@ -117,5 +117,5 @@ def untie_proved(
                 f"untie {groups}: expected bit-identical {spec.name} before and after, got a "
                 "difference. The model computes something from the tie itself; report it."
             )
-    say(f"untied {len(groups)} group(s)")
+    report_progress(f"untied {len(groups)} group(s)")
     return groups

@@ -1,4 +1,4 @@
-"""The eager reference as the gate gets it: where the outputs lie, and how two of them compare.
+"""The eager reference as the gate gets it: files of outputs, and how two outputs compare.
 
 ``tasks.validate.compute`` computes it in a child of its own and writes the outputs to a folder, so
 that the eager model and the bundle are never in memory together.
@@ -7,13 +7,14 @@ that the eager model and the bundle are never in memory together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.validate.probes import Probe, ProbePlan
-from tasks.validate.verdict import Difference, compare, discriminating, within
+from tasks.validate.plan import ProbePlan
+from tasks.validate.probes import Probe
+from tasks.validate.verdict import Difference, compare, is_within, least_movement
 from tracefleet.manifest_types import Accuracy, OutputSpec, Tolerance
 
 if TYPE_CHECKING:
@@ -21,28 +22,24 @@ if TYPE_CHECKING:
 
     Outputs = tuple[torch.Tensor, ...]
 
-#: Milliseconds; the first call at a length also prepares it (a bundle's takes up to a hundred times
-#: a later one's). A call that is longer than this is timed as it came, to not hold up the gate.
-WORTH_REPEATING = 150.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Where the eager outputs lie and what they are worth.
+    """Eager's outputs for every probe of a plan, and which of the probes prove something.
 
     Attributes:
-        plan: which probes.
-        outputs: elements of the tuple that each probe returned.
-        weights: name -> digest of every parameter and buffer.
-        folder: one safetensors file for each probe, by its index in the plan.
-        vacuous: keys of probes that can't move this model.
-        latency: milliseconds of one eager call of the traced shape, by length.
+        plan: Probes that were run.
+        outputs: Elements of the tuple that each probe returned.
+        weights: Digest of every parameter and buffer, by its name.
+        folder: Folder with one safetensors file for each probe, by its index in the plan.
+        vacuous: Keys of probes that can't move this model.
+        latency: Milliseconds of one eager call of the traced shape, by length.
         scales: max|eager| of each output for the first probe.
-        padded: keys of probes whose unpadded input eager refuses: it was given the padded one.
-        refused: keys of probes that eager refuses altogether.
-        accuracy: what quantisation costs; None: nothing is quantised.
-        spoilt: outputs for the first probe of an eager model with a wrong weight, which the
-            artifact must not agree with; None: its own weights are spoilt instead.
+        padded: Keys of probes whose unpadded input eager refuses: it was given the padded one.
+        refused: Keys of probes that eager refuses altogether.
+        accuracy: Cost of quantisation; None: nothing is quantised.
+        corrupted: File with the first probe's outputs of an eager model with a wrong weight, from
+            which the artifact must differ; None: the artifact's own weights are corrupted instead.
     """
 
     plan: ProbePlan
@@ -55,18 +52,21 @@ class Reference:
     padded: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     accuracy: Accuracy | None = None
-    spoilt: Path | None = None
+    corrupted: Path | None = None
 
-    def as_asked(self, probe: Probe) -> Probe:
-        """Return the probe as eager answered it."""
-        return dataclasses.replace(probe, truth=None) if probe.key in self.padded else probe
+
+def as_run(probe: Probe, padded: Container[str]) -> Probe:
+    """Return the probe as eager ran it; ``padded`` has the keys of those that it ran padded."""
+    if probe.key in padded:
+        return dataclasses.replace(probe, reference_feed=None)
+    return probe
 
 
 def save_outputs(path: Path, outputs: Outputs) -> None:
     """Write a tuple of outputs so that another process reads the same bits."""
     from safetensors.torch import save_file
 
-    save_file({str(i): t.contiguous() for i, t in enumerate(outputs)}, path)
+    save_file({str(index): tensor.contiguous() for index, tensor in enumerate(outputs)}, path)
 
 
 def load_outputs(path: Path) -> Outputs:
@@ -74,13 +74,13 @@ def load_outputs(path: Path) -> Outputs:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    return tuple(tensors[str(i)] for i in range(len(tensors)))
+    return tuple(tensors[str(index)] for index in range(len(tensors)))
 
 
 def valid_positions(
     spec: OutputSpec, feed: dict[str, torch.Tensor], shape: torch.Size
 ) -> torch.Tensor | None:
-    """Return the mask of positions of an output that mean something, or None for all of them."""
+    """Return the mask of an output's valid positions; None: all of them are."""
     if spec.length_axis != 1:
         return None
     name = "attention_mask" if spec.axes[1] == "length" else "decoder_attention_mask"
@@ -89,7 +89,7 @@ def valid_positions(
     return feed[name][:, : shape[1]].bool()
 
 
-def differences(
+def compare_outputs(
     specs: tuple[OutputSpec, ...],
     tolerance: Tolerance,
     judged: Outputs,
@@ -100,7 +100,8 @@ def differences(
     """Compare two tuples of outputs on the positions that both have and ``feed`` shows."""
     found = []
     for spec, one, two, scale in zip(specs, judged, reference, scales, strict=True):
-        if (axis := spec.length_axis) is not None and one.dim() == two.dim():
+        axis = spec.length_axis
+        if axis is not None and one.dim() == two.dim():
             shared = min(one.shape[axis], two.shape[axis])
             one, two = one.narrow(axis, 0, shared), two.narrow(axis, 0, shared)
         valid = valid_positions(spec, feed, two.shape)
@@ -108,6 +109,7 @@ def differences(
     return found
 
 
-def moved(found: Iterable[Difference], tolerance: Tolerance) -> list[bool]:
-    """Tell for each output whether it moved far more than the tolerance."""
-    return [not within(d, discriminating(tolerance)) for d in found]
+def find_movement(found: Iterable[Difference], tolerance: Tolerance) -> list[bool]:
+    """Return for each output whether it moved far more than the tolerance."""
+    least = least_movement(tolerance)
+    return [not is_within(difference, least) for difference in found]

@@ -7,6 +7,7 @@ Cosine and top-1 agreement are reported beside it and decide nothing: both hide 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,13 +25,13 @@ from tracefleet.manifest_types import (
 if TYPE_CHECKING:
     import torch
 
-#: dtype -> the largest error of how many sound conversions, as measured by `flows sweep` (November
+#: dtype -> (largest error seen, number of correct conversions), measured by `flows sweep` (November
 #: 2026, docs/gate.md); faults were at least 0.1.
 MEASURED = {"float32": (6.3e-6, 424), "float16": (2.5e-3, 50), "bfloat16": (2.0e-2, 50)}
 #: int8 against the quantised eager model, called in the bundle's own shapes: exactly 0 in each of
 #: 2,117 probes (44 tiny architectures, three layers of BERT-base, all-MiniLM-L6-v2 for two tasks).
-#: There is no room for more: in other shapes (padded against unpadded), whose last bits differ, the
-#: same model gave anything from 1e-7 to 0.1.
+#: More can't be allowed: in other shapes (padded against unpadded), whose last bits differ, that
+#: model's error was anything from 1e-7 to 0.1.
 TOLERANCES = {
     "float32": Tolerance(atol=0.0, rtol=1e-5),
     "float16": Tolerance(atol=0.0, rtol=5e-3),
@@ -48,11 +49,11 @@ class Difference:
 
     Attributes:
         max_abs: max|a - b| over valid positions.
-        max_rel: that, divided by max|b|, or by the output's usual size if that is larger.
-        cosine: of the two as flat vectors.
-        top1: share of equal argmaxes over the last axis.
-        reason: why they can't be compared at all (shape, dtype, NaN pattern); empty if they can.
-        passed: within the tolerance.
+        max_rel: max_abs divided by max|b|, or by the output's usual size if that is larger.
+        cosine: Cosine of the two as flat vectors.
+        top1: Share of equal argmaxes over the last axis.
+        reason: Why they can't be compared at all (shape, dtype, NaN pattern); empty if they can.
+        passed: Whether the difference is within the tolerance.
     """
 
     max_abs: float
@@ -68,11 +69,11 @@ class ProbeResult:
     """One probe's verdict on every output.
 
     Attributes:
-        name: the probe.
-        length: the standard length whose graph it tested.
-        vacuous: it can't move this model, so that it proves nothing here.
-        outputs: their names; one tuple for all probes, so that a report is pickled small.
-        differences: traced against eager, one for each output.
+        name: Name of the probe.
+        length: Standard length whose graph it tested.
+        vacuous: Whether it can't move this model, so that it proves nothing here.
+        outputs: Names of the outputs; one tuple for all probes, so that a report is pickled small.
+        differences: Traced against eager, one for each output.
     """
 
     name: str
@@ -83,7 +84,7 @@ class ProbeResult:
 
     @property
     def difference(self) -> Difference:
-        """The worst output's."""
+        """Difference of the worst output."""
         return self.differences[self._worst]
 
     @property
@@ -94,7 +95,9 @@ class ProbeResult:
     @property
     def _worst(self) -> int:
         found = self.differences
-        return max(range(len(found)), key=lambda i: (not found[i].passed, found[i].max_rel))
+        return max(
+            range(len(found)), key=lambda index: (not found[index].passed, found[index].max_rel)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +105,16 @@ class ValidationReport:
     """The gate's whole record, for people; the manifest keeps its digest-worthy part.
 
     Attributes:
-        tolerance: what was applied.
-        probes: every comparison.
-        negative_controls: planted faults that were caught.
-        weights_matched: tensors of the bundle that equal the checkpoint's file bit for bit.
-        latency_eager: milliseconds of one eager call, by length.
-        latency_traced: milliseconds of one traced call, by length.
-        failures: one sentence for each check that failed; empty means passed.
-        measured: (length, ``length`` or ``batch``, what the bare graph did at another one).
-        accuracy: what quantisation costs; None: nothing is quantised.
+        tolerance: Bound that was applied.
+        probes: Every comparison.
+        negative_controls: Names of the deliberate faults that were caught.
+        weights_matched: Number of the bundle's tensors that equal the checkpoint's bit for bit.
+        latency_eager: Milliseconds of one eager call, by length.
+        latency_traced: Milliseconds of one traced call, by length.
+        failures: Sentence for each check that failed; empty means passed.
+        measured: Standard length, axis (``length`` or ``batch``) and result of the bare graph at
+            another one.
+        accuracy: Cost of quantisation; None: nothing is quantised.
     """
 
     tolerance: Tolerance
@@ -125,7 +129,7 @@ class ValidationReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed."""
+        """Whether nothing failed."""
         return not self.failures
 
     def lengths(self) -> tuple[LengthVerdict, ...]:
@@ -144,11 +148,12 @@ class ValidationReport:
 
     def _verdict(self, length: int) -> LengthVerdict:
         probes = [probe for probe in self.probes if probe.length == length]
-        found = worst_of([one for probe in probes for one in probe.differences])
+        found = worst_of(list(itertools.chain(*(probe.differences for probe in probes))))
+        vacuous = tuple(probe.name for probe in probes if probe.vacuous)
         return LengthVerdict(
             length=length,
-            probes=sum(not probe.vacuous for probe in probes),
-            vacuous=tuple(probe.name for probe in probes if probe.vacuous),
+            probes=len(probes) - len(vacuous),
+            vacuous=vacuous,
             max_abs_error=found.max_abs,
             max_rel_error=found.max_rel,
             min_cosine=round(found.cosine, 9),
@@ -159,10 +164,17 @@ class ValidationReport:
         )
 
     def _generality(self, length: int, axis: str) -> str:
-        """The worst that was seen; lengths that share a program share what was measured of it."""
-        own = {found for at, tried, found in self.measured if (at, tried) == (length, axis)}
-        seen = own or {found for _, tried, found in self.measured if tried == axis}
-        return next((found for found in (DIFFERS, RAISES, HOLDS) if found in seen), UNTRIED)
+        """Return the worst result; lengths without their own share what others measured."""
+        own, all_lengths = set(), set()
+        for measured_length, measured_axis, result in self.measured:
+            if measured_axis == axis:
+                all_lengths.add(result)
+                if measured_length == length:
+                    own.add(result)
+        for result in (DIFFERS, RAISES, HOLDS):
+            if result in (own or all_lengths):
+                return result
+        return UNTRIED
 
 
 def compare(
@@ -175,12 +187,12 @@ def compare(
     """Compare one output with its reference.
 
     Args:
-        traced: what is judged.
-        eager: the reference, same shape.
-        tolerance: the bound.
-        valid: mask over the leading axes, shape ``(batch, length)``; None: everything counts.
-        scale: how large this output usually is: a lone value that happens to be near zero has the
-            same rounding as its larger neighbours.
+        traced: Output that is judged.
+        eager: Reference of the same shape.
+        tolerance: Bound on the difference.
+        valid: Mask over the leading axes, shape ``(batch, length)``; None: everything counts.
+        scale: Usual size of this output: a lone value that happens to be near zero has the same
+            rounding as its larger neighbours.
     """
     if traced.shape != eager.shape or traced.dtype != eager.dtype:
         return incomparable(
@@ -196,13 +208,13 @@ def compare(
     return _measure(traced.float(), eager.float(), finite, tolerance, scale)
 
 
-def discriminating(tolerance: Tolerance) -> float:
+def least_movement(tolerance: Tolerance) -> float:
     """Return the relative movement of an output above which a probe proves something."""
-    # A tolerance that was loosened beyond that, at somebody's risk, still has to be overstepped.
+    # A tolerance that the request loosened beyond that still has to be exceeded.
     return max(min(_DISCRIMINATION * tolerance.rtol, _SMALLEST_FAULT), 2 * tolerance.rtol)
 
 
-def within(difference: Difference, bound: float) -> bool:
+def is_within(difference: Difference, bound: float) -> bool:
     """Tell whether a relative error is finite and at most ``bound``."""
     return not difference.reason and difference.max_rel <= bound
 
@@ -237,7 +249,9 @@ def _measure(
     cosine = torch.nn.functional.cosine_similarity(
         traced.flatten().double(), eager.flatten().double(), dim=0
     )
-    relative = error / scale if scale else (0.0 if error == 0 else float("inf"))
+    relative = float("inf") if error else 0.0
+    if scale:
+        relative = error / scale
     return Difference(
         max_abs=error,
         max_rel=relative,
@@ -250,14 +264,17 @@ def _measure(
 
 def worst_of(differences: Sequence[Difference]) -> Difference:
     """Return the worst of each figure over several differences, with the first reason."""
-    return Difference(
-        max_abs=max(d.max_abs for d in differences),
-        max_rel=max(d.max_rel for d in differences),
-        cosine=min(d.cosine for d in differences),
-        top1=min(d.top1 for d in differences),
-        reason=next((d.reason for d in differences if d.reason), ""),
-        passed=all(d.passed for d in differences),
-    )
+    worst = differences[0]
+    for one in differences[1:]:
+        worst = Difference(
+            max_abs=max(worst.max_abs, one.max_abs),
+            max_rel=max(worst.max_rel, one.max_rel),
+            cosine=min(worst.cosine, one.cosine),
+            top1=min(worst.top1, one.top1),
+            reason=worst.reason or one.reason,
+            passed=worst.passed and one.passed,
+        )
+    return worst
 
 
 def incomparable(reason: str) -> Difference:

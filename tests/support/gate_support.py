@@ -21,7 +21,7 @@ from tasks.trace.record import same_program, trace_lengths
 from tasks.trace.untie import untie
 from tasks.validate.compute import compute_reference
 from tasks.validate.gate import validate_bundle
-from tasks.validate.probes import ProbePlan
+from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import TOLERANCES, ValidationReport
 

@@ -26,6 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.commands",),
     ("tracefleet.cli",),
     ("tasks", "tasks.errors"),
+    ("tasks.child_main",),
     ("tasks.child",),
     ("tasks.steps",),
     ("tasks.fetch",),

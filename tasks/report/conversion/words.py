@@ -11,7 +11,7 @@ from tasks.validate.verdict import (
     TOLERANCES,
     ProbeResult,
     ValidationReport,
-    discriminating,
+    least_movement,
 )
 from tracefleet.manifest_types import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
 
@@ -192,7 +192,7 @@ def tolerance_source(facts: ReportFacts, report: ValidationReport) -> str:
 def vacuous(report: ValidationReport) -> str:
     """Say which probes prove nothing, and why."""
     names = dict.fromkeys(probe.name for probe in report.probes if probe.vacuous)
-    bound = number(discriminating(report.tolerance))
+    bound = number(least_movement(report.tolerance))
     return (
         f"{', '.join(names)} prove nothing here and do not count: they change eager's own output "
         f"by less than a relative {bound}, so that a faulty graph would agree as well. (A causal "

@@ -1,0 +1,90 @@
+"""A loaded artifact, called with probes and compared with what eager computed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import last_line
+from tasks.validate.latency import keep_latency, time_call
+from tasks.validate.plan import is_timed
+from tasks.validate.probes import Probe
+from tasks.validate.reference import Reference, compare_outputs, load_outputs
+from tasks.validate.verdict import Difference, incomparable
+
+if TYPE_CHECKING:
+    from tasks.model.feeds import Feed
+    from tasks.validate.reference import Outputs
+
+
+class Artifact:
+    """A module with a bundle's methods, and the reference that it is compared with.
+
+    Attributes:
+        latency: Milliseconds of one call, by length.
+    """
+
+    def __init__(self, module: Any, reference: Reference) -> None:
+        self.module, self.reference, self.plan = module, reference, reference.plan
+        self.outputs = tuple(spec.name for spec in reference.outputs)
+        self.latency: dict[int, float] = {}
+
+    def path(self, index: int) -> Path:
+        """Return the file of eager's outputs for a probe; it is missing where eager ran none."""
+        return self.reference.folder / f"{index}.safetensors"
+
+    def call(self, probe: Probe, feed: Feed) -> Outputs:
+        """Call the method that a probe tests, and time it if that is the probe's own feed."""
+        name = "forward" if probe.dispatch else f"forward_{probe.length}"
+        method: Callable[..., Outputs] = getattr(self.module, name)
+        outputs, took = time_call(method, *feed.values())
+        if feed is probe.feed and is_timed(self.plan.facts, probe, self.plan.batch):
+            keep_latency(self.latency, probe.length, took, lambda: method(*feed.values()))
+        return outputs
+
+    def call_graph(self, probe: Probe) -> Outputs:
+        """Call the bare traced graph that serves a probe's length: its own, or the shared one."""
+        own = f"_traced_{probe.length}"
+        shared = f"_traced_{self.plan.lengths[0]}"
+        name = own if hasattr(self.module, own) else shared
+        outputs: Outputs = getattr(self.module, name)(*probe.feed.values())
+        return outputs
+
+    def compare(self, index: int, probe: Probe, feed: Feed) -> list[Difference]:
+        """Call and compare; an artifact that raises has failed the probe like one that differs."""
+        import torch
+
+        try:
+            outputs = self.call(probe, feed)
+        except (torch.jit.Error, RuntimeError) as error:
+            return [incomparable(f"raised: {last_line(error)}")] * len(self.reference.outputs)
+        return self.compare_with(self.path(index), probe, outputs)
+
+    def compare_with(self, path: Path, probe: Probe, outputs: Outputs) -> list[Difference]:
+        """Compare outputs with the eager ones in a file."""
+        stored = load_outputs(path)
+        found = compare_outputs(
+            self.reference.outputs,
+            self.plan.tolerance,
+            outputs,
+            stored,
+            probe.eager_feed,
+            self.reference.scales,
+        )
+        if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
+            for place, (one, two) in enumerate(zip(outputs, stored, strict=True)):
+                if one.shape != two.shape:
+                    wrong = f"expected shape {tuple(two.shape)}, got {tuple(one.shape)}"
+                    found[place] = incomparable(wrong)
+        return found
+
+    def refuses(self, method: str, feed: Feed) -> bool:
+        """Tell whether a method raises on a feed."""
+        import torch
+
+        try:
+            getattr(self.module, method)(*feed.values())
+        except (torch.jit.Error, RuntimeError):
+            return True
+        return False

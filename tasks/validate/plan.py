@@ -1,0 +1,108 @@
+"""Which probes a conversion gets: ``plan_probes``, the same list in every process.
+
+Every standard length gets fresh ids through the dispatcher; lengths in ``ProbePlan.whole`` get each
+kind of ``tasks.validate.probes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tasks.model.facts import ModelFacts
+from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_of
+from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
+from tracefleet.manifest_types import Tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """Probes of a conversion; the same in the reference's and the gate's process.
+
+    Attributes:
+        facts: Facts of the model.
+        lengths: Standard lengths, ascending.
+        whole: Lengths that get every probe; the others get the proving ones.
+        batch: Rows in one traced call.
+        tolerance: Bound on every difference.
+        has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
+            differently.
+        opaque: Whether the artifact's weights are out of reach; then a weight is corrupted in
+            eager instead.
+    """
+
+    facts: ModelFacts
+    lengths: tuple[int, ...]
+    whole: tuple[int, ...]
+    batch: int
+    tolerance: Tolerance
+    has_topk_or_sort: bool = False
+    opaque: bool = False
+
+
+def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
+    """Yield every probe of a conversion, in the one order that all processes number them by."""
+    for below, length in zip((0, *plan.lengths), plan.lengths, strict=False):
+        if length in plan.whole:
+            example = example_feed(plan.facts, batch=plan.batch, length=length)
+            yield Probe(name="traced-input", length=length, feed=example)
+        # Where one graph serves all lengths, those between its ends were never traced.
+        untraced = length in plan.lengths[1:-1] and length not in plan.whole
+        yield from _proving_probes(plan.facts, plan.batch, length, below, padded=not untraced)
+        if length in plan.whole:
+            yield from probes_of_one_length(plan.facts, plan.batch, length)
+    yield from _far_padding_probes(plan)
+
+
+def first_probe(plan: ProbePlan) -> Probe:
+    """Return the plan's first probe: the traced input."""
+    return next(iter(plan_probes(plan)))
+
+
+def is_timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
+    """Tell whether a call of this probe counts as one call at its standard length.
+
+    Eager then gets all tokens but the one that the dispatcher pads.
+    """
+    if probe.reference_feed is not None or probe.probes_axis:
+        return False
+    rows = {tensor.shape[0] for tensor in probe.feed.values()}
+    tokens = tokens_of(facts, probe.feed).values()
+    return rows == {batch} and all(size >= probe.length - 1 for size in tokens)
+
+
+def _proving_probes(
+    facts: ModelFacts, batch: int, length: int, below: int, *, padded: bool
+) -> Iterator[Probe]:
+    """Yield fresh ids through the dispatcher, one token short if ``padded``.
+
+    Encoder-decoder models get it again with either side shorter than the other. ``below`` is the
+    next smaller standard length: an input must be longer to be routed to this graph.
+    """
+    pads = padded and facts.takes_padding
+    real = max(below + 1, length - 1) if pads else length
+    if facts.takes_padding and facts.arguments[0].kind == "values":
+        # One sample more or less often makes no frame: padding that leaks would not show.
+        part = max(below + 1, 3 * length // 4)
+        if part < real:
+            short = random_feed(facts, batch=batch, length=part, seed=FRESH_SEED_BASE + length)
+            yield Probe(name=f"dispatch-{part}", length=length, feed=short, dispatch=True)
+    fresh = random_feed(facts, batch=batch, length=real, seed=FRESH_SEED_BASE + length)
+    yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    if "decoder_input_ids" not in facts.inputs or real < 2 or not facts.takes_padding:
+        return
+    for side, axis in (("encoder", "length"), ("decoder", "decoder_length")):
+        short = cut(facts, fresh, axis, real // 2)
+        yield Probe(name=f"dispatch-short-{side}", length=length, feed=short, dispatch=True)
+
+
+def _far_padding_probes(plan: ProbePlan) -> Iterator[Probe]:
+    """Pad from just over the shortest length to the longest, unless that has every probe."""
+    facts, longest, real = plan.facts, plan.lengths[-1], plan.lengths[0] + 1
+    if longest in plan.whole or real >= longest or not facts.takes_padding:
+        return
+    # An architecture that changes at some length in between has changed on one side alone.
+    if {"input_ids", "attention_mask"} <= set(facts.inputs):
+        short = random_feed(facts, batch=plan.batch, length=real, seed=FRESH_SEED_BASE + 600)
+        padded = pad_right(facts, short, longest)
+        yield Probe(name=f"right-pad-{real}", length=longest, feed=padded, reference_feed=short)

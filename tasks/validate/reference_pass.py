@@ -1,0 +1,203 @@
+"""One pass of the eager model over a plan of probes: ``tasks.validate.self_check`` judges it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.child_main import report_progress
+from tasks.errors import UnsupportedCheckpointError, first_line
+from tasks.model.outputs import call_tuple, restoring_module_state
+from tasks.validate.faults import corrupting_weight, dense_weights
+from tasks.validate.latency import keep_latency, time_call
+from tasks.validate.plan import ProbePlan, first_probe, is_timed, plan_probes
+from tasks.validate.probes import Probe
+from tasks.validate.reference import (
+    as_run,
+    compare_outputs,
+    find_movement,
+    load_outputs,
+    save_outputs,
+    valid_positions,
+)
+from tracefleet.manifest_types import OutputSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.model.feeds import Feed
+    from tasks.validate.reference import Outputs
+
+
+class ReferencePass:
+    """One pass over the plan with the model in memory.
+
+    Attributes:
+        vacuous: Keys of probes that don't move the model.
+        padded: Keys of probes that eager ran padded, as it refuses their unpadded input.
+        refused: Keys of probes that eager refuses altogether.
+        latency: Milliseconds of one call, by length.
+        ever_moved: Whether any probe moved each output.
+        scales: max|eager| of each output for the first probe.
+    """
+
+    def __init__(
+        self, model: Any, plan: ProbePlan, outputs: tuple[OutputSpec, ...], folder: Path
+    ) -> None:
+        self.model, self.plan, self.specs, self.folder = model, plan, outputs, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vacuous: set[str] = set()
+        self.padded: set[str] = set()
+        self.refused: set[str] = set()
+        self.latency: dict[int, float] = {}
+        self.ever_moved = [False] * len(outputs)
+        self.scales = (0.0,) * len(outputs)
+
+    def run(self) -> None:
+        """Compute every probe's reference and find the vacuous ones."""
+        first: Outputs | None = None
+        announced = 0
+        for index, planned in enumerate(plan_probes(self.plan)):
+            if planned.length != announced:
+                announced = planned.length
+                report_progress(f"eager reference at length {announced}")
+            if planned.probes_axis:
+                self._store_other_shape(index, planned)
+                continue
+            probe = self._form_eager_accepts(planned)
+            if probe is None:
+                continue
+            outputs = self.call(probe)
+            save_outputs(self.path(index), outputs)
+            if first is None:
+                first = outputs
+                self.scales = tuple(_largest_value(tensor) for tensor in outputs)
+            else:
+                self._note_movement(probe, outputs, first)
+
+    def store_corrupted(self) -> Path:
+        """Store eager's outputs for the first probe with one wrong weight that moves it.
+
+        Raises:
+            UnsupportedCheckpointError: No weight moves it.
+        """
+        probe = first_probe(self.plan)
+        stored = load_outputs(self.path(0))
+        for weight in dense_weights(self.model):
+            with corrupting_weight(weight):
+                outputs = self.outputs(probe.eager_feed)
+            if any(self._moves(probe, outputs, stored)):
+                path = self.folder / "wrong-weight.safetensors"
+                save_outputs(path, outputs)
+                return path
+        raise self.refusal("no wrong weight moves its outputs")
+
+    def _form_eager_accepts(self, probe: Probe) -> Probe | None:
+        """Return the probe as eager can run it: padded where it refuses the unpadded input.
+
+        None: it refuses this padding or mask altogether; then the bundle has to refuse it too.
+        """
+        if probe.optional:
+            return probe if self._runs(probe.feed) else None
+        if probe.control is probe.reference_feed is None or self._runs(probe.eager_feed):
+            return probe
+        if probe.reference_feed is not None and self._runs(probe.feed):
+            self.padded.add(probe.key)
+            return as_run(probe, self.padded)
+        self.refused.add(probe.key)
+        return None
+
+    def _runs(self, feed: Feed) -> bool:
+        try:
+            self.outputs(feed)
+        except Exception:  # every architecture has its own
+            return False
+        return True
+
+    def path(self, index: int) -> Path:
+        """Return the file of a probe's outputs."""
+        return self.folder / f"{index}.safetensors"
+
+    def outputs(self, feed: Feed) -> Outputs:
+        """Return eager's outputs on a feed; the model is afterwards as it was before."""
+        with restoring_module_state(self.model):
+            return call_tuple(self.model, feed, self.specs)
+
+    def _store_other_shape(self, index: int, probe: Probe) -> None:
+        """Store eager's outputs at another shape, if it runs there at all."""
+        with contextlib.suppress(Exception):  # no file: eager itself refuses that shape
+            outputs = self.outputs(probe.feed)
+            save_outputs(self.path(index), outputs)
+
+    def call(self, probe: Probe) -> Outputs:
+        """Run eager on a probe and time it.
+
+        Raises:
+            UnsupportedCheckpointError: It fails, or an output is NaN.
+        """
+        with restoring_module_state(self.model):
+            try:
+                outputs, took = time_call(self.run_eager, probe)
+            except Exception as error:
+                raise self.refusal(f"it fails on {probe.name}: {first_line(error)}") from error
+            if is_timed(self.plan.facts, probe, self.plan.batch):
+                keep_latency(self.latency, probe.length, took, lambda: self.run_eager(probe))
+        self._refuse_nan(probe, outputs)
+        return outputs
+
+    def run_eager(self, probe: Probe) -> Outputs:
+        """Run eager on a probe's inputs."""
+        return call_tuple(self.model, probe.eager_feed, self.specs)
+
+    def _refuse_nan(self, probe: Probe, outputs: Outputs) -> None:
+        # Two NaN are no agreement: an overflow in half precision proves nothing.
+        for spec, tensor in zip(self.specs, outputs, strict=True):
+            valid = valid_positions(spec, probe.eager_feed, tensor.shape)
+            shown = tensor if valid is None else tensor[valid]
+            if bool(shown.isnan().any()):
+                raise self.refusal(
+                    f"output {spec.name} is NaN for {probe.name} at length {probe.length}; try "
+                    "dtype bfloat16 or float32"
+                )
+
+    def _note_movement(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
+        """Note whether a probe moves the model, from its control or from the first probe."""
+        control = first
+        if probe.control is not None:
+            control = self.outputs(probe.control)
+        rows = min(outputs[0].shape[0], control[0].shape[0])
+        feed = {name: tensor[:rows] for name, tensor in probe.eager_feed.items()}
+        found = compare_outputs(
+            self.specs,
+            self.plan.tolerance,
+            tuple(tensor[:rows] for tensor in control),
+            tuple(tensor[:rows] for tensor in outputs),
+            feed,
+            self.scales,
+        )
+        moved = find_movement(found, self.plan.tolerance)
+        if not any(moved):
+            self.vacuous.add(probe.key)
+        if probe.control is None:
+            pairs = zip(self.ever_moved, moved, strict=True)
+            self.ever_moved = [before or now for before, now in pairs]
+
+    def _moves(self, probe: Probe, outputs: Outputs, stored: Outputs) -> list[bool]:
+        tolerance = self.plan.tolerance
+        found = compare_outputs(
+            self.specs, tolerance, outputs, stored, probe.eager_feed, self.scales
+        )
+        return find_movement(found, tolerance)
+
+    def refusal(self, complaint: str) -> UnsupportedCheckpointError:
+        """Return the error of a model that can't be a reference."""
+        return UnsupportedCheckpointError(
+            f"{self.plan.facts.architecture}: the eager model can't be a reference: {complaint}. "
+            "A traced copy of it could not be proved right, so that none is published."
+        )
+
+
+def _largest_value(output: torch.Tensor) -> float:
+    finite = output[output.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0

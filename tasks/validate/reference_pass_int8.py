@@ -1,0 +1,105 @@
+"""The eager side of an int8 conversion: exact against its own kind, and what it costs.
+
+Two questions are kept apart: does the bundle compute what the quantised model computes, and how far
+is the quantised model from the checkpoint's own precision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.child_main import report_progress
+from tasks.model.feeds import pad_right, tokens_of
+from tasks.model.outputs import call_tuple
+from tasks.model.quantise import check_accuracy, quantise
+from tasks.validate.plan import plan_probes
+from tasks.validate.probes import Probe
+from tasks.validate.reference import as_run, compare_outputs, load_outputs
+from tasks.validate.reference_pass import ReferencePass
+from tasks.validate.self_check import check_second_run
+from tasks.validate.verdict import Difference, worst_of
+from tracefleet.manifest_types import Accuracy
+
+if TYPE_CHECKING:
+    from tasks.validate.reference import Outputs
+
+
+class QuantisedReferencePass(ReferencePass):
+    """The second pass of an int8 conversion: the same probes through the quantised model.
+
+    A value halfway between two int8 levels goes to one or the other by its last bit, and from
+    there on two results differ by as much as quantisation itself errs. Padding and another
+    attention do change last bits. The first pass shows on the float32 model that they do no harm;
+    here eager gets what the bundle's graph gets, in the same shape, and has to agree to the bit.
+    """
+
+    def __init__(self, floats: ReferencePass, folder: Path) -> None:
+        super().__init__(floats.model, floats.plan, floats.specs, folder)
+        self.floats = floats
+        self.refused = floats.refused
+
+    def run_quantised(self) -> Accuracy:
+        """Quantise the first pass's model, run it, and return what that costs.
+
+        Raises:
+            UnsupportedCheckpointError: The quantised model fails, or is not deterministic.
+            NumericsMismatchError: It is too far from the float32 model.
+        """
+        report_progress("the quantised model")
+        quantise(self.model)
+        self.run()
+        check_second_run(self)
+        # Whether a probe moves the model, and how long eager takes, are the float32 model's.
+        self.vacuous, self.latency = self.floats.vacuous, self.floats.latency
+        accuracy = self._measure_accuracy()
+        check_accuracy(accuracy)
+        return accuracy
+
+    def run_eager(self, probe: Probe) -> Outputs:
+        """Pad as the dispatcher does, and cut the outputs back."""
+        feed, facts = probe.feed, self.plan.facts
+        if not probe.dispatch:
+            return call_tuple(self.model, feed, self.specs)
+        outputs = call_tuple(self.model, pad_right(facts, feed, probe.length), self.specs)
+        tokens = tokens_of(facts, feed)
+        shortened = []
+        for spec, tensor in zip(self.specs, outputs, strict=True):
+            axis = spec.length_axis
+            if axis is not None:
+                tensor = tensor.narrow(axis, 0, tokens[spec.axes[axis]])
+            shortened.append(tensor)
+        return tuple(shortened)
+
+    def _form_eager_accepts(self, probe: Probe) -> Probe | None:
+        if probe.key in self.refused or (probe.optional and not self._runs(probe.feed)):
+            return None
+        if probe.reference_feed is not None:
+            self.padded.add(probe.key)
+        return as_run(probe, self.padded)
+
+    def _note_movement(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
+        """Do nothing: the first pass did."""
+
+    def _measure_accuracy(self) -> Accuracy:
+        """Compare with float32 on fresh ids alone: the other probes are no usual inputs."""
+        found: list[Difference] = []
+        for index, probe in enumerate(plan_probes(self.plan)):
+            if probe.dispatch or probe.name.startswith("fresh-"):
+                found += self._compare_with_floats(index, probe)
+        worst = worst_of(found)
+        return Accuracy(
+            max_rel_error=worst.max_rel,
+            min_cosine=round(worst.cosine, 9),
+            top1_agreement=round(worst.top1, 9),
+        )
+
+    def _compare_with_floats(self, index: int, probe: Probe) -> list[Difference]:
+        return compare_outputs(
+            self.specs,
+            self.plan.tolerance,
+            load_outputs(self.path(index)),
+            load_outputs(self.floats.path(index)),
+            probe.eager_feed,
+            self.scales,
+        )
