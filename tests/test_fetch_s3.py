@@ -17,7 +17,9 @@ from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpo
 from tasks.fetch import s3
 from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tests.support.fetch_support import NEEDED_OF_WHOLE, sharded, whole
+from tracefleet.store import s3_client
 from tracefleet.store.cache import cache_root
+from tracefleet.store.s3_client import shared_connection
 
 SOURCE = "s3://models/org/tiny"
 WEIGHTS = "model.safetensors"
@@ -141,6 +143,32 @@ def test_an_object_that_is_overwritten_during_the_download(bucket, downloads):
     assert b"behind" in (fetch(resolve(SOURCE)).folder / WEIGHTS).read_bytes()
 
 
+def test_an_object_that_is_overwritten_between_two_of_its_ranges(
+    swift_server, aws_env, monkeypatch
+):
+    aws_env(swift_server)  # moto does not know If-Match
+    monkeypatch.setattr(s3_client, "RANGE_BYTES", 1 << 10)
+    bucket = boto3.session.Session().resource("s3").Bucket(swift_server.bucket)
+    source, prefix = f"s3://{swift_server.bucket}/org/torn", "org/torn"
+    put(bucket, whole(b"before" * 1000), prefix)
+    resolved = resolve(source)
+    overwritten: list[None] = []
+
+    def meddle(params, **_):
+        if params["url_path"].endswith(WEIGHTS) and not overwritten:
+            overwritten.append(put(bucket, {WEIGHTS: whole(b"behind" * 1000)[WEIGHTS]}, prefix))
+
+    events = shared_connection().s3.meta.events
+    events.register("before-call.s3.GetObject", meddle)
+    try:
+        with pytest.raises(UnsafeCheckpointError, match=f"got another {WEIGHTS}"):
+            fetch(resolved)
+    finally:
+        events.unregister("before-call.s3.GetObject", meddle)
+    assert _left(resolved) == []
+    assert fetch(resolve(source)).files, "the control: what stays as it is arrives"
+
+
 def test_an_object_that_is_overwritten_and_put_back(bucket, downloads):
     put(bucket, whole())
     resolved = resolve(SOURCE)
@@ -207,6 +235,20 @@ def test_no_credentials(bucket, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(RequestError, match="AWS_PROFILE"):
         resolve(SOURCE)
+
+
+def test_a_setting_that_can_not_be_used(bucket, monkeypatch):
+    put(bucket, whole())
+    for name, value, says in (
+        ("AWS_MAX_ATTEMPTS", "many", "whole number, got 'many'"),
+        ("AWS_ENDPOINT_URL", "localhost:9", "Set AWS_ENDPOINT_URL"),
+        ("AWS_PROFILE", "none", "AWS_PROFILE"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            with pytest.raises(RequestError, match=f"bucket 'models'.*{says}"):
+                resolve(SOURCE)
+    assert resolve(SOURCE).files
 
 
 class _Denying(BaseHTTPRequestHandler):

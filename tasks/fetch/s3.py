@@ -1,4 +1,4 @@
-"""Checkpoints on S3: ``s3://bucket/prefix``, through s3fs.
+"""Checkpoints on S3: ``s3://bucket/prefix``, through the clients of ``tracefleet.store``.
 
 Endpoint, region and credentials come from the standard AWS environment and files. The commit is a
 digest of names, sizes and ETags. A download becomes visible, whole, in the cache folder or not at
@@ -7,10 +7,8 @@ all.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -25,15 +23,16 @@ from tasks.fetch.digests import rate
 from tasks.fetch.needed import needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, Wish, content_commit
 from tasks.fetch.verify import check_files
+from tracefleet.errors import StoreError
 from tracefleet.store.cache import cache_root
+from tracefleet.store.s3_client import download_config, shared_connection
+from tracefleet.store.s3_errors import LOST, client_errors, code_of, refusal_of
 
 logger = logging.getLogger(__name__)
 
 _SCHEME = "s3://"
 _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 2 * 24 * 3600
-_SETTINGS = ("AWS_", "FSSPEC_")
-_KEEP_SECONDS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class _Object:
 
 def resolve(wish: Wish) -> Resolved:
     """List the prefix and read its index, if it has one."""
-    with _explained(wish.source):
+    with explained("objects there", where=_where(wish.source)):
         listing = _Prefix(wish.source)
         paths = needed_files(listing, wish)
         found = {path: listing.find(path) for path in paths}
@@ -72,25 +71,13 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
     return _download(resolved, resolved.files, resolved.commit), resolved.files
 
 
-@functools.lru_cache(maxsize=1)
-def _connected(_pid: int, _settings: frozenset[tuple[str, str]], _period: int) -> Any:
-    """Return the file view of S3; a fleet has a thousand prefixes, and each would cost 0.2 s.
-
-    A new one for another process, other settings, and once in a while for credentials in files.
-    Cached listings hide what others write, and s3fs' own cache of instances keeps old settings.
-    """
-    import s3fs
-
-    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-
-
 class _Prefix:
     """The objects under a prefix, as a listing."""
 
     def __init__(self, source: str) -> None:
         self._root = source.removeprefix(_SCHEME)
-        settings = frozenset(item for item in os.environ.items() if item[0].startswith(_SETTINGS))
-        self._files = _connected(os.getpid(), settings, int(time.monotonic() // _KEEP_SECONDS))
+        self._connection = shared_connection()
+        self._files = self._connection.files
         self.refresh()
 
     def refresh(self) -> None:
@@ -124,7 +111,8 @@ class _Prefix:
 
     def download(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._files.get_file(f"{self._root}/{path}", str(target))
+        bucket, _, key = f"{self._root}/{path}".partition("/")
+        self._connection.s3.download_file(bucket, key, str(target), Config=download_config())
 
     def _ask(self, path: str) -> _Object | None:
         try:
@@ -164,19 +152,27 @@ def _download(resolved: Resolved, files: tuple[CheckpointFile, ...], name: str) 
 
 
 def _download_into(folder: Path, resolved: Resolved, files: tuple[CheckpointFile, ...]) -> None:
-    with _explained(resolved.source):
+    with explained("objects there", where=_where(resolved.source)):
         prefix = _Prefix(resolved.source)
         before = _unchanged(resolved, prefix)
         for number, file in enumerate(files, start=1):
             start = time.perf_counter()
-            prefix.download(file.path, folder / file.path)
+            _download_one(resolved, prefix, file.path, folder)
             took = rate(file.size, time.perf_counter() - start)
             logger.info("%d/%d %s: %s", number, len(files), file.path, took)
-        # A large object comes in ranges, and one that is overwritten meanwhile arrives torn,
-        # without an error. Times too: an object can be overwritten and put back.
+        # Times too: an object can be overwritten and put back.
         prefix.refresh()
         if _unchanged(resolved, prefix) != before:
             raise _changed(resolved, "the same objects, written again")
+
+
+def _download_one(resolved: Resolved, prefix: _Prefix, path: str, folder: Path) -> None:
+    try:
+        prefix.download(path, folder / path)
+    except Exception as error:
+        if code_of(error) not in LOST:
+            raise
+        raise _changed(resolved, f"another {path}") from error
 
 
 def _unchanged(resolved: Resolved, listing: _Prefix) -> dict[str, _Object]:
@@ -220,27 +216,30 @@ def _commit(found: dict[str, _Object]) -> str:
     return content_commit((path, entry.size, entry.etag) for path, entry in found.items())
 
 
-@contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turn S3's refusals into ours; what may pass by itself keeps its type."""
-    from botocore.exceptions import NoCredentialsError, ParamValidationError, ProfileNotFound
-
+def _where(source: str) -> str:
     bucket, _, prefix = source.removeprefix(_SCHEME).partition("/")
-    where = f"{source}: bucket {bucket!r}, prefix {prefix!r}"
+    return f"{source}: bucket {bucket!r}, prefix {prefix!r}: "
+
+
+@contextmanager
+def explained(expected: str, *, where: str = "") -> Iterator[None]:
+    """Turn S3's refusals into ours; what may pass by itself keeps its library's type.
+
+    Args:
+        expected: what was to be read.
+        where: what the message begins with.
+
+    Raises:
+        RequestError: it is not there, may not be read, or the AWS settings can't be used.
+    """
     try:
         yield
-    except FileNotFoundError as error:
+    except StoreError as error:
+        raise RequestError(f"{where}{error}") from error
+    except client_errors() as error:
+        refusal = refusal_of(error, "GetObject")
+        if refusal.kind in ("damaged", "transient"):
+            raise
         raise RequestError(
-            f"{where}: expected objects there, got none ({error}). Check bucket and prefix, and "
-            "AWS_ENDPOINT_URL if the bucket is not on AWS."
-        ) from error
-    except PermissionError as error:
-        raise RequestError(
-            f"{where}: expected to list and read it, got denied ({error}). Allow s3:ListBucket "
-            "and s3:GetObject to these credentials, or use others (AWS_PROFILE)."
-        ) from error
-    except (NoCredentialsError, ProfileNotFound, ParamValidationError) as error:
-        raise RequestError(
-            f"{where}: expected AWS settings that can be used, got: {error}. Set AWS_PROFILE, or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            f"{where}expected {expected}, got {refusal.got}. {refusal.advice}"
         ) from error

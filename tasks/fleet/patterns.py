@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RequestError, first_line
-from tasks.fetch import hub_cache
+from tasks.fetch import hub_cache, s3
 from tasks.fetch.checkpoint import normalise_source
-from tasks.fleet.text import s3_files, s3_refusals
 from tracefleet.source import split
+from tracefleet.store.s3_client import shared_connection
 
 _MAGIC = re.compile(r"[*?]|\[[^]]+\]")
 _CONFIG = "config.json"
@@ -85,8 +85,8 @@ def _prefixes(source: str) -> list[str] | None:
     plain = normalise_source(source).removeprefix("s3://")
     parent, _, pattern = plain.rpartition("/")
     _check_head(source, parent)
-    with s3_refusals(f"prefixes like {source!r}"):
-        files = s3_files()
+    with s3.explained(f"prefixes like {source!r}"):
+        files = shared_connection().files
         if _is_checkpoint(files, plain):
             return None
         listed = files.ls(parent, detail=True)

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tasks.errors import RequestError, first_line
+from tasks.fetch.s3 import explained
 from tasks.request.mistakes import Mistake
+from tracefleet.store.s3_client import shared_connection
 
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -57,38 +58,6 @@ def parse(text: str) -> tuple[Any, list[Mistake]]:
         loader.dispose()
 
 
-@contextmanager
-def s3_refusals(wanted: str, *, where: str = "") -> Iterator[None]:
-    """Turn S3's refusals into ours; what may pass by itself keeps its type.
-
-    Args:
-        wanted: what was expected.
-        where: what the message begins with.
-    """
-    from botocore.exceptions import NoCredentialsError, ParamValidationError, ProfileNotFound
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RequestError(
-            f"{where}expected {wanted}, got none ({first_line(error)}). Check bucket and name, "
-            "and AWS_ENDPOINT_URL if the bucket is not on AWS."
-        ) from error
-    except (PermissionError, NoCredentialsError, ProfileNotFound, ParamValidationError) as error:
-        raise RequestError(
-            f"{where}expected {wanted} that these credentials may read, got: "
-            f"{first_line(error)}. Allow s3:ListBucket and s3:GetObject, or set AWS_PROFILE."
-        ) from error
-
-
-def s3_files() -> Any:
-    """Return s3fs' view of S3, as it is now."""
-    import s3fs
-
-    # Cached listings hide what others write; cached instances keep an old endpoint.
-    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
-
-
 def _local(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -100,8 +69,8 @@ def _local(path: str) -> bytes:
 
 
 def _from_s3(url: str) -> bytes:
-    with s3_refusals("an object", where=f"fleet file {url}: "):
-        data: bytes = s3_files().cat_file(url)
+    with explained("an object", where=f"fleet file {url}: "):
+        data: bytes = shared_connection().files.cat_file(url)
         return data
 
 

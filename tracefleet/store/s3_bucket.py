@@ -18,7 +18,7 @@ from tracefleet.canonical import check_relative
 from tracefleet.errors import StoreError
 from tracefleet.store.base import Upload
 from tracefleet.store.s3_client import Connection, download_config
-from tracefleet.store.s3_errors import LOST, code_of, explained, refused
+from tracefleet.store.s3_errors import LOST, code_of, explained, refusal_for
 from tracefleet.store.streams import ArrivingFile, Sink
 
 if TYPE_CHECKING:
@@ -157,12 +157,9 @@ class Bucket:
             with explained(self.url, "DeleteObjects"):
                 answer = self.connected.s3.delete_objects(Bucket=self.name, Delete=batch)
             for failed in answer.get("Errors", ()):
-                raise refused(
-                    f"s3://{self.name}/{failed.get('Key')}",
-                    "DeleteObjects",
-                    str(failed.get("Code")),
-                    f" ({failed.get('Message')})",
-                )
+                code, said = str(failed.get("Code")), f" ({failed.get('Message')})"
+                refusal = refusal_for(code, "DeleteObjects", said)
+                raise refusal.as_error(f"s3://{self.name}/{failed.get('Key')}")
 
     def unfinished(self, key: str) -> Iterator[Upload]:
         """Yield the multipart uploads below a key that were begun and not completed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import StoreError
@@ -41,6 +42,8 @@ _NUMBERS = {
     "metadata_service_timeout": "AWS_METADATA_SERVICE_TIMEOUT",
     "metadata_service_num_attempts": "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
 }
+_SETTINGS = ("AWS_", "FSSPEC_")
+_KEEP_SECONDS = 300
 _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext")
 
 
@@ -104,6 +107,24 @@ class Connection:
         """What goes with every write: encryption."""
         given = self.files.s3_additional_kwargs
         return {name: value for name, value in given.items() if name in _ENCRYPTION}
+
+
+def shared_connection() -> Connection:
+    """Return clients to read from any bucket; a fleet has a thousand, and each would cost 0.2 s.
+
+    They are others in another process, with other settings, and once in a while: credentials in
+    files change.
+
+    Raises:
+        StoreError: boto3 is not installed, or a setting can't be used.
+    """
+    settings = frozenset(item for item in os.environ.items() if item[0].startswith(_SETTINGS))
+    return _connection(os.getpid(), settings, int(time.monotonic() // _KEEP_SECONDS))
+
+
+@functools.lru_cache(maxsize=1)
+def _connection(_pid: int, _settings: frozenset[tuple[str, str]], _period: int) -> Connection:
+    return Connection()
 
 
 def _not_installed(error: ImportError) -> StoreError:

@@ -1,14 +1,17 @@
 """What S3 refuses, in words that help: bucket, key, verb, what was got and what to do next.
 
-Called around every request of ``tracefleet.store.s3``. Error codes are those of the S3 API
-reference, "Error responses". What may pass by itself (the client library's own retries are used
-up by then) becomes `StoreUnavailableError`, which Prefect retries; the rest becomes `StoreError`.
+``explained`` stands around every request of ``tracefleet.store.s3``; sources and fleet files on S3
+read the same table through ``refusal_of``. Error codes are those of the S3 API reference, "Error
+responses". What may pass by itself (the client library's own retries are used up by then) becomes
+`StoreUnavailableError`, which Prefect retries; the rest becomes `StoreError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from tracefleet.errors import (
     ArtifactError,
@@ -72,6 +75,11 @@ _MAY_PASS = {
     "412": "The object was overwritten while it was read.",
     "NoSuchUpload": "Somebody aborted the upload.",
 }
+_LOOK_ELSEWHERE = "Check bucket and name, and AWS_ENDPOINT_URL if the bucket is not on AWS."
+_LOOK_AT_NETWORK = (
+    "Check the network and AWS_ENDPOINT_URL, then run again; what was opened before can be opened "
+    "from the cache with TRACEFLEET_OFFLINE=1."
+)
 _ACTION = {
     "HeadObject": "GetObject",
     "ListObjectsV2": "ListBucket",
@@ -81,6 +89,33 @@ _ACTION = {
     "ListMultipartUploads": "ListBucketMultipartUploads",
     "DeleteObjects": "DeleteObject",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a request failed.
+
+    Attributes:
+        kind: no such key (``absent``), bytes without their checksum (``damaged``), something that
+            may pass by itself (``transient``), or anything else (``refused``).
+        verb: the S3 operation.
+        got: the error code, or the error's type where the server gave none, and its message.
+        advice: the next step.
+    """
+
+    kind: Literal["absent", "damaged", "transient", "refused"]
+    verb: str
+    got: str
+    advice: str
+
+    def as_error(self, where: str) -> Exception:
+        """Return the store's error for it, about the URL ``where``."""
+        if self.kind == "absent":
+            return FileNotFoundError(2, "no such key in the store", where)
+        if self.kind == "damaged":
+            return DigestMismatchError(where, expected="its checksum", got=self.got)
+        error = StoreUnavailableError if self.kind == "transient" else StoreError
+        return error(f"{where}: {self.verb} expected success, got {self.got}. {self.advice}")
 
 
 @contextmanager
@@ -101,15 +136,50 @@ def explained(where: str, verb: str) -> Iterator[None]:
         yield
     except ArtifactError:
         raise
-    except _client_errors() as error:
-        cause = _innermost(error)
-        if type(cause).__name__ == "FlexibleChecksumError":
-            # Sent with the object when it was put, and checked by the client as it arrives.
-            raise DigestMismatchError(where, expected="its checksum", got=_said(cause)) from error
-        code, verb = code_of(error), getattr(cause, "operation_name", verb)
-        if code in _NOT_FOUND or (not code and isinstance(error, FileNotFoundError)):
-            raise FileNotFoundError(2, "no such key in the store", where) from error
-        raise _translated(where, verb, code, cause) from error
+    except client_errors() as error:
+        raise refusal_of(error, verb).as_error(where) from error
+
+
+def refusal_of(error: BaseException, verb: str) -> Refusal:
+    """Return why a request failed.
+
+    Args:
+        error: one of ``client_errors``.
+        verb: the S3 operation, unless the error itself names one.
+    """
+    cause, code = _innermost(error), code_of(error)
+    verb = getattr(cause, "operation_name", verb)
+    if type(cause).__name__ == "FlexibleChecksumError":
+        # Sent with the object when it was put, and checked by the client as it arrives.
+        return Refusal(kind="damaged", verb=verb, got=_said(cause), advice="Upload it again.")
+    if code in _NOT_FOUND or (not code and isinstance(error, FileNotFoundError)):
+        return Refusal(kind="absent", verb=verb, got=f"none{_said(cause)}", advice=_LOOK_ELSEWHERE)
+    if code:
+        return refusal_for(code, verb, _said(cause))
+    got, advice = f"{type(cause).__name__}{_said(cause)}", _about_settings(cause)
+    if advice:
+        return Refusal(kind="refused", verb=verb, got=got, advice=advice)
+    return Refusal(kind="transient", verb=verb, got=got, advice=_LOOK_AT_NETWORK)
+
+
+def refusal_for(code: str, verb: str, said: str) -> Refusal:
+    """Return why a request failed, from one of S3's error codes.
+
+    Args:
+        code: S3's error code.
+        verb: the S3 operation.
+        said: the server's message.
+    """
+    got, code = f"{code}{said}", _SAME.get(code, code)
+    if code in _MAY_PASS:
+        advice = f"{_MAY_PASS[code]} The client's own retries are used up; run again later."
+        return Refusal(kind="transient", verb=verb, got=got, advice=advice.lstrip())
+    advice = "Nothing was changed."
+    if code in _NEXT:
+        advice = _NEXT[code].format(action=_ACTION.get(verb, verb))
+    elif code.startswith("KMS"):
+        advice = f"Check the bucket's KMS key and its policy. {advice}"
+    return Refusal(kind="refused", verb=verb, got=got, advice=advice)
 
 
 def code_of(error: BaseException) -> str:
@@ -118,7 +188,8 @@ def code_of(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
+def client_errors() -> tuple[type[Exception], ...]:
+    """Return what the client libraries raise."""
     import concurrent.futures
 
     from boto3.exceptions import Boto3Error
@@ -165,43 +236,10 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def refused(where: str, verb: str, code: str, said: str) -> StoreError:
-    """Return the error for an answer with one of S3's error codes.
-
-    Args:
-        where: the URL that the request is about.
-        verb: the S3 operation.
-        code: S3's error code.
-        said: the server's message.
-    """
-    start = f"{where}: {verb} expected success, got {code}{said}."
-    code = _SAME.get(code, code)
-    if code in _MAY_PASS:
-        return StoreUnavailableError(
-            f"{start} {_MAY_PASS[code]} The client's own retries are used up; run again later."
-        )
-    if code in _NEXT:
-        return StoreError(f"{start} {_NEXT[code].format(action=_ACTION.get(verb, verb))}")
-    kms = " Check the bucket's KMS key and its policy." if code.startswith("KMS") else ""
-    return StoreError(f"{start}{kms} Nothing was changed.")
-
-
 def _said(cause: BaseException) -> str:
     response = getattr(cause, "response", None) or {}
     text = str(response.get("Error", {}).get("Message") or cause)
     return f" ({text.splitlines()[0][:300].rstrip('.')})" if text.strip() else ""
-
-
-def _translated(where: str, verb: str, code: str, cause: BaseException) -> StoreError:
-    if code:
-        return refused(where, verb, code, _said(cause))
-    start = f"{where}: {verb} expected success, got {type(cause).__name__}{_said(cause)}."
-    if advice := _about_settings(cause):
-        return StoreError(f"{start} {advice}")
-    return StoreUnavailableError(
-        f"{start} Check the network and AWS_ENDPOINT_URL, then run again; what was opened before "
-        "can be opened from the cache with TRACEFLEET_OFFLINE=1."
-    )
 
 
 def _about_settings(cause: BaseException) -> str:
