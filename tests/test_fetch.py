@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,16 +165,24 @@ def test_a_pointer_in_place_of_weights(tmp_path):
         fetch(resolve(source))
 
 
-def test_truncated_weights_name_both_sizes(tmp_path):
+def test_truncated_weights_are_refused_with_their_size(tmp_path):
     data = safetensors({"a": b"12345678"})
     source = write(tmp_path / "cut", whole() | {"model.safetensors": data[:-3]})
-    message = rf"expected {len(data)} bytes, got {len(data) - 3} bytes: it is truncated"
+    message = rf"expected a whole safetensors file, got {len(data) - 3} bytes .* not fully covered"
     with pytest.raises(UnsafeCheckpointError, match=message):
         fetch(resolve(source))
 
 
 def _with_header(header: bytes, data: bytes = b"") -> bytes:
     return len(header).to_bytes(8, "little") + header + data
+
+
+def _u8(start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": "U8", "shape": [abs(stop - start)], "data_offsets": [start, stop]}
+
+
+def _with_tensors(data: bytes, **header: dict[str, Any]) -> bytes:
+    return _with_header(json.dumps(header).encode(), data)
 
 
 DAMAGED = {
@@ -186,11 +195,15 @@ DAMAGED = {
     "deep": _with_header(b"[" * 100_000),
     "no offsets": _with_header(b'{"a": {}}'),
     "infinite": _with_header(b'{"a": {"data_offsets": [0, Infinity]}}'),
-    "hole": _with_header(b'{"a": {"data_offsets": [1, 4]}}', b"1234"),
-    "overlap": _with_header(
-        b'{"a": {"data_offsets": [0, 3]}, "b": {"data_offsets": [2, 4]}}', b"1234"
-    ),
-    "backwards": _with_header(b'{"a": {"data_offsets": [0, -4]}}'),
+    "hole": _with_tensors(b"1234", a=_u8(1, 4)),
+    "gap": _with_tensors(b"1234", a=_u8(0, 2), b=_u8(3, 4)),
+    "overlap": _with_tensors(b"1234", a=_u8(0, 3), b=_u8(2, 4)),
+    "backwards": _with_tensors(b"", a=_u8(0, -4)),
+    "truncated": safetensors({"a": b"1234"})[:-1],
+    "a git-lfs pointer": POINTER,
+    "a shape that its offsets contradict": _with_tensors(b"1234", a=_u8(0, 4) | {"shape": [3]}),
+    "a number that overflows": _with_tensors(b"1234", a=_u8(0, 4) | {"shape": [1 << 62, 1 << 62]}),
+    "an unknown dtype": _with_tensors(b"1234", a=_u8(0, 4) | {"dtype": "X9"}),
     "bytes after the end": safetensors({"a": b"a"}) + b"more",
 }
 
@@ -198,8 +211,13 @@ DAMAGED = {
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
 def test_damaged_safetensors_are_refused(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(UnsafeCheckpointError, match="expected"):
+    with pytest.raises(UnsafeCheckpointError, match="expected a whole safetensors file, got"):
         check_safetensors(tmp_path / "x.safetensors")
+
+
+def test_the_control_of_the_damaged_ones_is_whole(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(_with_tensors(b"1234", a=_u8(0, 2), b=_u8(2, 4)))
+    assert check_safetensors(tmp_path / "x.safetensors") == {"a", "b"}
 
 
 def test_whole_safetensors_are_not(tmp_path):
