@@ -71,7 +71,7 @@ def test_a_request_without_a_task_has_no_variant_yet():
         _ = request.variant
 
 
-def test_every_mistake_is_told_at_once():
+def test_all_mistakes_are_reported_together():
     with pytest.raises(RequestError) as caught:
         make_request({"source": "x y", "task": "y", "lengths": [0], "batch": 0, "rtol": 0.5})
     lines = str(caught.value).splitlines()

@@ -1,1 +1,1 @@
-"""A fleet file and what it asks for; its front door is ``read_fleet`` in ``spec``."""
+"""Fleet files and the requests in them; read by ``read_fleet`` in ``spec``."""

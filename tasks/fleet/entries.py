@@ -1,6 +1,6 @@
-"""One entry of a fleet file becomes requests: lists and patterns multiply it.
+"""Make requests of one entry of a fleet file: lists and patterns multiply it.
 
-``tasks.fleet.spec`` calls ``check`` for each entry, and for the defaults.
+``tasks.fleet.spec`` calls ``check_entry`` for each entry, and for the defaults.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from pydantic import ValidationError
 from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.request.conversion import ConversionRequest
-from tasks.request.mistakes import Mistake, mistakes, shown, unknown_field
+from tasks.request.mistakes import Mistake, describe_mistakes, describe_unknown_field, shorten
 
 #: Fields that may be a list of values; so may ``lengths``, whose value is a list already.
 LISTED = ("source", "revision", "task", "backend", "dtype", "batch")
 VARYING = (*LISTED, "lengths")
 
-#: Returns the sources that a pattern stands for; None: it is a source by itself.
+#: Returns the sources that match a pattern; None: it is no pattern.
 Finder = Callable[[str], list[str] | None]
+#: A field, one of its values, and how a request's name has it.
+_Choice = tuple[str, Any, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class Draft:
     """One request of an entry, not checked yet.
 
     Attributes:
-        name: the entry's, with the values that make it one of several.
-        fields: the request's fields.
+        name: Name of the entry, with the values that make the request one of several.
+        fields: Fields of the request.
     """
 
     name: str
@@ -42,40 +44,41 @@ class Draft:
 
 
 @dataclass(kw_only=True)
-class Checked:
-    """What an entry came to.
+class CheckedEntry:
+    """Requests and mistakes of one entry.
 
     Attributes:
-        requests: by name; complete only if nothing is wrong.
-        wrong: the entry's mistakes, each once.
+        requests: Requests by name; complete only if nothing is wrong.
+        wrong: Mistakes of the entry, each once.
     """
 
     requests: dict[str, ConversionRequest] = field(default_factory=dict)
     wrong: list[Mistake] = field(default_factory=list)
 
 
-def check(
+def check_entry(
     entry: str, fields: Mapping[str, Any], find: Finder, excused: Collection[str] = ()
-) -> Checked:
-    """Return an entry's requests, or all that is wrong about it.
+) -> CheckedEntry:
+    """Return an entry's requests, or all of its mistakes.
 
     Args:
-        entry: its name.
-        fields: its fields over the defaults.
-        find: looks up patterns over sources.
-        excused: fields whose mistakes are told elsewhere.
+        entry: Name of the entry.
+        fields: Its fields over the defaults.
+        find: Looks up patterns over sources.
+        excused: Fields whose mistakes are reported elsewhere.
     """
     known = ConversionRequest.model_fields
-    unknown = [unknown_field(str(name), known) for name in fields if name not in known]
+    unknown = [describe_unknown_field(str(name), known) for name in fields if name not in known]
     drafts, wrong = expand(entry, {k: v for k, v in fields.items() if k in known}, find)
+    # A list with a mistake is reported; the field that it leaves out is not "missing" as well.
     left_out = {mistake.top for mistake in wrong} - drafts[0].fields.keys()
     excused = {*excused, *left_out}
-    checked = Checked()
+    checked = CheckedEntry()
     for draft in drafts:
         try:
             checked.requests[draft.name] = ConversionRequest.model_validate(draft.fields)
         except ValidationError as error:
-            wrong += [one for one in mistakes(error, known) if one.top not in excused]
+            wrong += [one for one in describe_mistakes(error, known) if one.top not in excused]
     checked.wrong = list(dict.fromkeys(unknown + wrong))
     return checked
 
@@ -83,119 +86,142 @@ def check(
 def expand(
     entry: str, fields: Mapping[str, Any], find: Finder
 ) -> tuple[list[Draft], list[Mistake]]:
-    """Return an entry's drafts, and what is wrong about its lists.
+    """Return an entry's drafts, and the mistakes in its lists.
 
-    What is wrong in a list is left out, and a field of which nothing is left, so that all others
-    can still be checked.
+    A wrong value in a list is left out, and so is a field without any right one: all others can
+    still be checked.
+
+    Args:
+        entry: Name of the entry.
+        fields: Its fields over the defaults.
+        find: Looks up patterns over sources.
     """
     fields, wrong = dict(fields), list[Mistake]()
-    choices: list[list[tuple[str, Any, str]]] = []
+    choices: list[list[_Choice]] = []
     for name in VARYING:
-        values, found = _values(name, fields.get(name), find)
+        values, found = _list_values(name, fields.get(name), find)
         wrong += found
         if found and not values:
             del fields[name]
         elif values is not None:
-            labels = _source_labels(values) if name == "source" else map(_label(name), values)
-            choices.append([(name, *pair) for pair in zip(values, labels, strict=True)])
-    return [_draft(entry, fields, chosen) for chosen in itertools.product(*choices)], wrong
+            choices.append(_label_values(name, values))
+    return [_make_draft(entry, fields, chosen) for chosen in itertools.product(*choices)], wrong
 
 
-def _draft(entry: str, fields: Mapping[str, Any], chosen: Sequence[tuple[str, Any, str]]) -> Draft:
+def _make_draft(entry: str, fields: Mapping[str, Any], chosen: Sequence[_Choice]) -> Draft:
     own = {**fields, **{name: value for name, value, _ in chosen}}
-    if isinstance(channel := own.get("channel"), str):
-        own["channel"] = _filled(channel, own)
+    channel = own.get("channel")
+    if isinstance(channel, str):
+        own["channel"] = _fill_channel(channel, own)
+    if not chosen:
+        return Draft(name=entry, fields=own)
     labels = " ".join(label for _, _, label in chosen)
-    return Draft(name=f"{entry}/{labels}" if chosen else entry, fields=own)
+    return Draft(name=f"{entry}/{labels}", fields=own)
 
 
-def _filled(channel: str, fields: Mapping[str, Any]) -> str:
-    """Put ``{lengths}`` and ``{revision}`` into a channel: neither is part of a variant.
-
-    Without that, an entry with several of them would move one channel several times.
-    """
+def _fill_channel(channel: str, fields: Mapping[str, Any]) -> str:
+    """Put the request's own values for ``{lengths}`` and ``{revision}`` into a channel."""
+    # Neither is part of a variant: an entry with several would move one channel several times.
     for name in ("lengths", "revision"):
         if f"{{{name}}}" in channel:
-            text = _label(name)(fields.get(name)).lower()
+            text = _label(name, fields.get(name)).lower()
             channel = channel.replace(f"{{{name}}}", re.sub("[^a-z0-9]+", "-", text).strip("-"))
     return channel
 
 
-def _values(name: str, value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
-    """Return the values that a field multiplies its entry by; None: it has one."""
+def _list_values(name: str, value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
+    """Return the values that a field multiplies its entry by; None: it has a single one."""
     if name == "source":
-        return _sources(value, find)
+        return _list_sources(value, find)
     listed = isinstance(value, list | tuple)
     if name == "lengths" and listed:
         sets = [isinstance(part, list | tuple) for part in value]
         if any(sets) and not all(sets):
-            says = f"expected whole numbers, or lists of them, got a mixture: {shown(value)}"
-            return None, [Mistake(name, says)]
+            got = f"got a mixture: {shorten(value)}"
+            return None, [Mistake(name, f"expected whole numbers, or lists of them, {got}")]
         listed = any(sets)
-    return _distinct(name, value) if listed else (None, [])
+    return _find_distinct(name, value) if listed else (None, [])
 
 
-def _sources(value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
+def _list_sources(value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
     several = isinstance(value, list | tuple)
     named: list[str] = []
     found: list[str] = []
     wrong: list[Mistake] = []
     for source in value if several else [value]:
         try:
-            fitting = find(source) if isinstance(source, str) else None
-            if fitting is not None:
-                found += map(normalise_source, fitting)
+            matching = find(source) if isinstance(source, str) else None
+            if matching is not None:
+                found += map(normalise_source, matching)
             elif several:
-                named.append(_normalised(source))
+                named.append(_normalise(source))
             else:
                 return None, []
         except RequestError as error:
-            says = str(error).removeprefix("source: ").removeprefix(f"{source}: ")
-            wrong.append(Mistake("source", says))
-    named, more = _distinct("source", named) if named or not value else ([], [])
-    # Patterns may overlap each other and the sources that are named.
-    return [*named, *(one for one in dict.fromkeys(found) if one not in named)], wrong + more
+            message = str(error).removeprefix("source: ").removeprefix(f"{source}: ")
+            wrong.append(Mistake("source", message))
+    if named or not value:
+        named, repeated = _find_distinct("source", named)
+        wrong += repeated
+    # Patterns may overlap each other and the sources that are named: no mistake.
+    return list(dict.fromkeys(named + found)), wrong
 
 
-def _normalised(source: object) -> str:
+def _normalise(source: object) -> str:
     if not isinstance(source, str | Path):
-        raise RequestError(f"expected text, got {shown(source)}; write it in quotes")
+        raise RequestError(f"expected text, got {shorten(source)}; write it in quotes")
     return normalise_source(source)
 
 
-def _distinct(name: str, values: Sequence[Any]) -> tuple[list[Any], list[Mistake]]:
+def _find_distinct(name: str, values: Sequence[Any]) -> tuple[list[Any], list[Mistake]]:
     if not values:
         return [], [Mistake(name, "expected at least one value, got an empty list")]
-    once = [value for at, value in enumerate(values) if value not in values[:at]]
-    twice = [value for at, value in enumerate(values) if value in values[:at]]
-    return once, [Mistake(name, f"expected each value once, got {shown(v)} again") for v in twice]
+    distinct: list[Any] = []
+    repeated = []
+    for value in values:  # no set: a value may be a list
+        if value in distinct:
+            message = f"expected each value once, got {shorten(value)} again"
+            repeated.append(Mistake(name, message))
+        else:
+            distinct.append(value)
+    return distinct, repeated
 
 
-def _label(name: str) -> Callable[[Any], str]:
-    """Return how values of a field are written in a name."""
+def _label_values(name: str, values: Sequence[Any]) -> list[_Choice]:
+    if name == "source":
+        labels = _label_sources([str(value) for value in values])
+    else:
+        labels = [_label(name, value) for value in values]
+    return [(name, value, label) for value, label in zip(values, labels, strict=True)]
+
+
+def _label(name: str, value: Any) -> str:
+    """Return a field's value as a request's name has it."""
     if name == "lengths":
-        return lambda value: "-".join(map(str, value if isinstance(value, list | tuple) else ()))
+        return "-".join(map(str, value)) if isinstance(value, list | tuple) else ""
     if name == "batch":
-        return lambda value: f"b{value}"
+        return f"b{value}"
     # Brackets: no branch or tag has any.
-    return lambda value: "(default)" if value is None else str(value)
+    return "(default)" if value is None else str(value)
 
 
-def _source_labels(sources: Sequence[Any]) -> list[str]:
-    """Return the last part of each source, and more of it where that is another's too."""
-    parts = [_parts(str(source)) for source in sources]
-    ends = Counter(part[-size:] for part in parts for size in range(1, len(part) + 1))
-    return [_shortest(str(source), part, ends) for source, part in zip(sources, parts, strict=True)]
+def _label_sources(sources: Sequence[str]) -> list[str]:
+    """Return the last part of each source, and as much more as tells it from the others."""
+    parts = [_split_source(source) for source in sources]
+    ends: Counter[tuple[str, ...]] = Counter()
+    for part in parts:
+        ends.update(part[-size:] for size in range(1, len(part) + 1))
+    return [_find_label(source, part, ends) for source, part in zip(sources, parts, strict=True)]
 
 
-def _parts(source: str) -> tuple[str, ...]:
+def _split_source(source: str) -> tuple[str, ...]:
     rest = source.partition("://")[2]
     name, at, revision = rest.partition("@") if source.startswith("hf://") else (rest, "", "")
     *head, last = name.lstrip("/").split("/")
     return (*head, last + at + revision)
 
 
-def _shortest(source: str, parts: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
+def _find_label(source: str, parts: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
     for size in range(1, len(parts) + 1):
         if ends[parts[-size:]] == 1:
             return "/".join(parts[-size:])

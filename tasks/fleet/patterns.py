@@ -32,7 +32,7 @@ def is_pattern(source: str) -> bool:
     return _MAGIC.search(source) is not None
 
 
-def matches(source: str) -> list[str] | None:
+def match_sources(source: str) -> list[str] | None:
     """Return the sources that a pattern stands for, sorted; None: it is a source by itself.
 
     A folder or prefix whose own name looks like a pattern is a source by itself.

@@ -1,6 +1,6 @@
-"""A candidate's URL becomes its manifest and the request that it answers.
+"""Read a candidate's manifest from its URL, and make the request that it was compiled for.
 
-A candidate is what was compiled where no device could run it; ``flows.convert.validate`` proves it.
+A candidate is compiled on a host without a device; ``flows.convert.validate`` proves it on one.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CONVERSION = re.compile(r"(?P<store>.+)/(?P<folder>conversions/[^/]+/(?P<key>[0
 def read_candidate(
     conversion: str, *, backend: str | None = None, **more: Any
 ) -> tuple[Manifest, ConversionRequest]:
-    """Return the candidate in a conversion's folder, and the request that it answers.
+    """Return the candidate in a conversion's folder, and the request that it was compiled for.
 
     Args:
         conversion: URL of the folder.
-        backend: The only backend that can be run here; None: any.
+        backend: The only backend that this worker runs; None: any.
         more: Fields of the request that are no part of its identity: channel, trust, limits.
 
     Raises:
-        RequestError: that is no conversion's URL, or one of another backend.
+        RequestError: it is no conversion's URL, or the conversion has another backend.
         NoSuchVariantError: there is no candidate.
-        ManifestError: it can't be trusted.
+        ManifestError: the manifest can't be trusted.
     """
     found = _CONVERSION.fullmatch(conversion)
     if found is None:
         raise RequestError(
-            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` tells "
-            f"it, got {conversion!r}"
+            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` "
+            f"prints it, got {conversion!r}"
         )
     store = open_store(found["store"])
     manifest = _read_manifest(store, found["folder"], found["key"])
@@ -56,7 +56,7 @@ def read_candidate(
 
 
 def request_fields(manifest: Manifest) -> dict[str, Any]:
-    """Return the request's fields: its identity, read back from the manifest's options."""
+    """Return the request's fields, read back from the manifest's identity."""
     variant, options = manifest.variant, manifest.options
     return {
         "source": manifest.source,
@@ -66,22 +66,22 @@ def request_fields(manifest: Manifest) -> dict[str, Any]:
         "backend": variant.backend,
         "dtype": variant.dtype,
         "batch": variant.batch,
-        variant.backend: _compiler_options(options, f"{variant.backend}."),
+        variant.backend: _read_options(options, f"{variant.backend}."),
         "rtol": options.get("rtol"),
         "accept_tolerance_risk": options.get("accept_tolerance_risk") == "true",
     }
 
 
 def check_same_commit(candidate: Manifest, found: Resolved) -> None:
-    """Refuse a checkpoint that is not the one that was compiled.
+    """Refuse a checkpoint other than the one that was compiled.
 
     Raises:
-        RequestError: its commit is another one by now.
+        RequestError: its commit has changed.
     """
     if found.commit != candidate.commit:
         raise RequestError(
             f"{candidate.source}: expected commit {candidate.commit}, which was compiled, got "
-            f"{found.commit}. Without its weights the candidate can't be judged: convert "
+            f"{found.commit}. Without its weights the candidate can't be validated: convert "
             "the checkpoint as it is now."
         )
 
@@ -89,7 +89,7 @@ def check_same_commit(candidate: Manifest, found: Resolved) -> None:
 def download_programs(
     store: ReadableStore, manifest: Manifest | None, work: Path
 ) -> Candidate | None:
-    """Download a candidate's programs, every byte checked; None: there is no candidate."""
+    """Download a candidate's programs and verify them; None: there is no candidate."""
     if manifest is None:
         return None
     folder = conversion_folder(manifest.source, manifest.key)
@@ -108,8 +108,8 @@ def _read_manifest(store: ReadableStore, folder: str, key: str) -> Manifest:
         source = parse(store.read(path)).source
     except FileNotFoundError:
         raise NoSuchVariantError(
-            f"{store.url}/{path}: expected a candidate, got no such file. What was validated where "
-            "it was compiled never was one: see `tracefleet list`."
+            f"{store.url}/{path}: expected a candidate, got no such file. A conversion that was "
+            "validated where it was compiled never was a candidate: see `tracefleet list`."
         ) from None
     found = find_candidate(store, source, key)
     if found is None:
@@ -117,9 +117,10 @@ def _read_manifest(store: ReadableStore, folder: str, key: str) -> Manifest:
     return found
 
 
-def _compiler_options(options: dict[str, str], prefix: str) -> dict[str, str | None]:
+def _read_options(options: dict[str, str], prefix: str) -> dict[str, str | None]:
     chosen: dict[str, str | None] = {}
     for name, value in options.items():
+        # `compiler_args` are derived from the others.
         if not name.startswith(prefix) or name.endswith(".compiler_args"):
             continue
         unset = value == "none" and "separate" in name

@@ -1,7 +1,7 @@
-"""What people ask for: one conversion. ``tasks.fleet.spec`` is many of them.
+"""The request of one conversion; ``tasks.fleet.spec`` holds many.
 
-The model is the Prefect run form, the fleet file's fields and the command line's arguments at
-once, so that nonsense is refused at the same place with the same words, before any work starts.
+One model serves the command line, the fleet file and Prefect's run form: all of them refuse a
+wrong field with the same message, before any work starts.
 """
 
 from __future__ import annotations
@@ -18,31 +18,26 @@ from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
 from tasks.model.heads import AUTO_CLASSES
-from tasks.request.mistakes import mistakes
-from tasks.validate.verdict import TOLERANCES
+from tasks.request.mistakes import describe_mistakes
+from tasks.request.tolerance import MAX_LOOSENING, check_ceiling, find_tolerance, is_loose
 from tracefleet.channel import check_channel
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import Tolerance, Variant
 from tracefleet.store import open_store
 
-#: A request may loosen the tolerance by this factor and no more: planted faults start at 0.1.
-MAX_LOOSENING = 10.0
 
-
-def _number(schema: dict[str, Any]) -> None:
-    """Give each field its place: Prefect's form sorts the fields by it."""
+def _number_fields(schema: dict[str, Any]) -> None:
+    """Number the fields: Prefect's form sorts them by their positions."""
     for position, field in enumerate(schema["properties"].values()):
         field["position"] = position
 
 
 class ConversionRequest(BaseModel):
-    """One checkpoint, one task, one backend, its standard lengths."""
+    """One checkpoint, one task, one backend, the standard lengths."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_number)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_number_fields)
 
-    source: str = Field(
-        description="hf://org/name, org/name, a folder or s3://bucket/prefix.",
-    )
+    source: str = Field(description="hf://org/name, org/name, a folder or s3://bucket/prefix.")
     revision: str | None = Field(
         default=None,
         description="Branch, tag or commit of a hub source; resolved to a commit once.",
@@ -51,7 +46,7 @@ class ConversionRequest(BaseModel):
         default=None,
         description="Hugging Face task name; none: what the checkpoint's own files name "
         f"(modules.json, then architectures). One of {', '.join(AUTO_CLASSES)}.",
-        # For Prefect's form and its server, which refuse by the schema alone.
+        # Prefect's form and its server know the schema alone, not the check below.
         json_schema_extra={"enum": [*AUTO_CLASSES, None]},
     )
     lengths: tuple[int, ...] = Field(
@@ -68,13 +63,9 @@ class ConversionRequest(BaseModel):
         default="file://./store",
         description="Root URL of the store, such as file:///srv/models or s3://bucket/models.",
     )
-    channel: str = Field(
-        default="latest",
-        description="Channel that will point to the conversion.",
-    )
+    channel: str = Field(default="latest", description="Channel that will point to the conversion.")
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
-        default="float32",
-        description="Dtype of the weights in the artifact.",
+        default="float32", description="Dtype of the weights in the artifact."
     )
     batch: int = Field(
         default=1,
@@ -82,7 +73,7 @@ class ConversionRequest(BaseModel):
         le=4096,
         description="Rows in one traced call; the bundle takes any number of rows.",
     )
-    # These three before rtol, whose check looks at them.
+    # These three stand before `rtol`: pydantic checks in this order, and its check reads them.
     neuronx: NeuronxOptions | None = Field(
         default=None,
         description="How backend neuronx compiles (Inf2, Trn); none: its defaults.",
@@ -111,9 +102,7 @@ class ConversionRequest(BaseModel):
         description="Run Python code of the checkpoint; needs the full commit as revision.",
     )
     timeout_seconds: float = Field(
-        default=3600,
-        gt=0,
-        description="Wall seconds for each step in a child process.",
+        default=3600, gt=0, description="Wall seconds for each step in a child process."
     )
     memory_limit_mb: int | None = Field(
         default=None,
@@ -121,49 +110,47 @@ class ConversionRequest(BaseModel):
         description="Resident megabytes for each child process; none: no limit.",
     )
     threads: int = Field(
-        default=0,
-        ge=0,
-        description="Torch threads in a child; 0: one for each core.",
+        default=0, ge=0, description="Torch threads in a child; 0: one for each core."
     )
 
     @field_validator("source", mode="before")
     @classmethod
-    def _known_source(cls, value: object) -> object:
-        return _refusing(normalise_source, value) if isinstance(value, str | Path) else value
+    def _check_source(cls, value: object) -> object:
+        return _call_check(normalise_source, value) if isinstance(value, str | Path) else value
 
     @field_validator("task")
     @classmethod
-    def _known_task(cls, value: str | None) -> str | None:
+    def _check_task(cls, value: str | None) -> str | None:
         if value is not None and value not in AUTO_CLASSES:
             raise ValueError(f"expected one of {', '.join(AUTO_CLASSES)}; got {value!r}")
         return value
 
     @field_validator("backend")
     @classmethod
-    def _known_backend(cls, value: str) -> str:
+    def _check_backend(cls, value: str) -> str:
         if value not in BACKENDS:
             raise ValueError(f"expected one of {', '.join(BACKENDS)}; got {value!r}")
         return value
 
     @field_validator("lengths")
     @classmethod
-    def _sane_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return check_lengths(value)
 
     @field_validator("store")
     @classmethod
-    def _known_store(cls, value: str) -> str:
-        _refusing(open_store, value)
+    def _check_store(cls, value: str) -> str:
+        _call_check(open_store, value)
         return value
 
     @field_validator("channel")
     @classmethod
-    def _sane_channel(cls, value: str) -> str:
-        return _refusing(check_channel, value)
+    def _check_channel(cls, value: str) -> str:
+        return _call_check(check_channel, value)
 
     @field_validator("dtype")
     @classmethod
-    def _compilable_dtype(cls, value: str, info: ValidationInfo) -> str:
+    def _check_dtype(cls, value: str, info: ValidationInfo) -> str:
         backend = info.data.get("backend", "jit")
         if value == "int8" and backend != "jit":
             raise ValueError(
@@ -174,7 +161,7 @@ class ConversionRequest(BaseModel):
 
     @field_validator("neuronx", "neuron")
     @classmethod
-    def _own_options(cls, value: Options | None, info: ValidationInfo) -> Options | None:
+    def _check_options(cls, value: Options | None, info: ValidationInfo) -> Options | None:
         backend = info.data.get("backend", info.field_name)
         if value is not None and backend != info.field_name:
             raise ValueError(
@@ -185,37 +172,27 @@ class ConversionRequest(BaseModel):
 
     @field_validator("rtol")
     @classmethod
-    def _bounded_tolerance(cls, value: float | None, info: ValidationInfo) -> float | None:
-        dtype, accepted = info.data.get("dtype"), info.data.get("accept_tolerance_risk")
-        known = {"backend", "neuronx", "neuron"} <= info.data.keys()
-        if value is None or dtype is None or accepted is not False or not known:
-            return value  # what is wrong about the others is told at their own fields
-        options = _options(**{name: info.data[name] for name in ("backend", "neuronx", "neuron")})
-        if value > (ceiling := _own_tolerance(dtype, options).rtol * MAX_LOOSENING):
-            raise ValueError(
-                f"expected at most {ceiling:g} for {dtype} ({MAX_LOOSENING:g} times its own "
-                f"tolerance), got {value:g}; a looser gate could not tell faults apart. Set "
-                "accept_tolerance_risk if you accept that."
-            )
+    def _check_tolerance(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # Fields that are wrong themselves are not in `data`: their own mistakes are enough.
+        needed = {"dtype", "accept_tolerance_risk", "backend", "neuronx", "neuron"}
+        data = info.data
+        if value is None or not needed <= data.keys() or data["accept_tolerance_risk"]:
+            return value
+        options = _choose_options(data["backend"], data["neuronx"], data["neuron"])
+        check_ceiling(value, data["dtype"], options)
         return value
 
     @property
-    def is_loose(self) -> bool:
-        """Whether the tolerance is over its ceiling."""
-        own = _own_tolerance(self.dtype, self.backend_options)
-        return self.rtol is not None and self.rtol > own.rtol * MAX_LOOSENING
-
-    @property
     def backend_options(self) -> Options | None:
-        """How the backend compiles; None: it has no options."""
-        return _options(backend=self.backend, neuronx=self.neuronx, neuron=self.neuron)
+        """Options of the backend's compiler; None: it has none."""
+        return _choose_options(self.backend, self.neuronx, self.neuron)
 
     @property
     def known_task(self) -> str:
-        """The task, once it was asked for or found out.
+        """The task, from the request or the checkpoint's files.
 
         Raises:
-            RequestError: neither has happened.
+            RequestError: the request names none, and the files were not read yet.
         """
         if self.task is None:
             raise RequestError("task: expected one, got none. Name the task in the request.")
@@ -230,19 +207,19 @@ class ConversionRequest(BaseModel):
 
     @property
     def target(self) -> str:
-        """Instance family that a device's programs are for."""
+        """Instance family that Neuron programs are compiled for."""
         options = self.backend_options
         return options.target if isinstance(options, NeuronxOptions) else "inf1"
 
     @property
     def tolerance(self) -> Tolerance:
-        """What the gate applies."""
-        own = _own_tolerance(self.dtype, self.backend_options)
+        """Tolerance that the gate applies."""
+        own = find_tolerance(self.dtype, self.backend_options)
         return own if self.rtol is None else Tolerance(atol=own.atol, rtol=self.rtol)
 
     @property
     def load_options(self) -> LoadOptions:
-        """How the checkpoint may be read."""
+        """Options for reading the checkpoint."""
         return LoadOptions(
             task=self.known_task,
             dtype=self.dtype,
@@ -258,7 +235,7 @@ class ConversionRequest(BaseModel):
 
     @property
     def limits(self) -> Limits:
-        """What each child process may take."""
+        """Limits of each child process."""
         memory = self.memory_limit_mb
         return Limits(
             timeout=self.timeout_seconds,
@@ -268,45 +245,43 @@ class ConversionRequest(BaseModel):
 
     @property
     def identity_options(self) -> dict[str, str]:
-        """Choices beside the variant that change the conversion or what it was held to."""
+        """Options outside the variant that change the conversion or its gate."""
         backend = self.backend_options
-        options = {} if backend is None else backend.identity
-        options |= {} if self.rtol is None else {"rtol": repr(self.rtol)}
-        return {**options, "accept_tolerance_risk": "true"} if self.is_loose else options
+        options = {} if backend is None else dict(backend.identity)
+        if self.rtol is not None:
+            options["rtol"] = repr(self.rtol)
+        # Only where it made a difference: within the ceiling nothing was risked.
+        if is_loose(self.rtol, self.dtype, backend):
+            options["accept_tolerance_risk"] = "true"
+        return options
 
 
 def make_request(fields: dict[str, Any]) -> ConversionRequest:
-    """Build a request from plain fields.
+    """Make a request of plain fields.
 
     Raises:
-        RequestError: every wrong field, one line each.
+        RequestError: fields are wrong; the message has a line for each.
     """
     try:
         return ConversionRequest.model_validate(fields)
     except ValidationError as error:
-        found = mistakes(error, ConversionRequest.model_fields)
-        raise RequestError("\n".join(str(mistake) for mistake in found)) from None
+        mistakes = describe_mistakes(error, ConversionRequest.model_fields)
+        raise RequestError("\n".join(map(str, mistakes))) from None
 
 
-def _refusing(check: Any, value: str | Path) -> str:
-    """Call one of our checks and speak pydantic's language about its refusal."""
+def _call_check(check: Any, value: str | Path) -> str:
+    """Call a check, with its error as the ValueError that pydantic expects."""
     try:
         return str(check(value))
     except Exception as error:
         raise ValueError(str(error)) from error
 
 
-def _options(
-    *, backend: str, neuronx: NeuronxOptions | None, neuron: NeuronOptions | None
+def _choose_options(
+    backend: str, neuronx: NeuronxOptions | None, neuron: NeuronOptions | None
 ) -> Options | None:
     if backend == "neuronx":
         return neuronx or NeuronxOptions()
     if backend == "neuron":
         return neuron or NeuronOptions()
     return None
-
-
-def _own_tolerance(dtype: str, options: Options | None) -> Tolerance:
-    """Return the dtype's tolerance, or what the backend's arithmetic may cost if that is more."""
-    own = TOLERANCES[dtype]
-    return own if options is None else max(own, options.tolerance, key=lambda one: one.rtol)

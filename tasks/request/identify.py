@@ -1,4 +1,4 @@
-"""A request and a resolved checkpoint become an ``Identity``, and later a ``Job``."""
+"""Make the ``Identity`` of a request and its resolved checkpoint, and later the ``Job``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def name_task(request: ConversionRequest, found: Resolved, steps: Steps) -> ConversionRequest:
-    """Return the request with its task: if it names none, the one of the checkpoint's own files."""
+    """Return the request with its task, by default the one that the checkpoint's files name."""
     if request.task is not None:
         return request
     described = steps.here("describe", fetch_description, found)
@@ -38,13 +38,13 @@ def identify(
     toolchain: Toolchain | None,
     candidate: Manifest | None = None,
 ) -> Identity:
-    """Return what a request asks for, now that its checkpoint is resolved.
+    """Return the identity of a request whose checkpoint is resolved.
 
     Args:
         request: The request, with its task.
         found: Its checkpoint.
         toolchain: Versions of its backend; None: only the backend's workers know them.
-        candidate: What the request has to be; None: nothing was compiled before.
+        candidate: Candidate that is to be validated; its identity is kept.
 
     Raises:
         RequestError: the checkpoint is not the one that was compiled.
@@ -70,7 +70,7 @@ def make_job(
     store: ReadableStore,
     candidate: Manifest | None,
 ) -> Job:
-    """Return what a backend has to make and to prove.
+    """Return the job of a backend: what it has to make and to prove.
 
     Args:
         request: The request, with its task.
