@@ -203,7 +203,7 @@ def test_one_conversion_requested_twice_names_both_entries():
     entry = {"source": "hf://o/a", "store": "file:///s"}
     spec = fleet(a=entry, b={**entry, "store": "file:///x/../s", "threads": 2, "batch": [1, 2]})
     (line,) = mistakes_of(spec.with_store("file:///s"))
-    assert line.startswith("b.source: expected each conversion once, got 'b/b1', which asks ")
+    assert line.startswith("b.source: expected each conversion once, got 'b/b1', which requests ")
     assert "'a'" in line
     (line,) = mistakes_of(spec)
     assert line.startswith("b.channel: "), "another way to write one store is one store"
