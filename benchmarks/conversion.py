@@ -1,8 +1,8 @@
 """``make bench``: a whole conversion, its gate included, against the documented script.
 
 A BERT-base built from its config (110 M parameters, random weights), six standard lengths. Both
-run as fresh processes, interleaved, in one session on one machine; what counts are the ratios.
-Wall times are taken undisturbed; memory and CPU in a round of their own, since watching costs.
+run as fresh processes, interleaved, on one machine; the result is the ratios. Memory and CPU are
+measured in a round of their own, because sampling them would slow down the timed rounds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def build(name: str) -> Path:
-    """Save the random checkpoint of a name, once."""
+    """Save a model's checkpoint with random weights, once, and return its folder."""
     folder = WORK / name
     if not (folder / "config.json").exists():
         import torch
@@ -75,13 +75,13 @@ def build(name: str) -> Path:
 
 
 def clear() -> None:
-    """Start every run with empty stores."""
+    """Empty the stores before a run."""
     for store in (SCRIPT_STORE, STORE):
         shutil.rmtree(store, ignore_errors=True)
 
 
 def script_commands(checkpoint: Path) -> list[list[str]]:
-    """One process per length."""
+    """Return the documented script's commands, one for each length."""
     return [
         ["-m", "benchmarks.script", str(checkpoint), str(length), str(SCRIPT_STORE)]
         for length in LENGTHS
@@ -89,7 +89,7 @@ def script_commands(checkpoint: Path) -> list[list[str]]:
 
 
 def our_command(checkpoint: Path) -> list[str]:
-    """The command line, as people run it."""
+    """Return tracefleet's command as users type it."""
     return [
         "-m", "flows", "convert", "--engine", "none", "--quiet",
         "--source", f"file://{checkpoint}", "--task", "feature-extraction",
@@ -98,18 +98,21 @@ def our_command(checkpoint: Path) -> list[str]:
 
 
 def sum_up(costs: list[Cost]) -> Cost:
-    """Processes one after the other: CPU adds up, the largest peak counts."""
-    return Cost(
-        cpu=sum(cost.cpu for cost in costs),
-        peak_process=max(cost.peak_process for cost in costs),
-        peak_tree=max(cost.peak_tree for cost in costs),
-    )
+    """Return the cost of processes that run one after another: CPU in sum, the largest peaks."""
+    total = Cost(cpu=0, peak_process=0, peak_tree=0)
+    for cost in costs:
+        total = Cost(
+            cpu=total.cpu + cost.cpu,
+            peak_process=max(total.peak_process, cost.peak_process),
+            peak_tree=max(total.peak_tree, cost.peak_tree),
+        )
+    return total
 
 
 def report(
     name: str, checkpoint: Path, script: tuple[list[float], Cost], ours: tuple[list[float], Cost]
 ) -> None:
-    """Print medians, ratios and each step's share."""
+    """Print medians, ratios and the share of each step."""
     weights = (checkpoint / "model.safetensors").stat().st_size
     stored = folder_bytes(SCRIPT_STORE), folder_bytes(STORE)
     rows = {

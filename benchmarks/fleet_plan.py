@@ -1,10 +1,10 @@
-"""How long a plan of many fresh entries takes: ``python -m benchmarks.fleet_plan``.
+"""Time of a plan with many fresh entries: ``python -m benchmarks.fleet_plan``.
 
 Tiny local checkpoints with a published conversion each, in a ``file://`` store and in OpenStack
-Swift on loopback. Each line is a fresh process. Cold: no digest is remembered and every file is
-hashed; warm: a repeat, which is what a nightly run is. The clock runs around ``plan`` alone; the
-command is timed whole, with its start, its imports and the reading of the fleet file. CPU is that
-of the measured process: the server's is not in it, but shares the machine.
+Swift on loopback. Each line is a fresh process. Cold: no digest is cached and every file is hashed;
+warm: a repetition, as in a nightly run. ``plan`` is timed alone; the command is timed with its
+start, its imports and the reading of the fleet file. CPU is that of the measured process; the
+server shares the machine but is not included.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from tracefleet.store import Store, open_writable
 
 WORK = Path(".bench/fleet-plan")
 TASK, LENGTHS = "feature-extraction", (32, 128)
-#: Digests of files that were written a moment ago are not remembered (tasks.fetch.digests).
+#: Digests of files that were just written are not cached (tasks.fetch.digests).
 _SETTLE_SECONDS = 2.5
 
 
 def main() -> int:
     """Measure, print the table, write ``.bench/fleet-plan/fleet-plan.json``."""
-    options = _parser().parse_args()
+    options = _build_parser().parse_args()
     if options.inside:
-        print(json.dumps(_inside(Path(options.inside))))
+        print(json.dumps(_measure_plan(Path(options.inside))))
         return 0
     shutil.rmtree(WORK, ignore_errors=True)
-    folders = _checkpoints(options.entries)
+    folders = _make_checkpoints(options.entries)
     results = {}
     for kind, target in (("file", 2.0), ("swift", 10.0)):
-        with _store(kind) as url:
-            fleet = _fleet(kind, folders, url)
+        with _serving(kind) as url:
+            fleet = _write_fleet(kind, folders, url)
             _publish(open_writable(url), folders)
             time.sleep(_SETTLE_SECONDS)
             results[kind] = _measure(kind, fleet, target * options.entries / 1000)
@@ -58,15 +58,15 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entries", type=int, default=1000, help="of the fleet (1000)")
+    parser.add_argument("--entries", type=int, default=1000, help="entries of the fleet (1000)")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     return parser
 
 
-def _checkpoints(number: int) -> list[Path]:
-    """Make checkpoints whose configs differ; the weights are one file with many names."""
+def _make_checkpoints(number: int) -> list[Path]:
+    """Create checkpoints whose configs differ; their weights are hard links to one file."""
     weights = WORK / "model.safetensors"
     folders = [(WORK / f"checkpoints/model-{index:05d}").absolute() for index in range(number)]
     weights.parent.mkdir(parents=True)
@@ -81,7 +81,7 @@ def _checkpoints(number: int) -> list[Path]:
 
 
 @contextmanager
-def _store(kind: str) -> Iterator[str]:
+def _serving(kind: str) -> Iterator[str]:
     if kind == "file":
         yield f"file://{WORK.absolute()}/store"
         return
@@ -91,7 +91,7 @@ def _store(kind: str) -> Iterator[str]:
         yield f"s3://{server.bucket}/fleet"
 
 
-def _fleet(kind: str, folders: list[Path], url: str) -> Path:
+def _write_fleet(kind: str, folders: list[Path], url: str) -> Path:
     path = WORK / f"{kind}.yaml"
     defaults = {"task": TASK, "lengths": LENGTHS, "store": url}
     entries = {folder.name: {"source": f"file://{folder}"} for folder in folders}
@@ -144,15 +144,16 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str:
     ).stdout
 
 
-def _inside(fleet: Path) -> dict[str, float]:
-    """Plan in this process; every row has to be fresh, or the clock measured something else."""
+def _measure_plan(fleet: Path) -> dict[str, float]:
+    """Plan in this process and return the times; refuse rows that are not fresh."""
     started = time.perf_counter()
     requests = read_fleet(fleet).requests()
     read = time.perf_counter() - started
     started, cpu = time.perf_counter(), time.process_time()
     rows = plan(requests)
     took = {"wall": time.perf_counter() - started, "cpu": time.process_time() - cpu}
-    if wrong := [row for row in rows if row.state != "fresh"]:
+    wrong = [row for row in rows if row.state != "fresh"]
+    if wrong:
         raise RuntimeError(f"expected fresh rows only, got {len(wrong)} others: {wrong[0]}")
     return {**took, "fleet file": read}
 

@@ -1,4 +1,4 @@
-"""Wall time of a command, and CPU time and peak memory with everything it starts."""
+"""Wall time of a command, and CPU time and peak memory of its process tree."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DE
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a command took.
+    """Cost of a command.
 
     Attributes:
-        cpu: seconds of user and system time over all processes.
-        peak_process: largest resident size that any one process had, in bytes.
-        peak_tree: largest sum of proportional set sizes over the tree (shared pages count once).
+        cpu: seconds of user and system time of all processes.
+        peak_process: largest resident size of any one process, in bytes.
+        peak_tree: largest sum of proportional set sizes over the tree, in bytes; shared pages count
+            once.
     """
 
     cpu: float
@@ -33,15 +34,15 @@ class Cost:
 
 
 def wall_seconds(command: Sequence[str]) -> float:
-    """Run a Python module, undisturbed, and return its wall time; raises if it fails."""
+    """Run a Python module and return its wall time; raise if it fails."""
     started = time.perf_counter()
-    _check(subprocess.run(_quiet(command), **_SILENT, check=False).returncode, command)
+    _check(subprocess.run(_complete(command), **_SILENT, check=False).returncode, command)
     return time.perf_counter() - started
 
 
 def watch(command: Sequence[str]) -> Cost:
-    """Run a Python module and watch its processes, which slows it; raises if it fails."""
-    process = subprocess.Popen(_quiet(command), **_SILENT)
+    """Run a Python module and sample its processes, which slows it; raise if it fails."""
+    process = subprocess.Popen(_complete(command), **_SILENT)
     watcher = _Watcher(process.pid)
     watcher.start()
     code = process.wait()
@@ -50,7 +51,7 @@ def watch(command: Sequence[str]) -> Cost:
     return Cost(cpu=watcher.cpu, peak_process=watcher.peak_process, peak_tree=watcher.peak_tree)
 
 
-def _quiet(command: Sequence[str]) -> list[str]:
+def _complete(command: Sequence[str]) -> list[str]:
     return [sys.executable, *command]
 
 
@@ -65,7 +66,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 class _Watcher(threading.Thread):
-    """Samples a process tree until it is told to stop."""
+    """A thread that samples a process tree until ``stop``."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""The peer: the script that documentation tells people to write, one process per length.
+"""The peer: the script that the libraries' documentation recommends, one process per length.
 
 ``from_pretrained``, ``torch.jit.trace`` with its default check, ``torch.jit.save``, sha256, copy.
 Run as ``python -m benchmarks.script CHECKPOINT LENGTH STORE``.

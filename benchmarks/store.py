@@ -1,9 +1,9 @@
 """``make bench-store``: publish, pull and list on S3, against plain boto3 with sha256.
 
 The server is OpenStack Swift on loopback (``infra.s3_server``). Each transfer runs in a fresh
-process, ours and the peer's interleaved; the clock runs around the transfer alone, checking
-included: the peer hashes the file before it sends it, and what it got after it came. Memory is the
-largest anonymous size over what the process had before: file-backed pages do not count.
+process, ours and the peer's interleaved. Only the transfer is timed, checks included: the peer
+hashes the file before it uploads it and after it downloads it. Memory is the growth of anonymous
+memory at its peak; file-backed pages do not count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store_listing import listing
+from benchmarks.store_listing import measure_listing
 from tracefleet.store.s3 import S3Store
 
 WORK = Path(".bench/store")
@@ -35,38 +35,40 @@ SIDES = ("boto3", "tracefleet")
 
 def main() -> int:
     """Measure, print the tables, write ``.bench/store/store.json``."""
-    options = _parser().parse_args()
+    options = _build_parser().parse_args()
     if options.inside:
         print(json.dumps(_INSIDE[options.inside](*options.arguments)))
         return 0
     WORK.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-    with served():
+    with serving():
         for size in options.mb:
-            results[f"{size} MB"] = transfers(size, options.rounds)
+            results[f"{size} MB"] = measure_transfers(size, options.rounds)
         if options.conversions:
-            results["list"] = listing(f"s3://{BUCKET}/{MANY}", options.conversions)
+            results["list"] = measure_listing(f"s3://{BUCKET}/{MANY}", options.conversions)
     (WORK / "store.json").write_text(json.dumps(results, indent=2))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mb", type=_numbers, default=[440, 1300], help="sizes (440,1300)")
+    parser.add_argument("--mb", type=_parse_numbers, default=[440, 1300], help="sizes (440,1300)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
-    parser.add_argument("--conversions", type=int, default=10_000, help="to list; 0: none")
+    parser.add_argument(
+        "--conversions", type=int, default=10_000, help="conversions to list; 0: none"
+    )
     parser.add_argument("--inside", choices=sorted(_INSIDE), help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
-def _numbers(text: str) -> list[int]:
+def _parse_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
 @contextmanager
-def served() -> Iterator[None]:
-    """Run the S3 server over an empty folder and point the AWS environment at it."""
+def serving() -> Iterator[None]:
+    """Run the S3 server over an empty folder and set the AWS environment to it."""
     folder = WORK / "s3-data"
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "infra.s3_server", "--folder", str(folder), "--port", "0"]
@@ -86,13 +88,10 @@ def served() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# Publish and pull
-
-
-def transfers(size: int, rounds: int) -> dict[str, Any]:
-    """Move a file of ``size`` MB there and back, by both sides in turn."""
+def measure_transfers(size: int, rounds: int) -> dict[str, Any]:
+    """Publish and pull a file of ``size`` MB, by both sides in turn."""
     local = WORK / f"random-{size}"
-    sha256 = _random_file(local, size * 1_000_000)
+    sha256 = _write_random(local, size * 1_000_000)
     taken: dict[str, list[dict[str, float]]] = {}
     for _ in range(rounds):
         for verb in ("publish", "pull"):
@@ -122,7 +121,7 @@ def _report(size: int, taken: dict[str, list[dict[str, float]]]) -> dict[str, An
     return rows
 
 
-def _random_file(path: Path, size: int) -> str:
+def _write_random(path: Path, size: int) -> str:
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for start in range(0, size, 1 << 24):
@@ -133,7 +132,7 @@ def _random_file(path: Path, size: int) -> str:
 
 
 def _clear() -> None:
-    """Let nobody find what another has left; the object is removed before each publish."""
+    """Empty the cache and the target between transfers; each publish removes the object itself."""
     for folder in (WORK / "cache", WORK / "target"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -147,13 +146,13 @@ def _run_inside(what: str, *arguments: str) -> dict[str, float]:
     return found
 
 
-def _measured(work: Callable[[], object]) -> dict[str, float]:
-    """Return the seconds that ``work`` took and how much anonymous memory it added."""
-    before, peak, done = _anonymous(), [0], threading.Event()
+def _measure(work: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds that ``work`` took and the anonymous memory that it added."""
+    before, peak, done = _read_anonymous(), [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            peak[0] = max(peak[0], _anonymous())
+            peak[0] = max(peak[0], _read_anonymous())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -167,13 +166,13 @@ def _measured(work: Callable[[], object]) -> dict[str, float]:
     return {"seconds": seconds, "memory": max(0, peak[0] - before)}
 
 
-def _anonymous() -> int:
+def _read_anonymous() -> int:
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
     return int(line.split()[1]) * 1024
 
 
-def _boto3_client() -> Any:
+def _connect_boto3() -> Any:
     import boto3
 
     client = boto3.session.Session().client("s3")
@@ -182,7 +181,7 @@ def _boto3_client() -> Any:
 
 
 def _boto3_publish(local: str, sha256: str) -> dict[str, float]:
-    client, key = _boto3_client(), f"{PREFIX}/{PATH}"
+    client, key = _connect_boto3(), f"{PREFIX}/{PATH}"
     client.delete_object(Bucket=BUCKET, Key=key)
 
     def work() -> None:
@@ -191,11 +190,11 @@ def _boto3_publish(local: str, sha256: str) -> dict[str, float]:
         assert digest == sha256
         client.upload_file(local, BUCKET, key, ExtraArgs={"Metadata": {"sha256": digest}})
 
-    return _measured(work)
+    return _measure(work)
 
 
 def _boto3_pull(_local: str, sha256: str) -> dict[str, float]:
-    client, target = _boto3_client(), WORK / "target" / "model.pt"
+    client, target = _connect_boto3(), WORK / "target" / "model.pt"
     target.parent.mkdir(parents=True)
 
     def work() -> None:
@@ -203,7 +202,7 @@ def _boto3_pull(_local: str, sha256: str) -> dict[str, float]:
         with target.open("rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
-    return _measured(work)
+    return _measure(work)
 
 
 def _our_publish(local: str, sha256: str) -> dict[str, float]:
@@ -211,7 +210,7 @@ def _our_publish(local: str, sha256: str) -> dict[str, float]:
     store.check_writable()
     store.remove([PATH])
     size = path.stat().st_size
-    return _measured(lambda: store.put_file(PATH, path, size=size, sha256=sha256))
+    return _measure(lambda: store.put_file(PATH, path, size=size, sha256=sha256))
 
 
 def _our_pull(local: str, sha256: str) -> dict[str, float]:
@@ -219,7 +218,7 @@ def _our_pull(local: str, sha256: str) -> dict[str, float]:
     list(store.walk("connects"))
     target.parent.mkdir(parents=True)
     size = Path(local).stat().st_size
-    return _measured(lambda: store.download_to(PATH, target, size=size, sha256=sha256))
+    return _measure(lambda: store.download_to(PATH, target, size=size, sha256=sha256))
 
 
 _INSIDE: dict[str, Callable[..., dict[str, float]]] = {

@@ -1,4 +1,4 @@
-"""How long the commands that people type take on a store of many conversions.
+"""Times of common commands on a store with many conversions.
 
 Part of ``make bench-store``; called by ``benchmarks.store``, which runs the server.
 """
@@ -26,15 +26,15 @@ from tracefleet.manifest_types import (
 from tracefleet.store.s3 import S3Store
 
 
-def listing(url: str, number: int) -> dict[str, float]:
-    """Publish many tiny conversions to an empty store, then time the commands that people type."""
+def measure_listing(url: str, number: int) -> dict[str, float]:
+    """Publish many tiny conversions to an empty store, then time common commands."""
     _fill(url, number)
     source = _source(number // 2)
     timed = {
-        "start of the command": _seconds("--version"),
-        "list, first page": _seconds("list", url, lines=11),
-        "list --limit 50": _seconds("list", url, "--limit", "50"),
-        "show, of one source": _seconds("show", url, source),
+        "start of the command": _time_command("--version"),
+        "list, first page": _time_command("list", url, lines=11),
+        "list --limit 50": _time_command("list", url, "--limit", "50"),
+        "show, of one source": _time_command("show", url, source),
     }
     print(f"\n{number} conversions in one store")
     for name, seconds in timed.items():
@@ -47,7 +47,7 @@ def _fill(url: str, number: int) -> None:
     store.check_writable()
 
     def put(index: int) -> None:
-        manifest = _manifest(index)
+        manifest = _make_manifest(index)
         folder = conversion_folder(manifest.source, manifest.key)
         log = channel_folder(manifest.source, manifest.variant, "latest")
         entry = ChannelEntry(
@@ -67,7 +67,7 @@ def _source(index: int) -> str:
     return f"hf://fleet/model-{index:05d}"
 
 
-def _manifest(index: int) -> Manifest:
+def _make_manifest(index: int) -> Manifest:
     ids = InputSpec(name="input_ids", dtype="int64", axes=("batch", "length"), pad_value=0)
     verdict = LengthVerdict(
         length=128,
@@ -107,8 +107,8 @@ def _manifest(index: int) -> Manifest:
     )
 
 
-def _seconds(*arguments: str, lines: int | None = None) -> float:
-    """Time a ``tracefleet`` command, or until it has printed so many lines."""
+def _time_command(*arguments: str, lines: int | None = None) -> float:
+    """Time a ``tracefleet`` command to its end, or until it has printed so many lines."""
     command = [sys.executable, "-m", "tracefleet.cli", *arguments]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -118,11 +118,14 @@ def _seconds(*arguments: str, lines: int | None = None) -> float:
     for number, _ in enumerate(process.stdout, start=1):
         if number == lines:
             break
-    seconds = time.perf_counter() - started if lines else 0.0
     if lines:
+        seconds = time.perf_counter() - started
         process.kill()
-    code = process.wait()
-    if not lines and code:
-        raise RuntimeError(f"tracefleet {' '.join(arguments)} ended with {code}")
+        process.wait()
+    else:
+        code = process.wait()
+        seconds = time.perf_counter() - started
+        if code:
+            raise RuntimeError(f"tracefleet {' '.join(arguments)} failed with exit code {code}")
     process.stdout.close()
-    return seconds or time.perf_counter() - started
+    return seconds

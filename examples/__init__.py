@@ -1,1 +1,1 @@
-"""Small programs that use what tracefleet makes."""
+"""Small programs that use published conversions."""

@@ -1,4 +1,4 @@
-"""``make demo``: convert a real checkpoint with the Prefect flow, then use what was published."""
+"""``make demo``: convert a real checkpoint with the Prefect flow, then use the conversion."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def token_ids(checkpoint: Path, sentence: str) -> list[int]:
 
 
 def embed_traced(model: tracefleet.Model, checkpoint: Path, sentence: str) -> np.ndarray:
-    """Embed through the published artifact: mean over the tokens, shape ``(384,)``."""
+    """Embed a sentence with the conversion: mean over the tokens, shape ``(384,)``."""
     ids = np.array([token_ids(checkpoint, sentence)])
     tokens: np.ndarray = model(ids)["last_hidden_state"][0]
     return np.asarray(tokens.mean(axis=0))
 
 
 def embed_eager(checkpoint: Path, sentence: str) -> np.ndarray:
-    """Embed with transformers itself, shape ``(384,)``."""
+    """Embed a sentence with transformers, shape ``(384,)``."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
     from transformers import AutoModel

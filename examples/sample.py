@@ -23,7 +23,7 @@ def ensure_sample() -> Path:
     """Return the checkpoint's folder; download, check and unpack it the first time.
 
     Raises:
-        RuntimeError: the download failed, or its digest is not the one named here.
+        RuntimeError: the download failed, or its digest is not the expected one.
     """
     default = Path.home() / ".cache" / "tracefleet"
     root = Path(os.environ.get("TRACEFLEET_SAMPLE", default / "sample"))

@@ -1,6 +1,6 @@
-"""How tracefleet is deployed: the bucket and its rights, and an S3 server for one machine.
+"""How tracefleet is deployed: pools, automations, job templates, the bucket, a local S3 server.
 
-Nothing of the pipeline imports this package, and the wheel doesn't hold it.
+The pipeline doesn't import this package, and the wheel doesn't contain it.
 """
 
 HOST = "127.0.0.1"

@@ -1,13 +1,10 @@
-"""Automations of the Prefect server, as code: what happens to runs whose host was lost.
+"""Automations of the Prefect server, as code, for runs whose host was lost.
 
-* A run that says it runs and sends no heartbeat is ``Crashed``. Prefect sends one every 30 s
-  (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``); six may be missed, as while the server is restarted.
-* A run that a worker took and that never began is ``Crashed`` too.
-* What a lost batch run had to make is handed out again by its fleet. A lost fleet run has nobody
-  above it: it is scheduled again, plans again, and joins what its batch runs still do.
-
-Rescheduling waits a minute: at once, it kills a worker that runs with ``--limit`` (prefect issues
-10632 and 16806).
+* A run in state ``Running`` that sends no heartbeat becomes ``Crashed``. Prefect sends one every
+  30 s (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``).
+* A run that a worker took and that never began becomes ``Crashed`` too.
+* The fleet run assigns the requests of a lost batch run again. A lost fleet run has no parent: it
+  is scheduled again, plans again, and joins the batch runs that still run.
 """
 
 from __future__ import annotations
@@ -20,31 +17,33 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 HEARTBEAT_SECONDS = 30
-#: On every run of our deployments; those of other flows may send their heartbeats as they like.
+#: Tag of every run of our deployments: other flows may send heartbeats at another rate, or none.
 OURS = "tracefleet"
-#: On every run of a deployment that is to be scheduled again when its host was lost.
+#: Tag of every run of a deployment that is scheduled again when its host was lost.
 RESUMES = "resumes"
+#: Six heartbeats: while the server restarts, some are lost.
 MISSED = timedelta(seconds=6 * HEARTBEAT_SECONDS)
+#: Rescheduling at once kills a worker that runs with ``--limit`` (prefect issues 10632 and 16806).
 DELAY = timedelta(seconds=60)
-#: A process begins within half a minute of being taken, a container once its image is there: raise
-#: this where that is pulled for longer.
+#: A process begins within half a minute, a container after its image was pulled: raise this if that
+#: takes longer.
 NEVER_BEGAN = timedelta(minutes=5)
 _STATE = "prefect.flow-run."
-_OVER = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
-_TAKEN_UP = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
+_FINAL = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
+_ALIVE = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
 
 
 def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
-    """Return the automation that ends runs without a heartbeat for so long."""
+    """Return the automation that crashes running runs without a heartbeat for so long."""
     return AutomationCore(
         name="tracefleet: a run without heartbeat has crashed",
         description=f"No heartbeat for {missed.seconds} s while running: its host was lost.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "heartbeat"},
-            expect={_STATE + "heartbeat", *_OVER, _STATE + "Cancelling", _STATE + "AwaitingRetry"},
+            expect={_STATE + "heartbeat", *_FINAL, _STATE + "Cancelling", _STATE + "AwaitingRetry"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_tagged(OURS),
+            match_related=_match_tag(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=missed,
@@ -61,19 +60,17 @@ def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
 
 
 def stuck_runs(never_began: timedelta = NEVER_BEGAN) -> AutomationCore:
-    """Return the automation that ends runs that a worker took and that never began.
-
-    Heartbeats begin with the run: a host that is lost before that would never be missed.
-    """
+    """Return the automation that crashes runs that a worker took and that never began."""
+    # Heartbeats start with the run: without this, a host lost before that would go unnoticed.
     return AutomationCore(
         name="tracefleet: a run that never began has crashed",
         description=f"Pending for {never_began.seconds // 60} minutes: its host was lost.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "Pending"},
-            expect={*_OVER, *_TAKEN_UP - {_STATE + "Pending"}, _STATE + "Cancelling"},
+            expect={*_FINAL, *_ALIVE - {_STATE + "Pending"}, _STATE + "Cancelling"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_tagged(OURS),
+            match_related=_match_tag(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=never_began,
@@ -97,9 +94,9 @@ def lost_fleets(delay: timedelta = DELAY) -> AutomationCore:
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "Crashed"},
-            expect=_TAKEN_UP | _OVER - {_STATE + "Crashed"},
+            expect=_ALIVE | _FINAL - {_STATE + "Crashed"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_tagged(RESUMES),
+            match_related=_match_tag(RESUMES),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=delay,
@@ -115,7 +112,7 @@ def lost_fleets(delay: timedelta = DELAY) -> AutomationCore:
     )
 
 
-def _tagged(tag: str) -> ResourceSpecification:
+def _match_tag(tag: str) -> ResourceSpecification:
     return ResourceSpecification(
         {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
     )

@@ -1,8 +1,9 @@
-"""Make a Prefect server ready for tracefleet: ``python -m infra.provision``.
+"""Set up a Prefect server for tracefleet: ``python -m infra.provision``.
 
-Work pools and queues from ``infra/pools.yaml``, automations from ``infra.automations``. Running it
-again changes what differs and nothing else; pools and automations of others are left alone. Then
-``prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`` makes the deployments.
+It creates work pools and queues from ``infra/pools.yaml`` and automations from
+``infra.automations``. A second run updates only what differs; other pools and automations stay as
+they are. Then ``prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`` creates the
+deployments.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Pool(BaseModel):
 
 
 class ProvisionError(Exception):
-    """The server can't be made ready; the message says why and what to do next."""
+    """The server can't be set up; the message gives the reason and the next step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Bring the server up to date; 1 and one line on stderr where that can't be."""
+    """Set up the server and return the exit code; on failure 1, with one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m infra.provision", description=__doc__)
     parser.add_argument("--pools", type=Path, default=POOLS, help="the pools (default: pools.yaml)")
     options = parser.parse_args(arguments)
@@ -59,27 +60,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def provision(path: Path) -> None:
-    """Make or update pools, queues and automations of the configured server.
+    """Create or update pools, queues and automations of the configured server.
 
     Raises:
         ProvisionError: no server is configured or answers, or the file is wrong.
     """
     pools = read_pools(path)
-    with _client() as client:
-        if (problem := client.api_healthcheck()) is not None:
+    with _open_client() as client:
+        problem = client.api_healthcheck()
+        if problem is not None:
             raise ProvisionError(
                 f"{client.api_url}: expected a Prefect server, got {problem!r}. Is it running?"
             )
         for name, pool in pools.items():
-            print(f"pool {name}: {_pool(client, name, pool, path.parent)}")
+            print(f"pool {name}: {_put_pool(client, name, pool, path.parent)}")
             for queue, priority in pool.queues.items():
-                print(f"queue {name}/{queue}: {_queue(client, name, queue, priority)}")
+                print(f"queue {name}/{queue}: {_put_queue(client, name, queue, priority)}")
         for make in AUTOMATIONS:
-            print(f"automation {make().name!r}: {put_automation(client, make())}")
+            automation = make()
+            print(f"automation {automation.name!r}: {put_automation(client, automation)}")
 
 
 def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
-    """Make or update one automation, known by its name; return what was done."""
+    """Create or update the automation of that name; return what was done."""
     there = client.read_automations_by_name(wanted.name)
     if not there:
         client.create_automation(wanted)
@@ -94,7 +97,7 @@ def read_pools(path: Path) -> dict[str, Pool]:
     """Return the pools of a file.
 
     Raises:
-        ProvisionError: it is missing, no YAML, or has fields that a pool has not.
+        ProvisionError: it is missing, not YAML, or has fields that a pool doesn't have.
     """
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))["pools"]
@@ -103,7 +106,7 @@ def read_pools(path: Path) -> dict[str, Pool]:
         raise ProvisionError(f"{path}: expected `pools:` with pools, got: {error}") from error
 
 
-def _client() -> SyncPrefectClient:
+def _open_client() -> SyncPrefectClient:
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
@@ -111,34 +114,36 @@ def _client() -> SyncPrefectClient:
     return get_client(sync_client=True)
 
 
-def _pool(client: SyncPrefectClient, name: str, pool: Pool, folder: Path) -> str:
+def _put_pool(client: SyncPrefectClient, name: str, pool: Pool, folder: Path) -> str:
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
-        _create(client, name, pool, folder)
+        _create_pool(client, name, pool, folder)
         return "made"
     if there.type != pool.type:
         raise ProvisionError(
             f"pool {name}: expected type {pool.type}, got {there.type}, which can't be changed. "
             f"Delete it (`prefect work-pool delete {name}`) and run this again."
         )
-    return _update(client, name, pool, there, folder)
+    return _update_pool(client, name, pool, there, folder)
 
 
-def _create(client: SyncPrefectClient, name: str, pool: Pool, folder: Path) -> None:
+def _create_pool(client: SyncPrefectClient, name: str, pool: Pool, folder: Path) -> None:
     client.create_work_pool(
         WorkPoolCreate(
             name=name,
             type=pool.type,
             description=pool.description,
             concurrency_limit=pool.concurrency,
-            base_job_template=_template(pool, folder),
+            base_job_template=_read_template(pool, folder),
         )
     )
 
 
-def _update(client: SyncPrefectClient, name: str, pool: Pool, there: WorkPool, folder: Path) -> str:
-    template = _template(pool, folder)
+def _update_pool(
+    client: SyncPrefectClient, name: str, pool: Pool, there: WorkPool, folder: Path
+) -> str:
+    template = _read_template(pool, folder)
     if (pool.description, pool.concurrency, template) == (
         there.description,
         there.concurrency_limit,
@@ -156,7 +161,7 @@ def _update(client: SyncPrefectClient, name: str, pool: Pool, there: WorkPool, f
     return "updated"
 
 
-def _template(pool: Pool, folder: Path) -> dict[str, Any]:
+def _read_template(pool: Pool, folder: Path) -> dict[str, Any]:
     """Return the pool's own base job template, or Prefect's for its type."""
     if pool.template is None:
         stock = asyncio.run(get_default_base_job_template_for_infrastructure_type(pool.type))
@@ -170,7 +175,7 @@ def _template(pool: Pool, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> str:
+def _put_queue(client: SyncPrefectClient, pool: str, name: str, priority: int) -> str:
     try:
         there = client.read_work_queue_by_name(name, work_pool_name=pool)
     except ObjectNotFound:

@@ -1,9 +1,9 @@
 """An S3 server for one machine: ``python -m infra.s3_server``.
 
 It is OpenStack Swift with its S3 interface, bound to 127.0.0.1: signatures are checked, objects
-outlive a restart, and ``If-None-Match: *`` has exactly one winner. It is meant for trying
-tracefleet out and for its tests. The internal ports of Swift ask for no signature, so that every
-user of this machine can reach the objects.
+survive a restart, and of several writers with ``If-None-Match: *`` exactly one succeeds. It is
+meant for trying tracefleet out and for its tests. Swift's internal ports require no signature:
+every user of this machine can reach the objects.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class StartError(Exception):
-    """The server can't start; the message says why and what to do next."""
+    """The server can't start; the message gives the reason and the next step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; 1 and one line on stderr where that can't be."""
-    options = _parser().parse_args(arguments)
+    """Serve until SIGINT or SIGTERM; on failure return 1, with one line on stderr."""
+    options = _build_parser().parse_args(arguments)
     try:
         _check(options)
-        with _claimed(options.folder):
+        with _locking(options.folder):
             _check_attributes(options.folder)
             _run(options)
     except StartError as error:
@@ -53,18 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.s3_server", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("s3-data"), help="keeps the objects")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("s3-data"), help="folder of the objects"
+    )
     parser.add_argument("--port", type=int, default=8333, help="0 picks a free one")
-    parser.add_argument("--bucket", default="tracefleet", help="made at start if missing")
+    parser.add_argument("--bucket", default="tracefleet", help="created at start if missing")
     parser.add_argument("--access-key", default=ACCESS_KEY, help="account:user")
     parser.add_argument("--secret", help="random if not given, another one at each start")
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what Swift would only stumble over later."""
+    """Refuse values that Swift would accept now and fail on later."""
     if not 0 <= options.port <= 65535:
         raise StartError(f"port {options.port}: expected 0 to 65535")
     if not _BUCKET.fullmatch(options.bucket):
@@ -82,8 +84,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it: two servers over one would both let a writer win."""
+def _locking(folder: Path) -> Iterator[None]:
+    """Create the folder and lock it."""
+    # Two servers over one folder would each let a writer with `If-None-Match: *` succeed.
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -100,7 +103,8 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def _check_attributes(folder: Path) -> None:
-    """Swift keeps an object's metadata in extended attributes."""
+    """Refuse a file system without extended attributes."""
+    # Swift keeps an object's metadata in them.
     try:
         os.setxattr(folder / "lock", "user.tracefleet", b"1")
     except (AttributeError, OSError):
@@ -113,7 +117,7 @@ def _check_attributes(folder: Path) -> None:
 def _run(options: argparse.Namespace) -> None:
     """Start Swift, print how to reach it, and serve."""
     try:
-        # eventlet tells its users to move on to asyncio. Swift is the one to do that.
+        # eventlet advises its users to move to asyncio. Only Swift could do that.
         warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
         from infra import swift_app
     except ImportError as error:
@@ -124,10 +128,11 @@ def _run(options: argparse.Namespace) -> None:
     app, proxy = swift_app.build(folder, options.access_key, secret, REGION)
     swift_app.start(sock, app)
     swift_app.create_bucket(proxy, options.access_key, options.bucket)
-    received = _signals()  # before anybody can know that it runs
+    # Before the announcement, after which a signal may come.
+    received = _catch_signals()
     _announce(sock.getsockname()[1], options, secret)
     while not received:
-        # Short on purpose: a signal doesn't wake eventlet's hub.
+        # Short because a signal doesn't wake eventlet's hub.
         swift_app.sleep(0.1)
 
 
@@ -151,8 +156,8 @@ def _announce(port: int, options: argparse.Namespace, secret: str) -> None:
     print(f"export AWS_DEFAULT_REGION={REGION}", flush=True)
 
 
-def _signals() -> list[int]:
-    """Return a list that SIGINT and SIGTERM fill from now on."""
+def _catch_signals() -> list[int]:
+    """Return a list to which SIGINT and SIGTERM are appended from now on."""
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))

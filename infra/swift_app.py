@@ -1,8 +1,8 @@
 """OpenStack Swift with its S3 interface, assembled to run in one process on loopback.
 
-Swift is made for many machines. Here its account, container and object servers listen on free
-ports of 127.0.0.1 and share one folder, and the proxy that speaks S3 gets an in-process cache
-instead of memcached.
+Swift is designed for many machines. Here its account, container and object servers listen on free
+ports of 127.0.0.1 and share one folder, and the proxy with the S3 interface gets a cache in its
+process instead of memcached.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from swift.common.swob import Request
 from swift.common.wsgi import ConfigString, loadapp
 
 from infra import HOST
-from infra.swift_filters import App, one_writer_per_key, with_cache
+from infra.swift_filters import App, add_cache, serialise_writes
 
 _STORAGE = ("account", "container", "object")
 _DEVICE = "disk"
 _CONNECTIONS = 1024
 
-# The prefix and suffix decide where an object lies: another value would lose a folder's objects.
+# The prefix and suffix determine an object's path: with other values, existing objects are lost.
 # Swift's own limit is 5 GiB + 2; S3's is 5 GiB for one PUT (S3 user guide, "Amazon S3 limits").
 _SWIFT_CONF = """
 [swift-hash]
@@ -40,10 +40,10 @@ name = one
 default = true
 """
 
-# Swift gives up on a peer after 0.5 to 10 s and shuns it for a minute. There is no other peer
-# here, and a busy laptop isn't a broken one. Nothing retries a container update either, so that
-# a short container_update_timeout would leave an object out of the listings for good.
-_PATIENCE = """
+# By default Swift gives up on a peer after 0.5 to 10 s and avoids it for a minute. Here there is no
+# other peer, and a busy laptop responds late. Nothing retries a container update either: a short
+# container_update_timeout would leave an object out of the listings for good.
+_TIMEOUTS = """
 conn_timeout = 30
 node_timeout = 60
 """
@@ -57,7 +57,7 @@ disable_fallocate = true
 log_level = ERROR
 log_address = {etc}/no-syslog
 log_custom_handlers = infra.swift_app.log_to_stderr
-{patience}
+{timeouts}
 container_update_timeout = 60
 [pipeline:main]
 pipeline = {name}-server
@@ -111,7 +111,7 @@ use = egg:swift#symlink
 use = egg:swift#proxy
 account_autocreate = true
 error_suppression_limit = 1000000000
-{patience}
+{timeouts}
 """
 
 
@@ -119,20 +119,20 @@ def build(folder: Path, access_key: str, secret: str, region: str) -> tuple[App,
     """Start the storage servers over ``folder`` and assemble the proxy.
 
     Args:
-        folder: where the objects are kept; on a file system with extended attributes.
-        access_key: ``account:user``, Swift's tempauth's form.
+        folder: folder of the objects, on a file system with extended attributes.
+        access_key: ``account:user``, as Swift's tempauth expects it.
         secret: letters, digits and ``./+=~_-``.
-        region: the region that signatures have to name.
+        region: region that signatures must be for.
 
     Returns:
-        The app that speaks S3, and the proxy beneath it, which asks for no signature.
+        The app with the S3 interface, and the proxy below it, which requires no signature.
     """
     _patch()
     etc = folder / "etc"
     etc.mkdir(exist_ok=True)
     (folder / "node" / _DEVICE).mkdir(parents=True, exist_ok=True)
     _configure(etc)
-    names = {"etc": etc, "devices": folder / "node", "patience": _PATIENCE}
+    names = {"etc": etc, "devices": folder / "node", "timeouts": _TIMEOUTS}
     sockets = {name: _listen_with_ring(etc, name) for name in _STORAGE}
     for name, sock in sockets.items():
         conf = ConfigString(_STORAGE_CONF.format(name=name, **names))
@@ -142,20 +142,20 @@ def build(folder: Path, access_key: str, secret: str, region: str) -> tuple[App,
         _PROXY_CONF.format(account=account, user=user, secret=secret, region=region, **names)
     )
     proxy = loadapp(conf, global_conf={"log_name": "proxy"})
-    return one_writer_per_key(with_cache(proxy)), proxy._pipeline_final_app
+    return serialise_writes(add_cache(proxy)), proxy._pipeline_final_app
 
 
 def _patch() -> None:
-    """Let sockets and locks give way to each other, as Swift's own servers do."""
-    # eventlet looks for locks in every object there is, and logs a traceback for each that is
-    # too odd to look into, such as a `super`.
+    """Make sockets and locks cooperative, as Swift's own servers do."""
+    # eventlet searches every object in memory for locks, and logs a traceback for each that it
+    # can't inspect, such as a `super`.
     logging.disable()
     utils.monkey_patch()
     logging.disable(logging.NOTSET)
 
 
 def _configure(etc: Path) -> None:
-    """Let Swift read our swift.conf, not the machine's."""
+    """Make Swift read our swift.conf, not the machine's."""
     path = etc / "swift.conf"
     path.write_text(_SWIFT_CONF, "utf-8")
     utils.SWIFT_CONF_FILE = str(path)
@@ -165,9 +165,9 @@ def _configure(etc: Path) -> None:
 
 
 def _listen_with_ring(etc: Path, name: str) -> Any:
-    """Listen on a free port, and write the ring that leads the proxy to it."""
+    """Listen on a free port, and write the ring by which the proxy finds it."""
     sock = listen(0)
-    # 2**4 partitions, one replica, no minimum of hours between moves: there is one device.
+    # 2**4 partitions, one replica, one hour between moves: there is one device.
     builder = RingBuilder(4, 1, 1)
     device = {"id": 0, "region": 1, "zone": 1, "weight": 1.0, "device": _DEVICE}
     builder.add_dev(device | {"ip": HOST, "port": sock.getsockname()[1]})
@@ -177,7 +177,7 @@ def _listen_with_ring(etc: Path, name: str) -> Any:
 
 
 def create_bucket(proxy: App, access_key: str, bucket: str) -> None:
-    """Create ``bucket`` unless it is there, past the signatures.
+    """Create ``bucket`` unless it exists, without a signature.
 
     Raises:
         RuntimeError: Swift refused; its status is in the message.
@@ -185,33 +185,30 @@ def create_bucket(proxy: App, access_key: str, bucket: str) -> None:
     account = access_key.partition(":")[0]
     request = Request.blank(f"/v1/AUTH_{account}/{bucket}", method="PUT")
     request.environ["swift_owner"] = True
-    response = request.get_response(with_cache(proxy))
-    if response.status_int not in (201, 202):  # created, or there already
-        raise RuntimeError(f"bucket {bucket}: Swift answered {response.status}")
+    response = request.get_response(add_cache(proxy))
+    if response.status_int not in (201, 202):  # created, or existing
+        raise RuntimeError(f"bucket {bucket}: expected status 201 or 202, got {response.status}")
 
 
 def listen(port: int) -> Any:
     """Listen on a port of loopback; 0 picks a free one.
 
-    eventlet's default would let two servers share a port, and each get half of the requests.
-
     Raises:
-        OSError: the port can't be had.
+        OSError: the port is not available.
     """
+    # eventlet's default would let two servers share a port, and each get half of the requests.
     return eventlet.listen((HOST, port), backlog=128, reuse_port=False)
 
 
 def sleep(seconds: float) -> None:
-    """Let the servers work meanwhile."""
+    """Wait while the servers work."""
     eventlet.sleep(seconds)
 
 
 def start(sock: Any, app: App) -> None:
-    """Serve ``app`` until the process ends.
-
-    eventlet would write ``X-Amz-Meta-Sha256`` for ``x-amz-meta-sha256``, and a client then finds
-    no ``sha256`` among the metadata: hence header names stay as they are.
-    """
+    """Serve ``app`` until the process ends."""
+    # Header names stay as they are: eventlet would write `X-Amz-Meta-Sha256`, and a client would
+    # not find `sha256` in the metadata.
     eventlet.spawn(
         wsgi.server,
         sock,

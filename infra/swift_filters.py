@@ -1,4 +1,4 @@
-"""What Swift gets from its neighbours on many machines, for one process."""
+"""Replacements, in one process, for services that Swift expects on other machines."""
 
 from __future__ import annotations
 
@@ -16,50 +16,48 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 
 class Cache:
-    """What Swift asks of memcached, within this process.
+    """The part of memcached's interface that Swift uses."""
 
-    It holds a few facts about each bucket, so that it needs no bound.
-    """
-
+    # Unbounded: Swift stores a few facts about each bucket.
     def __init__(self) -> None:
         self._held: dict[str, tuple[Any, float]] = {}
 
     def get(self, key: str, **_: Any) -> Any:
-        """Return the value, or None where there is none or it is too old."""
+        """Return the value, or None if there is none or it has expired."""
         value, until = self._held.get(key, (None, 0.0))
         return value if until > monotonic() else None
 
     def set(self, key: str, value: Any, time: float = 0, **_: Any) -> None:
-        """Hold the value for ``time`` seconds; 0 means for ever (memcached's rule)."""
+        """Store the value for ``time`` seconds; 0 means for ever, as in memcached."""
         self._held[key] = (value, monotonic() + time if time else math.inf)
 
     def delete(self, key: str, **_: Any) -> None:
-        """Forget the value."""
+        """Delete the value."""
         self._held.pop(key, None)
 
 
-def with_cache(app: App) -> App:
+def add_cache(app: App) -> App:
     """Give each request of ``app`` the same `Cache`."""
     cache = Cache()
 
-    def cached(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def call(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ["swift.cache"] = cache
         return app(environ, start_response)
 
-    return cached
+    return call
 
 
-def one_writer_per_key(app: App) -> App:
-    """Let one request at a time write a key.
+def serialise_writes(app: App) -> App:
+    """Let only one request at a time write a key.
 
-    Swift checks ``If-None-Match: *`` when a write begins: of several that run at once, several
-    win. One after the other, exactly one does. It holds as long as this process alone serves the
-    folder, and not for the keys of a multi-object delete.
+    This makes ``If-None-Match: *`` atomic as long as only this process serves the folder. It does
+    not cover the keys of a multi-object delete.
     """
+    # Swift checks the header when a write begins: of concurrent writes, several would succeed.
     locks: defaultdict[str, Any] = defaultdict(semaphore.Semaphore)
     waiting: Counter[str] = Counter()
 
-    def locked(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def call(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if not _writes_key(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", "")):
             return app(environ, start_response)
@@ -72,11 +70,11 @@ def one_writer_per_key(app: App) -> App:
             if not waiting[path]:
                 del waiting[path], locks[path]
 
-    return locked
+    return call
 
 
 def _writes_key(method: str, path: str, query: str) -> bool:
-    """Whether a request makes, completes or deletes an object; parts of an upload don't."""
+    """Whether a request creates, completes or deletes an object; uploading a part does not."""
     _, _, key = path.removeprefix("/").partition("/")
     fields = parse_qs(query, keep_blank_values=True)
     if method == "POST":
