@@ -35,7 +35,7 @@ from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, cancelled, stop_if_cancelled, under
 from flows.engine.names import fleet_tag
 from tasks.request.conversion import ConversionRequest
-from tracefleet.channel import channel_folder, current
+from tracefleet.channel import channel_folder, read_current
 from tracefleet.errors import ArtifactError
 from tracefleet.store import open_store
 
@@ -135,7 +135,7 @@ def is_current(request: ConversionRequest, key: str | None) -> bool:
         return False
     folder = channel_folder(request.source, request.variant, request.channel)
     try:
-        newest = current(open_store(request.store), folder)
+        newest = read_current(open_store(request.store), folder)
     except ArtifactError:
         return False  # the conversion itself says what is wrong with the store
     return newest is not None and newest[1].key == key

@@ -13,9 +13,9 @@ from tracefleet.channel import (
     advance,
     channel_folder,
     conversion_folder,
-    current,
     find_variants,
     parse_label,
+    read_current,
     source_slug,
 )
 from tracefleet.errors import ManifestError
@@ -32,14 +32,14 @@ def store(tmp_path: Path) -> FileStore:
 
 
 def test_an_empty_channel_has_no_current_entry(store: FileStore):
-    assert current(store, FOLDER) is None
+    assert read_current(store, FOLDER) is None
 
 
 def test_each_new_manifest_gets_the_next_number_and_names_the_one_before(store: FileStore):
     numbers = [advance(store, FOLDER, manifest_digest=m, key=KEY) for m in (ONE, TWO, ONE)]
     assert numbers == [1, 2, 3], "pointing back to an older manifest is a new number"
     assert store.names(FOLDER) == ["0000000001.json", "0000000002.json", "0000000003.json"]
-    newest = current(store, FOLDER)
+    newest = read_current(store, FOLDER)
     assert newest is not None
     number, entry = newest
     assert (number, entry.manifest, entry.key, entry.previous) == (3, ONE, KEY, 2)
@@ -72,7 +72,7 @@ def test_other_names_in_the_folder_are_no_entries(store: FileStore):
     advance(store, FOLDER, manifest_digest=ONE, key=KEY)
     for stray in ("notes.txt", "9.json", "00000000099.json", "0000000009.json.bak"):
         store.put_new(f"{FOLDER}/{stray}", b"{}")
-    newest = current(store, FOLDER)
+    newest = read_current(store, FOLDER)
     assert newest is not None
     assert newest[0] == 1
 
@@ -96,13 +96,13 @@ def test_a_damaged_entry_is_refused_with_its_path(
     raw = data if isinstance(data, bytes) else json.dumps({**whole, **data}).encode()
     store.put_new(f"{FOLDER}/0000000001.json", raw)
     with pytest.raises(ManifestError, match=message):
-        current(store, FOLDER)
+        read_current(store, FOLDER)
 
 
 def test_the_control_an_undamaged_entry_written_by_hand_is_read(store: FileStore):
     raw = {"manifest": ONE, "key": KEY, "previous": None, "nonce": "n"}
     store.put_new(f"{FOLDER}/0000000001.json", json.dumps(raw).encode())
-    assert current(store, FOLDER) is not None
+    assert read_current(store, FOLDER) is not None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tasks.publish.find import find_published
 from tasks.publish.identity import RECIPE, Identity
 from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
-from tracefleet.channel import channel_folder, conversion_folder, current
+from tracefleet.channel import channel_folder, conversion_folder, read_current
 from tracefleet.errors import DigestMismatchError, StoreError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import (
@@ -119,7 +119,7 @@ def test_publish_makes_a_triton_folder_a_manifest_and_a_channel_entry(tmp_path):
         if p.is_file()
     }
     assert names == {"manifest.json", "model/1/model.pt", "model/config.json", "model/config.pbtxt"}
-    newest = current(store, channel_folder(manifest.source, manifest.variant, "latest"))
+    newest = read_current(store, channel_folder(manifest.source, manifest.variant, "latest"))
     assert newest is not None
     assert (newest[0], newest[1].manifest) == (1, manifest.digest)
     assert publication.number == 1
@@ -224,7 +224,7 @@ def test_a_death_at_any_step_is_never_half_visible_and_a_rerun_completes(step, a
     log = channel_folder(manifest.source, manifest.variant, "latest")
     with pytest.raises(_DiesError):
         publish(_DyingStore(store, step, after=after), manifest, files, channel="latest")
-    if current(store, log) is not None:  # visible means whole
+    if read_current(store, log) is not None:  # visible means whole
         assert find_published(store, manifest.source, manifest.key) == manifest
     if find_published(store, manifest.source, manifest.key) is not None:
         folder = tmp_path / "store" / conversion_folder(manifest.source, manifest.key)

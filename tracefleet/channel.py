@@ -3,7 +3,7 @@
 A channel is a folder of ``0000000001.json``, ``0000000002.json``, …; the highest number is
 current. Each number is created once and never changed, so two publishers can't lose each other's
 update, and a rollback is a new number that points to an older key. Publishers call ``advance``,
-readers ``current`` and ``find_variants``.
+readers ``read_current`` and ``find_variants``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tracefleet.manifest_types import Variant
 from tracefleet.source import spellings
 from tracefleet.store import ReadableStore, Store
 
-_ENTRY_NAME = re.compile(r"([0-9]{10})\.json")
+_ENTRY_NAME = re.compile(r"[0-9]{10}\.json")
 _ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 _WHOLE_SLUG = re.compile(rf"{_SLUG.pattern}-[0-9a-f]{{8}}")
@@ -37,14 +37,14 @@ _LABEL = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)\.([a-z0-9-]+)\.b([1-9][0-9]*)")
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelEntry:
-    """One number of a channel.
+    """The content of one number of a channel.
 
     Attributes:
         manifest: sha256 of the manifest's bytes.
-        key: the conversion key, which is the conversion folder's name.
-        previous: the number that a rollback goes back to: the one before this one, or for an
-            entry that is itself a rollback the one before what it restored; None: none.
-        nonce: random, so that a writer whose answer was lost can tell its own entry.
+        key: conversion key, which is the name of the conversion's folder.
+        previous: number that a rollback from this one restores; None: there is none. An entry that
+            is itself a rollback has the number before the one that it restored.
+        nonce: random text by which a writer that got no response recognises its own entry.
     """
 
     manifest: str
@@ -53,7 +53,8 @@ class ChannelEntry:
     nonce: str
 
     def __post_init__(self) -> None:
-        """Refuse what can't be a digest: the key becomes part of a path."""
+        """Refuse values that are no digests."""
+        # The key becomes part of a path.
         for name, value in (("manifest", self.manifest), ("key", self.key)):
             if not _SHA256.fullmatch(value):
                 raise ManifestError(
@@ -67,7 +68,7 @@ class ChannelEntry:
 
 
 class Published(NamedTuple):
-    """Something that can be opened: a channel of a variant of a source, at its newest number."""
+    """A channel of a source's variant, at its newest number."""
 
     slug: str
     variant: str
@@ -81,16 +82,19 @@ class Published(NamedTuple):
 
 
 def source_slug(source: str) -> str:
-    """Return the folder name of a source: readable, and no two sources share one."""
+    """Return the folder name of a source: readable, and different for each source."""
     scheme, _, rest = source.rpartition("://")
     parts = [part for part in rest.split("/") if part]
-    readable = ".".join([scheme, *(parts if scheme == "hf" else parts[-1:])])
+    # Paths can be long, and only the last segment says what it is.
+    if scheme != "hf":
+        parts = parts[-1:]
+    readable = ".".join([scheme, *parts])
     safe = re.sub(r"[^a-z0-9._-]+", "-", readable.lower()).strip(".-")[-80:].strip(".-")
     return f"{safe or 'source'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def slug_of(source: str) -> str:
-    """Return the slug of ``source``, which may be a source (it has ``://``) or a slug already."""
+    """Return the slug of a source (it has ``://``); a slug is returned as it is."""
     return source_slug(source) if "://" in source else source
 
 
@@ -98,7 +102,7 @@ def slugs_of(name: str | Path) -> list[str]:
     """Return the slugs that a name's conversions may have, the likeliest first.
 
     Args:
-        name: of a checkpoint, in any way to write it, or a slug.
+        name: name of a checkpoint in any of its forms, or a slug.
     """
     text = os.fspath(name)
     slugs = [source_slug(spelling) for spelling in spellings(name)]
@@ -134,7 +138,7 @@ def check_channel(channel: str) -> str:
 
 
 def parse_label(label: str) -> Variant | None:
-    """Return the variant that a folder name stands for, None for a folder that is no variant."""
+    """Return the variant that a folder's name states; None: it is not a variant's folder."""
     match = _LABEL.fullmatch(label)
     if match is None:
         return None
@@ -142,18 +146,21 @@ def parse_label(label: str) -> Variant | None:
     return Variant(task=task, backend=backend, dtype=dtype, batch=int(batch))
 
 
-def current(store: ReadableStore, folder: str) -> tuple[int, ChannelEntry] | None:
-    """Return the newest number of a channel and its entry, None if nothing was published.
+def read_current(store: ReadableStore, folder: str) -> tuple[int, ChannelEntry] | None:
+    """Return the newest number of a channel and its entry; None: nothing was published.
 
     Raises:
         ManifestError: the entry is malformed.
     """
-    numbers = [int(m[1]) for name in store.names(folder) if (m := _ENTRY_NAME.fullmatch(name))]
-    return (max(numbers), read_entry(store, folder, max(numbers))) if numbers else None
+    numbers = [int(name[:10]) for name in store.names(folder) if _ENTRY_NAME.fullmatch(name)]
+    if not numbers:
+        return None
+    newest = max(numbers)
+    return newest, read_entry(store, folder, newest)
 
 
 def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
-    """Return what one number of a channel says.
+    """Return the entry at one number of a channel.
 
     Raises:
         ManifestError: it is missing or malformed.
@@ -171,23 +178,25 @@ def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
 
 
 def advance(store: Store, folder: str, *, manifest_digest: str, key: str) -> int:
-    """Make a conversion the current one and return its number; the same one again is no change.
+    """Make a conversion the current one and return its number; do nothing if it is already.
 
     Raises:
         ManifestError: the channel's newest entry is malformed.
         StoreError: the store can't be written to.
     """
     while True:
-        newest = current(store, folder)
-        number, entry = newest if newest else (None, None)
-        if number is not None and entry is not None and entry.manifest == manifest_digest:
-            return number
+        number = None
+        newest = read_current(store, folder)
+        if newest is not None:
+            number, entry = newest
+            if entry.manifest == manifest_digest:
+                return number
         following = append(
             store, folder, after=number, manifest_digest=manifest_digest, key=key, previous=number
         )
         if following is not None:
             return following
-        # Another publisher took the number: look at what it published and decide again.
+        # Another publisher took the number: read its entry and decide again.
 
 
 def append(
@@ -199,7 +208,7 @@ def append(
     key: str,
     previous: int | None,
 ) -> int | None:
-    """Write the number that follows ``after``; return it, or None if somebody else took it."""
+    """Write the number that follows ``after``; return it, or None if another writer took it."""
     following = (after or 0) + 1
     entry = ChannelEntry(
         manifest=manifest_digest, key=key, previous=previous, nonce=secrets.token_hex(16)
@@ -214,7 +223,7 @@ def entry_path(folder: str, number: int) -> str:
 
 
 def parse_entry_path(path: str) -> tuple[str, int] | None:
-    """Return the channel's folder and the number that a path stands for, None if for none."""
+    """Return the channel's folder and the number in an entry's path; None: it is no such path."""
     match = _ENTRY_PATH.fullmatch(path)
     return (match[1], int(match[2])) if match else None
 
@@ -225,21 +234,22 @@ def find_variants(
     """Yield every channel in the store, or those of one source or slug, in order, lazily.
 
     Args:
-        store: where to look.
-        source: a source exactly as it was published, or a slug; None: all. (`published.find`
-            takes a name in any way to write it.)
-        after: start behind the channel with this folder (``Published.folder``).
+        store: store to search.
+        source: source exactly as it was published, or a slug; None: all. (`published.find` takes a
+            name in any of its forms.)
+        after: folder of a channel (``Published.folder``); only later ones are found.
     """
     if source is not None and not _SLUG.fullmatch(slug_of(source)):
         return
     prefix = "channels" if source is None else f"channels/{slug_of(source)}"
-    behind = f"{after}/~" if after else ""  # behind every number of that channel
-    entries = (parse_entry_path(file.path) for file in store.walk(prefix, after=behind))
+    last = f"{after}/~" if after else ""  # sorts after every number of that channel
+    entries = (parse_entry_path(file.path) for file in store.walk(prefix, after=last))
     known = (entry for entry in entries if entry is not None)
     for folder, numbers in itertools.groupby(known, key=lambda entry: entry[0]):
         _, slug, label, channel = folder.split("/")
         if parse_label(label) is not None:
-            yield Published(slug, label, channel, max(number for _, number in numbers))
+            newest = max(number for _, number in numbers)
+            yield Published(slug, label, channel, newest)
 
 
 def _folder(slug: str, label: str, channel: str) -> str:

@@ -1,13 +1,12 @@
-"""What is published: choose one conversion by name, trust nothing, check every byte.
+"""Published conversions: select one by name and check every byte of it.
 
 The chain of trust is channel entry -> manifest -> files, each link a sha256. The reader and the
-command line choose with ``select`` and check with ``load_manifest`` and ``open_verified``.
+command line use ``select``, then ``load_manifest`` and ``open_verified``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tracefleet.channel import (
     slugs_of,
     source_slug,
 )
+from tracefleet.choices import list_choices
 from tracefleet.errors import (
     DigestMismatchError,
     ManifestError,
@@ -34,11 +34,7 @@ from tracefleet.errors import (
 )
 from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
 from tracefleet.manifest_types import FileEntry
-from tracefleet.source import normalise
 from tracefleet.store import ReadableStore, open_store
-
-#: How many of a store's sources an error lists.
-_CHOICES_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +43,7 @@ class Selection:
 
     Attributes:
         published: the source's slug, the variant's label, the channel and its newest number.
-        entry: what that number says.
+        entry: entry at that number.
     """
 
     published: Published
@@ -55,7 +51,7 @@ class Selection:
 
     @property
     def number(self) -> int:
-        """Which number of the channel is current."""
+        """The channel's current number."""
         return self.published.number
 
     @property
@@ -89,17 +85,18 @@ def find(
     channel: str | None = None,
     after: str = "",
 ) -> Iterator[Published]:
-    """Yield every published channel that fits what is given; None fits everything.
+    """Yield every published channel that fits the arguments; None fits everything.
 
-    Reads are lazy, a thousand channels at a time; ``after`` is a `Published.folder`. Of the
-    spellings that ``source`` may be published under, the first one under which something fits
-    counts.
+    The store is listed lazily, a thousand channels at a time; ``after`` is a `Published.folder`.
+    Of the spellings that ``source`` may be published under, the first with a fitting channel is
+    used.
     """
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch}
     for slug in _slugs(source, after):
         found = find_variants(store, slug, after=after)
         fitting = (one for one in found if _fits(one, channel, wanted))
-        if (first := next(fitting, None)) is not None:
+        first = next(fitting, None)
+        if first is not None:
             yield first
             yield from fitting
             return
@@ -109,15 +106,15 @@ def _slugs(source: str | Path | None, after: str) -> list[str] | list[None]:
     if source is None:
         return [None]
     slugs = slugs_of(source)
-    # The next page is of the spelling that the last one was of.
+    # A page continues with the spelling of the page before it.
     return [slug for slug in slugs if after.startswith(f"channels/{slug}/")] or slugs
 
 
 def _fits(published: Published, channel: str | None, wanted: dict[str, Any]) -> bool:
+    if channel not in (None, published.channel):
+        return False
     variant = parse_label(published.variant)
-    return channel in (None, published.channel) and all(
-        value is None or getattr(variant, name) == value for name, value in wanted.items()
-    )
+    return all(value in (None, getattr(variant, name)) for name, value in wanted.items())
 
 
 def select(
@@ -133,16 +130,16 @@ def select(
     """Return the one current conversion that fits what is given.
 
     Args:
-        store: where to look.
-        source: the checkpoint's name, in any way to write it, or its slug.
-        task: of the variant; as for the next three, None takes any if only one is published.
-        backend: of the variant.
-        dtype: of the variant.
-        batch: of the variant.
-        channel: which channel's newest number.
+        store: store to search.
+        source: the checkpoint's name in any of its forms, or its slug.
+        task: the variant's task; None, here and for the next three, takes the only one published.
+        backend: the variant's backend.
+        dtype: the variant's dtype.
+        batch: the variant's batch.
+        channel: channel whose newest number is selected.
 
     Raises:
-        NoSuchVariantError: none or several fit; says what is there and what to add.
+        NoSuchVariantError: none or several fit; the message lists what is published.
         ManifestError: the channel's entry is malformed.
     """
     check_channel(channel)
@@ -151,13 +148,13 @@ def select(
         find(store, source, task=task, backend=backend, dtype=dtype, batch=batch, channel=channel)
     )
     if len(fitting) != 1:
-        asked = ", ".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
-        raise NoSuchVariantError(_choices(store, source, fitting, asked))
+        filters = [f"{name}={value}" for name, value in wanted.items() if value is not None]
+        raise NoSuchVariantError(list_choices(store, source, fitting, ", ".join(filters)))
     return resolve(store, fitting[0])
 
 
 def resolve(store: ReadableStore, published: Published) -> Selection:
-    """Return what a channel's newest number points to.
+    """Return the selection that a channel's newest number points to.
 
     Raises:
         ManifestError: the channel's entry is malformed.
@@ -166,49 +163,14 @@ def resolve(store: ReadableStore, published: Published) -> Selection:
     return Selection(published=published, entry=entry)
 
 
-def _choices(store: ReadableStore, source: str | Path, fitting: list[Published], asked: str) -> str:
-    if len(fitting) > 1:
-        variants = [parse_label(one.variant) for one in fitting]
-        differing = [
-            name
-            for name in ("task", "backend", "dtype", "batch")
-            if len({getattr(variant, name) for variant in variants}) > 1
-        ]
-        labels = ", ".join(one.variant for one in fitting)
-        return (
-            f"{source}: expected one variant for {asked}, got {len(fitting)}: {labels}. "
-            f"Add {' or '.join(differing)}."
-        )
-    slugs = slugs_of(source)
-    there = [one for slug in slugs for one in find_variants(store, slug)]
-    if there:
-        labels = ", ".join(f"{one.variant} (channel {one.channel})" for one in there)
-        return f"{source}: nothing published for {asked}; {store.url} holds {labels}."
-    some = list(itertools.islice(find_variants(store), _CHOICES_SHOWN + 1))
-    others = sorted({one.slug for one in some[:_CHOICES_SHOWN]})
-    more = ", …" if len(some) > _CHOICES_SHOWN else ""
-    held = ", ".join(others) + more if others else "nothing at all"
-    return (
-        f"{source}: no conversion is published in {store.url} ({_reading(source)}; looked for "
-        f"{', '.join(slugs)}); it holds {held}. Convert the source first, or give one of those."
-    )
-
-
-def _reading(source: str | Path) -> str:
-    try:
-        return f"read as {normalise(source)}"
-    except ValueError as error:
-        return f"no name: {error}"
-
-
 def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:
     """Return the checked manifest of a selection.
 
     Raises:
-        DigestMismatchError: its bytes are not those the channel names.
+        DigestMismatchError: its bytes don't have the digest in the channel's entry.
         ManifestError: it is missing, malformed, or of another conversion.
     """
-    path, data = _manifest_bytes(store, selection)
+    path, data = _read_manifest(store, selection)
     manifest = parse(data)
     if manifest.to_bytes() != data:
         raise ManifestError(
@@ -231,8 +193,8 @@ def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:
     return manifest
 
 
-def _manifest_bytes(store: ReadableStore, selection: Selection) -> tuple[str, bytes]:
-    """Return the manifest that the channel's entry binds: of a conversion, or of a candidate."""
+def _read_manifest(store: ReadableStore, selection: Selection) -> tuple[str, bytes]:
+    """Return path and bytes of the manifest or candidate with the digest in the channel's entry."""
     found: dict[str, str] = {}
     for path in (selection.manifest_path, f"{selection.folder}/{CANDIDATE}"):
         try:
@@ -252,18 +214,18 @@ def _manifest_bytes(store: ReadableStore, selection: Selection) -> tuple[str, by
 
 
 def open_verified(store: ReadableStore, selection: Selection, file: FileEntry) -> BufferedReader:
-    """Open a file every byte of which was checked through the handle that is handed out.
+    """Open a file after checking every byte of it through the handle that is returned.
 
     Raises:
-        DigestMismatchError: the bytes are not those the manifest names.
+        DigestMismatchError: the bytes don't have the digest in the manifest.
         StoreError: the file is missing or can't be read.
     """
-    with needed(store, selection, file) as path:
+    with explaining_missing(store, selection, file) as path:
         return store.open_checked(path, size=file.size, sha256=file.sha256)
 
 
-def remember(store: ReadableStore, selection: Selection, manifest: Manifest) -> None:
-    """Let the cache keep what was chosen and checked, to choose it again without a network."""
+def cache_selection(store: ReadableStore, selection: Selection, manifest: Manifest) -> None:
+    """Cache a channel's entry and its manifest, so that they can be selected without a network."""
     published = selection.published
     store.cache_selection(
         {
@@ -274,8 +236,10 @@ def remember(store: ReadableStore, selection: Selection, manifest: Manifest) -> 
 
 
 @contextmanager
-def needed(store: ReadableStore, selection: Selection, file: FileEntry) -> Iterator[str]:
-    """Yield a file's path in the store, and say so if it turns out to be missing there."""
+def explaining_missing(
+    store: ReadableStore, selection: Selection, file: FileEntry
+) -> Iterator[str]:
+    """Yield a file's path in the store; raise a `StoreError` if the file is missing there."""
     path = selection.path_of(file)
     try:
         yield path

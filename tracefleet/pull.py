@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tracefleet.errors import StoreError
 from tracefleet.manifest import Manifest
-from tracefleet.published import Selection, load_manifest, needed, remember
+from tracefleet.published import Selection, cache_selection, explaining_missing, load_manifest
 from tracefleet.store import ReadableStore
 from tracefleet.store.durable import TEMP_PREFIX
 
@@ -41,7 +41,7 @@ def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
         ) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    remember(store, selection, manifest)
+    cache_selection(store, selection, manifest)
     return manifest
 
 
@@ -49,6 +49,6 @@ def _copy_all(store: ReadableStore, selection: Selection, manifest: Manifest, fo
     for file in manifest.files:
         copy = folder / file.path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with needed(store, selection, file) as path:
+        with explaining_missing(store, selection, file) as path:
             store.download_to(path, copy, size=file.size, sha256=file.sha256)
     (folder / manifest.file_name).write_bytes(manifest.to_bytes())

@@ -11,7 +11,7 @@ from flows.fan_out.assignment import Assignment
 from tasks.plan.fleet import PlanRow
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
-from tracefleet.channel import channel_folder, conversion_folder, current, source_slug
+from tracefleet.channel import channel_folder, conversion_folder, read_current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE
@@ -152,7 +152,7 @@ def _manifest(store: ReadableStore, assignment: Assignment) -> Manifest:
     manifest = _either(store, source, key) if key else None
     for channel in (assignment.request.channel, CANDIDATE_CHANNEL):
         if manifest is None:
-            newest = current(store, channel_folder(source, assignment.pinned.variant, channel))
+            newest = read_current(store, channel_folder(source, assignment.pinned.variant, channel))
             manifest = _either(store, source, newest[1].key) if newest else None
     if manifest is None:
         raise ManifestError(

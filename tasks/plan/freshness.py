@@ -19,8 +19,8 @@ from tasks.publish.identity import RECIPE, Identity
 from tracefleet.channel import (
     Published,
     channel_folder,
-    current,
     find_variants,
+    read_current,
     read_entry,
     source_slug,
 )
@@ -119,7 +119,7 @@ def _note_candidate(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
     """Return a note if a candidate of the same commit and lengths waits for a device."""
     if wanted.variant.backend == JIT:
         return ()
-    newest = current(store, channel_of(wanted, CANDIDATE_CHANNEL))
+    newest = read_current(store, channel_of(wanted, CANDIDATE_CHANNEL))
     found = find_candidate(store, wanted.source, newest[1].key) if newest else None
     if found is None or (found.commit, found.lengths) != (wanted.commit, wanted.lengths):
         return ()

@@ -25,7 +25,7 @@ from tracefleet.channel import (
     append,
     channel_folder,
     conversion_folder,
-    current,
+    read_current,
     read_entry,
     source_slug,
 )
@@ -133,7 +133,7 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
         StoreUnavailableError: the conversion is being collected, or was a moment ago.
     """
     log = channel_folder(manifest.source, manifest.variant, channel)
-    newest = current(store, log)
+    newest = read_current(store, log)
     if newest and _points_to(store, newest[1], manifest):
         return _describe_publication(store, manifest, channel, newest[0])
     with claim_conversion(store, source_slug(manifest.source), manifest.key):
@@ -150,7 +150,7 @@ def _move_channel(store: Store, manifest: Manifest, channel: str) -> Publication
     """Write the channel's next number; decide again if another writer took it."""
     log = channel_folder(manifest.source, manifest.variant, channel)
     while True:
-        newest = current(store, log)
+        newest = read_current(store, log)
         number = newest[0] if newest else None
         if newest and _points_to(store, newest[1], manifest):
             return _describe_publication(store, manifest, channel, newest[0])

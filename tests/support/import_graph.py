@@ -20,6 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.manifest_types", "tracefleet.printing"),
     ("tracefleet.manifest", "tracefleet.store"),
     ("tracefleet.channel",),
+    ("tracefleet.choices",),
     ("tracefleet.published",),
     ("tracefleet.reader", "tracefleet.verify", "tracefleet.pull"),
     ("tracefleet",),

@@ -99,7 +99,7 @@ def open_selected(
         model = _open_bundle(store, selection, manifest)
     else:
         model = _open_programs(store, selection, manifest, neuron_cores)
-    published.remember(store, selection, manifest)
+    published.cache_selection(store, selection, manifest)
     return model
 
 
