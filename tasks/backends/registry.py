@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from tasks.backends.base import BACKENDS, Backend
+from tasks.backends.jit import JIT
+from tasks.backends.neuron import NEURON
+from tasks.backends.neuronx import NEURONX
 from tasks.errors import RequestError
+
+_BY_NAME = {backend.name: backend for backend in (JIT, NEURONX, NEURON)}
 
 
 def find_backend(name: str) -> Backend:
-    """Return a backend that can run here; only its own module is imported.
+    """Return a backend that can run here.
 
     Raises:
         RequestError: there is no backend of that name.
         BackendUnavailableError: its packages are not on this machine.
     """
-    if name not in BACKENDS:
+    if name not in _BY_NAME:
         raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}.")
-    backend: Backend = getattr(import_module(f"tasks.backends.{name}"), name.upper())
+    backend = _BY_NAME[name]
     backend.toolchain()  # raises where a package is missing
     return backend
