@@ -1,1 +1,1 @@
-"""Fleet files and the requests in them; read by ``read_fleet`` in ``spec``."""
+"""Fleet files and the requests in them; the front door is ``read_fleet`` in ``spec``."""

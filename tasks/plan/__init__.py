@@ -1,1 +1,1 @@
-"""Find out what of a fleet is fresh, stale, missing or invalid: call ``fleet.plan``."""
+"""What of a fleet is fresh, stale, missing or invalid; the front door is ``plan`` in ``fleet``."""
