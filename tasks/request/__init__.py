@@ -1,1 +1,1 @@
-"""Requests: what is to be converted, and how; the front door is ``make_request`` in ``conversion``."""
+"""What is to be converted, and how; the front door is ``make_request`` in ``conversion``."""
