@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import threading
 
 import pytest
 
@@ -57,6 +59,36 @@ def test_shards_are_those_that_the_index_names(hub):
     checkpoint = fetch(resolve(SOURCE))
     assert "model-3.safetensors" not in {file.path for file in checkpoint.files}
     assert "model-2.safetensors" in hub.fetched()
+
+
+def test_shards_are_fetched_at_once(hub):
+    hub.push(sharded())
+    both = threading.Barrier(2)
+    hub.together = {"model-1.safetensors": both, "model-2.safetensors": both}
+    checkpoint = fetch(resolve(SOURCE))
+    for path in hub.together:
+        assert (checkpoint.folder / path).read_bytes() == sharded()[path]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(hub):
+    index = json.dumps({"weight_map": {"a": "model-[1].safetensors"}}).encode()
+    files = sharded() | {"model.safetensors.index.json": index}
+    files["model-[1].safetensors"] = safetensors({"a": b"named"})
+    hub.push(files)
+    checkpoint = fetch(resolve(SOURCE))
+    assert b"named" in (checkpoint.folder / "model-[1].safetensors").read_bytes()
+    assert "model-1.safetensors" not in hub.fetched()
+
+
+def test_one_file_that_fails_keeps_its_error_and_the_others(hub, at_once):
+    hub.push(sharded())
+    resolved = resolve(SOURCE)
+    hub.status["model-2.safetensors"] = 401
+    with pytest.raises(RequestError, match="HF_TOKEN"):
+        fetch(resolved)
+    hub.status.clear()
+    fetch(resolved)
+    assert len(hub.got("model-1.safetensors")) == 1
 
 
 def test_a_dropped_connection_resumes_where_it_broke(hub):
@@ -141,13 +173,15 @@ def test_nothing_there(hub, source, message):
         resolve(source)
 
 
-def test_a_private_repository_needs_a_token(hub, monkeypatch):
+def test_a_private_repository_needs_a_token(hub, monkeypatch, caplog):
     hub.push(whole())
     hub.token = "hf_secret"
     with pytest.raises(RequestError, match="HF_TOKEN"):
         resolve(SOURCE)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert fetch(resolve(SOURCE)).files
+    with caplog.at_level(logging.DEBUG):
+        assert fetch(resolve(SOURCE)).files
+    assert "hf_secret" not in caplog.text
     assert hub.log[-1].token == "hf_secret"
 
 

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # model_info has no time limit of its own; a server that never answers must not hold a worker.
 _TIMEOUT_SECONDS = 30.0
+# As many as the library's own snapshot_download.
+_AT_ONCE = 8
 _LOGIN = (
     "If it is private or gated, ask for access on its page and set HF_TOKEN to a token that may "
     "read it."
@@ -138,14 +141,22 @@ def _described(source: str, sibling: RepoSibling) -> CheckpointFile:
 
 
 def _download(resolved: Resolved, files: Sequence[CheckpointFile]) -> Path:
+    """Bring files into the cache, several at once; return the folder that shows them.
+
+    ``snapshot_download`` maps the same ``hf_hub_download`` over the files, but lists the whole
+    repository once more, and where that fails returns a folder with gaps without a word.
+    """
     folder = hub_cache.snapshot(resolved.source, resolved.commit)
-    with _explained(resolved.source, resolved.revision):
-        for number, file in enumerate(files, start=1):
-            start = time.perf_counter()
-            known = (folder / file.path).exists()
-            _local_path(resolved.source, resolved.commit, file.path)
-            took = "cached" if known else rate(file.size, time.perf_counter() - start)
-            logger.info("%d/%d %s: %s", number, len(files), file.path, took)
+
+    def download(file: CheckpointFile) -> None:
+        start = time.perf_counter()
+        known = (folder / file.path).exists()
+        _local_path(resolved.source, resolved.commit, file.path)
+        took = "cached" if known else rate(file.size, time.perf_counter() - start)
+        logger.info("%s: %s", file.path, took)
+
+    with _explained(resolved.source, resolved.revision), ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(download, files))
     return folder
 
 

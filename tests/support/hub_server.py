@@ -45,6 +45,8 @@ class Hub:
     drop_after: dict[str, int] = field(default_factory=dict)
     flipped: set[str] = field(default_factory=set)
     raw_api: bytes | None = None
+    #: A GET of one of these files is answered once all of them are being fetched.
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
     log: list[Request] = field(default_factory=list)
     url: str = ""
 
@@ -157,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
             start, total = int(wanted[1]), len(data)
             status, data = 206, data[start:]
             headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+        if self.command == "GET" and path in self.hub.together:
+            self.hub.together[path].wait(timeout=20)
         drop = self.hub.drop_after.pop(path, None) if self.command == "GET" else None
         return self._send(status, data, headers, drop)
 
