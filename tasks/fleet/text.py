@@ -47,15 +47,37 @@ def parse(text: str) -> tuple[Any, list[Mistake]]:
     Raises:
         ValueError: it is no YAML document.
     """
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        found = [] if node is None else list(_mistakes(node, (), set()))
-        return None if node is None else loader.construct_document(node), found
+        return loader.get_single_data(), loader.mistakes
     except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
         raise ValueError(str(error)) from error
     finally:
         loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads YAML and notes the names that can't be meant, each mapping once."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.mistakes: list[Mistake] = []
+        self._path: tuple[str, ...] = ()
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        above = self._path
+        if index is not None:  # a value's key, or its number in a list; a key itself has none
+            self._path = (*above, str(getattr(index, "value", index)))
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._path = above
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        position = len(self.mistakes)
+        node = super().compose_mapping_node(anchor)
+        self.mistakes[position:position] = _wrong_names(node, self._path)
+        return node
 
 
 def _local(path: str) -> bytes:
@@ -72,20 +94,6 @@ def _from_s3(url: str) -> bytes:
     with explained("an object", where=f"fleet file {url}: "):
         data: bytes = shared_connection().files.cat_file(url)
         return data
-
-
-def _mistakes(node: yaml.Node, path: tuple[str, ...], seen: set[int]) -> Iterator[Mistake]:
-    """Walk a document, each node once: aliases may lead back to where they are."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield from _mistakes(value, (*path, str(number)), seen)
-    if isinstance(node, yaml.MappingNode):
-        yield from _wrong_names(node, path)
-        for key, value in node.value:
-            yield from _mistakes(value, (*path, str(key.value)), seen)
 
 
 def _wrong_names(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[Mistake]:
