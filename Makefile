@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test soak sweep lint serve-s3 image-check bench bench-store bench-fleet format clean help
+.PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-fleet format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: $(STAMP)  ## every test, with coverage
 	$(BIN)/python -W ignore -m coverage combine --quiet
 	@rm -f .coverage.*
 	$(BIN)/python -m coverage report
+
+test-quick: $(STAMP)  ## a verdict in two minutes: no servers, no sweeps, no coverage
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store, all steps
 	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py

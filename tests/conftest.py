@@ -12,8 +12,18 @@ import pytest
 
 from tests.support import s3_servers, tiny
 from tests.support.hub_server import Hub, start
+from tests.support.order import SLOW, place
 from tests.support.s3_servers import S3Server
 from tracefleet.store import s3_client
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow files and let the longest begin first."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: place(item.path.stem))
 
 
 @pytest.fixture(scope="session")

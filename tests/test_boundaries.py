@@ -24,6 +24,7 @@ from tests.support.import_graph import (
     upward,
 )
 from tests.support.norms import Counts, rows
+from tests.support.order import SLOW, place
 
 ROOT = Path(__file__).parent.parent
 SOURCES = read_sources(ROOT)
@@ -321,6 +322,12 @@ def test_modules_stay_short():
 
 def test_a_long_module_is_seen():
     assert too_long({"one": "x\n" * MOST_LINES, "two": "x\n" * (MOST_LINES - 1)}) == {"one": 300}
+
+
+def test_slow_files_are_there_and_named_once():
+    assert len(set(SLOW)) == len(SLOW)
+    assert {f"{name}.py" for name in SLOW} <= {path.name for path in (ROOT / "tests").iterdir()}
+    assert [place("test_lengths"), place(SLOW[1])] == [len(SLOW), 1]
 
 
 def test_norms_are_counted():
