@@ -19,7 +19,7 @@ from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tests.support.fetch_support import NEEDED_OF_WHOLE, sharded, whole
 from tracefleet.store import s3_client
 from tracefleet.store.cache import cache_root
-from tracefleet.store.s3_client import shared_connection
+from tracefleet.store.s3_client import share_connection
 
 SOURCE = "s3://models/org/tiny"
 WEIGHTS = "model.safetensors"
@@ -158,7 +158,7 @@ def test_an_object_that_is_overwritten_between_two_of_its_ranges(
         if params["url_path"].endswith(WEIGHTS) and not overwritten:
             overwritten.append(put(bucket, {WEIGHTS: whole(b"behind" * 1000)[WEIGHTS]}, prefix))
 
-    events = shared_connection().s3.meta.events
+    events = share_connection().s3.meta.events
     events.register("before-call.s3.GetObject", meddle)
     try:
         with pytest.raises(UnsafeCheckpointError, match=f"got another {WEIGHTS}"):

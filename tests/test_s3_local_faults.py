@@ -245,7 +245,7 @@ def test_certificates_that_can_be_read_are_used(
     store = S3Store.at(f"s3://{aws_env(moto_server).bucket}/certificates")
     store.put_over("a", b"1")
     assert store.names("") == ["a"]
-    assert store.root.connected.s3._endpoint.http_session._verify == certifi.where()
+    assert store.root.connection.s3._endpoint.http_session._verify == certifi.where()
 
 
 def test_a_disk_that_fails_while_it_is_flushed_is_not_passed_over(
@@ -256,8 +256,8 @@ def test_a_disk_that_fails_while_it_is_flushed_is_not_passed_over(
 
     monkeypatch.setattr(durable, "_FLUSH_SECONDS", 0.001)
     with (tmp_path / "file").open("wb") as file:
-        with durable.flushed_meanwhile(file):
+        with durable.flushing(file):
             time.sleep(0.05)  # the control: a disk that takes it
         monkeypatch.setattr(os, "fdatasync", full)
-        with pytest.raises(OSError, match="No space left"), durable.flushed_meanwhile(file):
+        with pytest.raises(OSError, match="No space left"), durable.flushing(file):
             time.sleep(0.05)

@@ -321,8 +321,8 @@ def test_an_object_that_somebody_else_copied_there_is_hashed(s3_store: S3Store, 
 def test_a_server_that_ignores_conditional_writes_is_refused(
     s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ):
-    connected = s3_store.root.connected
-    monkeypatch.setattr(connected, "once", connected.s3)  # sends no If-None-Match
+    connected = s3_store.root.connection
+    monkeypatch.setattr(connected, "create_only", connected.s3)  # sends no If-None-Match
     for attempt in (s3_store.check_writable, lambda: s3_store.put_new("a", b"")):
         with pytest.raises(StoreError, match="ignores conditional writes"):
             attempt()
@@ -379,16 +379,16 @@ def test_a_folder_signs_no_urls(tmp_path: Path):
 def test_the_standard_configuration_decides_how_to_retry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_store: S3Store
 ):
-    ours = s3_store.root.connected.s3.meta.config.retries
+    ours = s3_store.root.connection.s3.meta.config.retries
     assert (ours["mode"], ours["total_max_attempts"]) == ("standard", 6)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    by_environment = S3Store.at(s3_store.url).root.connected.s3.meta.config.retries
+    by_environment = S3Store.at(s3_store.url).root.connection.s3.meta.config.retries
     assert by_environment["total_max_attempts"] == 2
     monkeypatch.delenv("AWS_MAX_ATTEMPTS")
     (tmp_path / "config").write_text("[default]\nretry_mode = adaptive\nregion = eu-north-1\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    client = S3Store.at(s3_store.url).root.connected.s3
+    client = S3Store.at(s3_store.url).root.connection.s3
     assert client.meta.config.retries["mode"] == "adaptive"
     assert client.meta.region_name == "eu-north-1"
 

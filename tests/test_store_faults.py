@@ -176,7 +176,7 @@ STAYING: dict[str, tuple[Fault, type[StoreError], str]] = {
         StoreError,
         "set AWS_DEFAULT_REGION",
     ),
-    "not implemented": (status(501, "NotImplemented"), StoreError, "server can't do that"),
+    "not implemented": (status(501, "NotImplemented"), StoreError, "lacks the operation"),
     "something new": (status(418, "Teapot"), StoreError, "Teapot.*Nothing was changed"),
 }
 
@@ -265,7 +265,7 @@ def test_bytes_that_are_changed_on_their_way_up_are_refused_by_a_server_that_che
     faulty: Faulty, old: Conversion, new: Conversion, undisturbed: dict[str, str]
 ):
     faulty.fails(Rule("PUT", "partNumber", faults.CORRUPT_UPLOAD))
-    with pytest.raises(StoreUnavailableError, match="changed on their way"):
+    with pytest.raises(StoreUnavailableError, match="changed in transit"):
         publish(faulty.store, *new, channel="latest")
     assert faulty.met()
     assert not check_never_half(faulty.straight, new[0])

@@ -25,7 +25,7 @@ from tasks.fetch.source import CheckpointFile, Resolved, Wish, content_commit
 from tasks.fetch.verify import check_files
 from tracefleet.errors import StoreError
 from tracefleet.store.cache import cache_root
-from tracefleet.store.s3_client import download_config, shared_connection
+from tracefleet.store.s3_client import download_config, share_connection
 from tracefleet.store.s3_errors import LOST, client_errors, code_of, refusal_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class _Prefix:
 
     def __init__(self, source: str) -> None:
         self._root = source.removeprefix(_SCHEME)
-        self._connection = shared_connection()
+        self._connection = share_connection()
         self._files = self._connection.files
         self.refresh()
 

@@ -19,7 +19,7 @@ from tasks.errors import RequestError, first_line
 from tasks.fetch import hub_cache, s3
 from tasks.fetch.checkpoint import normalise_source
 from tracefleet.source import split
-from tracefleet.store.s3_client import shared_connection
+from tracefleet.store.s3_client import share_connection
 
 _MAGIC = re.compile(r"[*?]|\[[^]]+\]")
 _CONFIG = "config.json"
@@ -86,7 +86,7 @@ def _prefixes(source: str) -> list[str] | None:
     parent, _, pattern = plain.rpartition("/")
     _check_head(source, parent)
     with s3.explained(f"prefixes like {source!r}"):
-        files = shared_connection().files
+        files = share_connection().files
         if _is_checkpoint(files, plain):
             return None
         listed = files.ls(parent, detail=True)

@@ -14,7 +14,7 @@ import yaml
 from tasks.errors import RequestError, first_line
 from tasks.fetch.s3 import explained
 from tasks.request.mistakes import Mistake
-from tracefleet.store.s3_client import shared_connection
+from tracefleet.store.s3_client import share_connection
 
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -92,7 +92,7 @@ def _local(path: str) -> bytes:
 
 def _from_s3(url: str) -> bytes:
     with explained("an object", where=f"fleet file {url}: "):
-        data: bytes = shared_connection().files.cat_file(url)
+        data: bytes = share_connection().files.cat_file(url)
         return data
 
 

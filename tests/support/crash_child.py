@@ -92,7 +92,7 @@ class _Steps:
 
     def watch(self, store: Store) -> None:
         if isinstance(store, S3Store):
-            for client in (store.root.connected.s3, store.root.connected.once):
+            for client in (store.root.connection.s3, store.root.connection.create_only):
                 client.meta.events.register("before-send.s3", self._before)
                 client.meta.events.register("response-received.s3", self._after)
         else:

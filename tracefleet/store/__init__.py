@@ -1,7 +1,7 @@
-"""Stores: a root URL under which conversions, channels and reports lie.
+"""Stores: a root URL with conversions, channels and reports below it.
 
-The front doors are ``open_store`` for readers and ``open_writable`` for publishers; ``base`` says
-what every store promises.
+The front doors are ``open_store`` for readers and ``open_writable`` for publishers; ``base``
+defines the guarantees of every store.
 """
 
 from tracefleet.store.base import ReadableStore, Store, Stored, Upload

@@ -1,9 +1,9 @@
-"""Stores: a root URL under which conversions, channels and reports lie.
+"""Stores: a root URL with conversions, channels and reports below it.
 
 Publishers take a `Store` and write through ``put_new``, ``put_file`` and ``put_over``; readers
-take a `ReadableStore`. What every store promises: a file is visible whole or not at all,
-``put_new`` has one winner however many race, and what was put survives a power cut. Paths are
-relative to the root and can't leave it, not by ``..`` and not by a symbolic link.
+take a `ReadableStore`. Every store guarantees that a file is visible completely or not at all, that
+of concurrent ``put_new`` of one path exactly one succeeds, and that written files survive a power
+cut. Paths are relative to the root and can't leave it, neither by ``..`` nor by a symbolic link.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Stored:
     """A file in a store.
 
     Attributes:
-        path: relative to the store's root.
-        size: in bytes.
-        modified: seconds since the epoch, by the clock of whoever holds the store.
+        path: path relative to the store's root.
+        size: number of bytes.
+        modified: seconds since the epoch, by the store's clock.
     """
 
     path: str
@@ -34,10 +34,10 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A write that was begun and not finished: visible to nobody, but it takes up room.
+    """An unfinished write: not visible in the store, but it takes up space.
 
     Attributes:
-        path: what was being written, or for ``file://`` the temporary file itself.
+        path: path that is written; for ``file://`` the path of the temporary file.
         identifier: S3's upload id; empty for ``file://``.
         started: seconds since the epoch.
     """
@@ -48,7 +48,7 @@ class Upload:
 
 
 class ReadableStore(Protocol):
-    """What every store offers to readers; offline that is all there is."""
+    """The methods for readers, which every store has; an offline store has no others."""
 
     @property
     def url(self) -> str:
@@ -71,13 +71,13 @@ class ReadableStore(Protocol):
         """Yield every file below a folder, sorted by path, lazily.
 
         Args:
-            prefix: the folder.
-            after: start behind this path; it need not exist.
+            prefix: path of the folder.
+            after: path after which to start; it need not exist.
         """
         ...
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        """Write the bytes that the store itself holds, in order, into ``sink``, unchecked.
+        """Write a file's bytes from the store itself, not the cache, into ``sink``, unchecked.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -85,11 +85,11 @@ class ReadableStore(Protocol):
         ...
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
-        """Open a local file every byte of which was checked through the handle handed out.
+        """Open a local file after checking every byte through the handle that is returned.
 
         Raises:
             FileNotFoundError: there is no such file.
-            DigestMismatchError: the bytes are not those that ``sha256`` names.
+            DigestMismatchError: the bytes don't have the digest ``sha256``.
         """
         ...
 
@@ -98,17 +98,17 @@ class ReadableStore(Protocol):
 
         Raises:
             FileNotFoundError: there is no such file in the store.
-            DigestMismatchError: the bytes are not those that ``sha256`` names; ``target`` is
-                left behind, for the caller to remove.
+            DigestMismatchError: the bytes don't have the digest ``sha256``; the caller removes
+                ``target``.
         """
         ...
 
     def cache_selection(self, files: dict[str, bytes]) -> None:
-        """Keep small files that were read and checked, for when the store can't be reached."""
+        """Cache small files that were read and checked, for use when the store is unreachable."""
         ...
 
     def presign(self, path: str, *, seconds: int) -> str:
-        """Return a URL that lets anyone fetch a file for a time, without credentials.
+        """Return a URL from which anyone can download a file for a time, without credentials.
 
         Raises:
             StoreError: this kind of store has no such URLs.
@@ -117,41 +117,41 @@ class ReadableStore(Protocol):
 
 
 class Store(ReadableStore, Protocol):
-    """What a store offers to those who write."""
+    """The methods for readers and writers."""
 
     def check_writable(self) -> None:
-        """Return if the store can be written to and keeps its promises.
+        """Return if the store can be written to and gives the guarantees.
 
         Raises:
-            StoreError: it can't or doesn't, with the reason and the next step.
+            StoreError: it can't or doesn't; the message gives the reason and the next step.
         """
         ...
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Create ``path`` durably unless it is there; return whether this call created it."""
+        """Create ``path`` durably unless it exists; return whether this call created it."""
         ...
 
     def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
-        """Create the immutable file ``path`` from ``local``; skip it if it is there already.
+        """Create the immutable file ``path`` from ``local``; skip it if it exists.
 
         Raises:
-            DigestMismatchError: the bytes copied are not those that ``sha256`` names.
-            StoreError: other bytes stand under that path already, or writing failed.
+            DigestMismatchError: the copied bytes don't have the digest ``sha256``.
+            StoreError: the path exists with other bytes, or writing failed.
         """
         ...
 
     def put_over(self, path: str, data: bytes) -> None:
-        """Create or replace ``path`` atomically: for reports, never for files under a digest."""
+        """Create or replace ``path`` atomically: for reports, never for files with a digest."""
         ...
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove files; those that are gone already count as removed."""
+        """Remove files; missing ones count as removed."""
         ...
 
     def uploads(self) -> Iterator[Upload]:
-        """Yield the writes that were begun and not finished, those still running among them."""
+        """Yield the unfinished writes, including those that still run."""
         ...
 
     def abort(self, upload: Upload) -> None:
-        """Give back the room of an unfinished write; one that is gone already counts as done."""
+        """Free the space of an unfinished write; a missing one counts as aborted."""
         ...

@@ -1,4 +1,7 @@
-"""Files that last and folders that come and go: what ``tracefleet.store.folder`` is made of."""
+"""Durable files, and folders that other processes create and remove meanwhile.
+
+``tracefleet.store.folder`` and the cache are built on it.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,24 @@ _BLOCK_BYTES = 1 << 18
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        return _sha256(file)
+        return _hash_rest(file)
 
 
 def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedReader:
     """Open a file after a check of every byte through the handle that is returned.
 
     Args:
-        file: the file.
+        file: file to open.
         path: its path in the store, for the error.
-        size: in bytes.
-        sha256: what it must be.
+        size: expected number of bytes.
+        sha256: expected digest.
 
     Raises:
-        DigestMismatchError: the bytes are not the promised ones.
+        DigestMismatchError: the bytes don't have that digest.
     """
     handle = file.open("rb")
     try:
-        digest = _sha256(handle)
+        digest = _hash_rest(handle)
         check_digest(path, (size, sha256), (handle.tell(), digest))
         handle.seek(0)
     except BaseException:
@@ -50,8 +53,9 @@ def open_checked(file: Path, path: str, *, size: int, sha256: str) -> BufferedRe
     return handle
 
 
-def _sha256(file: BufferedReader) -> str:
-    """Digest what is left of a file; ``hashlib.file_digest`` is not on Inf1's Python 3.10."""
+def _hash_rest(file: BufferedReader) -> str:
+    """Return the sha256 of the rest of a file."""
+    # hashlib.file_digest came with Python 3.11; Inf1 hosts have 3.10.
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
     while size := file.readinto(buffer):
         digest.update(buffer[:size])
@@ -59,15 +63,16 @@ def _sha256(file: BufferedReader) -> str:
 
 
 def remove_empty(folder: Path, root: Path) -> None:
-    """Remove a folder and those above it as far as they are empty; the topmost ones stay."""
+    """Remove a folder and its parents while they are empty; the root and its folders stay."""
     with suppress(OSError):  # not empty, or another process was first
         while folder.parent.is_relative_to(root) and folder.parent != root:
             folder.rmdir()
             folder = folder.parent
 
 
-def created(temp: Path) -> BinaryIO:
-    """Create a file and its folder, which a `FileStore.remove` may take away in between."""
+def create_file(temp: Path) -> BinaryIO:
+    """Create a file and its folder."""
+    # Repeated: `FileStore.remove` may remove the empty folder before the file is created.
     for _ in range(100):
         with suppress(FileNotFoundError):
             make_folder(temp.parent)
@@ -76,38 +81,38 @@ def created(temp: Path) -> BinaryIO:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it; one that is there is fine, a file is not."""
+    """Create a folder and its parents unless they exist; a file at that path is an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        # Told apart from the FileExistsError of a lost race, which is no failure.
+        # Not FileExistsError: callers take that for a lost race, which is no failure.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
-def temp_in(folder: Path) -> Path:
-    """Return a name for a temporary file that nobody else has."""
+def name_temp(folder: Path) -> Path:
+    """Return a unique path for a temporary file."""
     return folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
 
 
 def discard(temp: Path) -> None:
-    """Remove a temporary file, if it was made at all."""
-    # Its folder may be a file: then nothing was made, and the first error says so.
+    """Remove a temporary file, if it exists."""
+    # Its folder may be a file: then it was never created, and creating it has raised the error.
     with suppress(NotADirectoryError):
         temp.unlink(missing_ok=True)
 
 
 def flush(file: BinaryIO) -> None:
-    """Make what was written to a file last."""
+    """Write a file's buffers to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextmanager
-def flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
-    """Bring a file to the disk while it is written, so that little is left for `flush`.
+def flushing(file: BinaryIO) -> Iterator[None]:
+    """Write a file's buffers to the disk while it is filled, so that little is left for `flush`.
 
     Raises:
-        OSError: the disk did not take it; the system tells that once, and to this thread.
+        OSError: the disk failed. The system reports that only once, and to the flushing thread.
     """
     done = threading.Event()
     failed: list[OSError] = []
@@ -131,7 +136,7 @@ def flushed_meanwhile(file: BinaryIO) -> Iterator[None]:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in a folder last: without it a new file can vanish in a power cut."""
+    """Write a folder's entries to the disk: without it a power cut can remove a new file."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -140,6 +145,6 @@ def sync(folder: Path) -> None:
 
 
 def free_bytes(root: Path) -> int:
-    """Return how much room the file system of a folder, which need not exist yet, has."""
-    folder = next(p for p in (root, *root.parents) if p.is_dir())
+    """Return the free bytes of a folder's file system; the folder need not exist yet."""
+    folder = next(parent for parent in (root, *root.parents) if parent.is_dir())
     return shutil.disk_usage(folder).free

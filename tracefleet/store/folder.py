@@ -1,7 +1,8 @@
-"""A store in a folder: the promises of ``tracefleet.store.base`` by temp file, fsync and hard link.
+"""A store in a folder: the guarantees of ``tracefleet.store.base`` by fsync and hard links.
 
-fsspec's own exclusive modes check first and write then, so that several racers win, and show half
-a file meanwhile; ``os.link`` of a finished file has one winner and shows it whole.
+Each file is written under a temporary name and then linked: ``os.link`` succeeds for exactly one of
+several writers. fsspec's exclusive modes check first and write later, so several writers succeed
+and readers see incomplete files.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from tracefleet.errors import StoreError
 from tracefleet.store.base import Stored, Upload
 from tracefleet.store.durable import (
     TEMP_PREFIX,
-    created,
+    create_file,
     discard,
     flush,
     free_bytes,
+    name_temp,
     open_checked,
     remove_empty,
     sha256_of,
     sync,
-    temp_in,
 )
 from tracefleet.store.streams import CheckedReader, CheckedSink, Sink, copy
 
@@ -37,7 +38,7 @@ class FileStore:
     """A folder. Safe for many processes on one file system that has hard links.
 
     Attributes:
-        root: the absolute folder; created by the first write.
+        root: absolute path of the folder; created by the first write.
     """
 
     root: Path
@@ -51,24 +52,24 @@ class FileStore:
         try:
             self._write(path, lambda file: file.write(data), len(data), os.link)
         except FileExistsError:
-            # The winner may not have come to its own fsync yet; what we report must last too.
-            with suppress(FileNotFoundError):  # removed already
-                sync(self._inside(path).parent)
+            # The other writer may not have called fsync yet, and the caller relies on the file.
+            with suppress(FileNotFoundError):  # removed meanwhile
+                sync(self._locate(path).parent)
             return False
         return True
 
     def put_file(self, path: str, local: Path, *, size: int, sha256: str) -> None:
-        if not self._inside(path).exists():
+        if not self._locate(path).exists():
             try:
                 with local.open("rb") as file:
                     reader = CheckedReader(path, file, size=size, sha256=sha256)
                     self._write(path, lambda sink: copy(reader, sink), size, os.link)
             except FileExistsError:
-                pass  # lost a race: what the winner put is compared below
+                pass  # another writer was first: its bytes are compared below
             else:
                 return
-        final = self._inside(path)
-        with self._explained(path, "compare"):
+        final = self._locate(path)
+        with self._translating_errors(path, "compare"):
             held = (final.stat().st_size, sha256_of(final))
             sync(final.parent)
         if held != (size, sha256):
@@ -82,38 +83,38 @@ class FileStore:
         self._write(path, lambda file: file.write(data), len(data), os.replace)
 
     def read(self, path: str) -> bytes:
-        with self._explained(path, "read"):
-            return self._inside(path).read_bytes()
+        with self._translating_errors(path, "read"):
+            return self._locate(path).read_bytes()
 
     def names(self, prefix: str) -> list[str]:
-        folder = self._inside(prefix) if prefix else self.root
-        with self._explained(prefix, "list"):
+        folder = self._locate_folder(prefix)
+        with self._translating_errors(prefix, "list"):
             try:
                 children = [child.name for child in folder.iterdir()]
             except FileNotFoundError:
                 return []
             except NotADirectoryError:
                 if self.root.is_dir():
-                    return []  # a file has no children; a root that is a file is an error
+                    return []  # a file has no children; but a root that is a file is an error
                 raise
         return sorted(name for name in children if not name.startswith(TEMP_PREFIX))
 
     def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
-        folder = self._inside(prefix) if prefix else self.root
-        with self._explained(prefix, "list"):
+        folder = self._locate_folder(prefix)
+        with self._translating_errors(prefix, "list"):
             if self.root.exists() and not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
-            yield from self._files(folder, f"{prefix}/" if prefix else "", after)
+            yield from self._walk_folder(folder, f"{prefix}/" if prefix else "", after)
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        with self._explained(path, "read"):
-            file = self._inside(path).open("rb")
+        with self._translating_errors(path, "read"):
+            file = self._locate(path).open("rb")
         with file:
             copy(file, sink)
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
-        with self._explained(path, "read"):
-            return open_checked(self._inside(path), path, size=size, sha256=sha256)
+        with self._translating_errors(path, "read"):
+            return open_checked(self._locate(path), path, size=size, sha256=sha256)
 
     def download_to(self, path: str, target: Path, *, size: int, sha256: str) -> None:
         with target.open("xb") as file:
@@ -123,37 +124,37 @@ class FileStore:
         sink.check(size=size, sha256=sha256)
 
     def cache_selection(self, files: dict[str, bytes]) -> None:
-        """Keep nothing: a folder is always at hand."""
+        """Do nothing: reading a folder needs no cache."""
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files, and folders that become empty."""
         for path in paths:
-            final = self._inside(path)
-            with self._explained(path, "remove"):
+            final = self._locate(path)
+            with self._translating_errors(path, "remove"):
                 final.unlink(missing_ok=True)
                 remove_empty(final.parent, self.root)
 
     def uploads(self) -> Iterator[Upload]:
         """Yield the temporary files."""
-        with self._explained("", "list"):
-            for temp in self._files(self.root, "", "", temps=True):
+        with self._translating_errors("", "list"):
+            for temp in self._walk_folder(self.root, "", "", temps=True):
                 yield Upload(path=temp.path, identifier="", started=temp.modified)
 
     def abort(self, upload: Upload) -> None:
         self.remove([upload.path])
 
     def presign(self, path: str, *, seconds: int) -> str:
-        """Refuse: a folder has no server that could sign."""
+        """Refuse: a folder has no server for which to sign URLs."""
         raise StoreError(
             f"{self.url}: expected an s3:// store, whose server can sign URLs; a folder has none. "
             "Pull without --presign."
         )
 
     def check_writable(self) -> None:
-        # The nearest folder that exists is tried, so that no empty store is left behind.
-        folder = next(p for p in (self.root, *self.root.parents) if p.exists())
-        first, second = temp_in(folder), temp_in(folder)
-        with self._explained("", "write to"):
+        # In the nearest folder that exists, so that the probe creates no empty store.
+        folder = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+        first, second = name_temp(folder), name_temp(folder)
+        with self._translating_errors("", "write to"):
             try:
                 with first.open("xb") as file:
                     file.write(b"probe")
@@ -163,7 +164,7 @@ class FileStore:
                 discard(first)
                 discard(second)
 
-    def _inside(self, path: str) -> Path:
+    def _locate(self, path: str) -> Path:
         final = self.root / check_relative(path)
         if not final.resolve().is_relative_to(self.root.resolve()):
             raise StoreError(
@@ -172,28 +173,32 @@ class FileStore:
             )
         return final
 
-    def _files(
+    def _locate_folder(self, prefix: str) -> Path:
+        return self._locate(prefix) if prefix else self.root
+
+    def _walk_folder(
         self, folder: Path, prefix: str, after: str, *, temps: bool = False
     ) -> Iterator[Stored]:
-        """Yield files in the order of their whole paths, as S3 does: ``a-b`` before ``a/b``.
+        """Yield files, or temporary files, in the order of their paths as on S3.
 
-        Other processes may remove files and folders meanwhile; temporary files are apart.
+        ``a-b`` comes before ``a/b``. Other processes may remove files and folders meanwhile.
         """
+        found = {}
         try:
             with os.scandir(folder) as entries:
-                # Links are not followed: they can lead round in circles, or out of the store.
-                found = {
-                    f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name: e for e in entries
-                }
+                for entry in entries:
+                    # Links are not followed: they may form circles, or lead out of the store.
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    found[f"{entry.name}/" if is_folder else entry.name] = entry
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted(found):
             path = f"{prefix}{name}"
             if name.endswith("/"):
                 if path > after or after.startswith(path):
-                    yield from self._files(folder / name, path, after, temps=temps)
+                    yield from self._walk_folder(folder / name, path, after, temps=temps)
             elif path > after and name.startswith(TEMP_PREFIX) == temps:
-                with suppress(FileNotFoundError):  # removed since the folder was read
+                with suppress(FileNotFoundError):  # removed since the folder was listed
                     stat = found[name].stat()
                     yield Stored(path=path, size=stat.st_size, modified=stat.st_mtime)
 
@@ -204,30 +209,32 @@ class FileStore:
         size: int,
         place: Callable[[Path, Path], None],
     ) -> None:
-        """Write a temporary file beside ``path``, make it last, then ``place`` it there."""
-        final = self._inside(path)
-        temp = temp_in(final.parent)
-        with self._explained(path, "write", needed=size):
-            made = [p for p in (final.parent, *final.parent.parents) if not p.exists()]
+        """Write a temporary file beside ``path``, flush it, then ``place`` it at ``path``."""
+        final = self._locate(path)
+        temp = name_temp(final.parent)
+        with self._translating_errors(path, "write", needed=size):
+            parents = (final.parent, *final.parent.parents)
+            missing = [folder for folder in parents if not folder.exists()]
             try:
-                with created(temp) as file:
+                with create_file(temp) as file:
                     fill(file)
                     flush(file)
                 place(temp, final)
             finally:
                 discard(temp)
-            # All the way up: a folder that another writer made a moment ago may not be synced.
-            up = [p for p in (final.parent, *final.parent.parents) if p.is_relative_to(self.root)]
-            for folder in dict.fromkeys([*up, *(p.parent for p in made)]):
+            # Up to the root: a folder that another writer has just created may not be synced yet.
+            changed = [folder for folder in parents if folder.is_relative_to(self.root)]
+            changed += [folder.parent for folder in missing]
+            for folder in dict.fromkeys(changed):
                 sync(folder)
 
     @contextmanager
-    def _explained(self, path: str, verb: str, *, needed: int = 0) -> Iterator[None]:
-        """Turn errors of the operating system into a StoreError that says what to do."""
+    def _translating_errors(self, path: str, verb: str, *, needed: int = 0) -> Iterator[None]:
+        """Turn errors of the operating system into a StoreError with the next step."""
         try:
             yield
         except (FileNotFoundError, FileExistsError):
-            raise  # part of the interface
+            raise  # part of the store's interface
         except OSError as error:
             where = f"{self.url}/{path}" if path else self.url
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

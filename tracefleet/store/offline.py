@@ -1,7 +1,7 @@
-"""A store on S3 without a network: what the cache holds of it, to be read alone.
+"""A store on S3 without a network: the part of it that is in the cache, for reading only.
 
-``open_store`` returns it under ``TRACEFLEET_OFFLINE=1``. What can be opened is what was opened
-before: its channel entry and manifest are mirrored in the cache, its files lie there by digest.
+``open_store`` returns it under ``TRACEFLEET_OFFLINE=1``. Conversions that were opened before can be
+opened: the cache mirrors their channel entries and manifests, and has their files by digest.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class OfflineStore:
     """See the module's docstring.
 
     Attributes:
-        of: URL of the store that it stands for.
-        cache: what is left of it.
+        of: URL of the store.
+        cache: cache that it is read from.
     """
 
     of: str
@@ -32,8 +32,8 @@ class OfflineStore:
 
     @property
     def url(self) -> str:
-        """The store's URL, and in every message what is meant by it."""
-        return f"{self.of} (offline: what the cache holds of it, TRACEFLEET_OFFLINE is set)"
+        """The store's URL with a note, for messages, that only the cache is read."""
+        return f"{self.of} (offline: from the cache alone, TRACEFLEET_OFFLINE is set)"
 
     @property
     def _mirror(self) -> FileStore:
@@ -49,7 +49,7 @@ class OfflineStore:
         return self._mirror.walk(prefix, after=after)
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        """Refuse: the store itself is not here."""
+        """Refuse: the store can't be reached."""
         raise self.refusal(f"to read {path} from the store itself")
 
     def open_checked(self, path: str, *, size: int, sha256: str) -> BufferedReader:
@@ -60,7 +60,7 @@ class OfflineStore:
         """
         handle = self.cache.find(size=size, sha256=sha256)
         if handle is None:
-            raise self.refusal(f"{path} from the cache, which does not hold it (any more)")
+            raise self.refusal(f"{path} in the cache, which doesn't have it or removed it")
         return handle
 
     def download_to(self, path: str, target: Path, *, size: int, sha256: str) -> None:
@@ -68,15 +68,15 @@ class OfflineStore:
             self.cache.place(handle, target, sha256=sha256)
 
     def cache_selection(self, files: dict[str, bytes]) -> None:
-        """Keep nothing: what can be selected here is in the cache."""
+        """Do nothing: whatever can be selected here is in the cache."""
 
     def presign(self, path: str, *, seconds: int) -> str:
-        """Refuse: only valid credentials sign."""
+        """Refuse: signing needs credentials and a server that accepts them."""
         raise self.refusal("to sign URLs")
 
     def refusal(self, expected: str) -> StoreError:
-        """Return the error for what needs the store itself."""
+        """Return the error for an operation that needs the store itself."""
         return StoreError(
-            f"{self.of}: expected {expected}, but TRACEFLEET_OFFLINE is set and only what was "
-            f"opened before can be opened, from {self.cache.root}. Unset it to reach the store."
+            f"{self.of}: expected {expected}, but TRACEFLEET_OFFLINE is set: only conversions that "
+            f"were opened before can be read, from {self.cache.root}. Unset it to use the store."
         )

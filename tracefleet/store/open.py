@@ -1,4 +1,4 @@
-"""A URL becomes a store: ``open_store`` to read, ``open_writable`` to publish."""
+"""Open the store at a URL: ``open_store`` to read, ``open_writable`` to publish."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _SUPPORTED = (
 
 
 def open_store(url: str | Path) -> ReadableStore:
-    """Return the store at ``url``, to be read; nothing is read yet.
+    """Return the store at ``url`` for reading; nothing is read yet.
 
-    With ``TRACEFLEET_OFFLINE=1`` a store on S3 is what the cache holds of it.
+    With ``TRACEFLEET_OFFLINE=1`` a store on S3 is read from the cache alone.
 
     Raises:
-        StoreError: the URL names no kind of store that this version knows.
+        StoreError: the URL is of no kind of store that this version knows.
     """
     return _open(url)
 
 
 def open_writable(url: str | Path, *, check: bool = True) -> Store:
-    """Return the store at ``url``, to be written to.
+    """Return the store at ``url`` for writing.
 
     Args:
-        url: of its root.
-        check: find out now whether writing works, by a probe; without it the first write does.
+        url: URL of its root.
+        check: whether to test writing now, by a probe; otherwise the first write does.
 
     Raises:
-        StoreError: the URL names no kind of store, or one that is offline or can't be written to.
+        StoreError: the URL is of no kind of store, or the store is offline or not writable.
     """
     store = _open(url)
     if isinstance(store, OfflineStore):
@@ -51,18 +51,18 @@ def _open(url: str | Path) -> FileStore | S3Store | OfflineStore:
     text = str(url)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return FileStore(root=_absolute(text, text))
+        return FileStore(root=_to_absolute(text, text))
     if scheme == "file":
         if not rest.startswith(("/", "./", "../")):
             raise StoreError(f"store {text!r}: expected {_SUPPORTED}; file:// takes no host name")
-        return FileStore(root=_absolute(unquote(rest), text))
+        return FileStore(root=_to_absolute(unquote(rest), text))
     if scheme == "s3":
         store = S3Store.at(text)
         return OfflineStore(of=store.url, cache=store.cache) if is_offline() else store
     raise StoreError(f"store {text!r}: unknown scheme {scheme!r}, expected {_SUPPORTED}")
 
 
-def _absolute(path: str, url: str) -> Path:
+def _to_absolute(path: str, url: str) -> Path:
     if not path:
         raise StoreError(f"store {url!r}: the path is empty, expected {_SUPPORTED}")
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links

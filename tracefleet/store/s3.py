@@ -1,9 +1,9 @@
-"""A store on S3 or on any server that speaks its API and honours ``If-None-Match: *``.
+"""A store on S3, or on any server that has its API and honours ``If-None-Match: *``.
 
-Promises of ``tracefleet.store.base`` by conditional writes: an object is visible whole or not at
-all, and of many that create one key exactly one wins. Files are hashed while they are sent, and
-what they were hashed to stands in their metadata. Where a server does not check what it receives,
-each file is read back before it counts as put.
+It gives the guarantees of ``tracefleet.store.base`` by conditional writes: an object is visible
+completely or not at all, and of several writers that create one key exactly one succeeds. Files are
+hashed while they are uploaded, and their digest is in their metadata. If a server does not check
+what it receives, each file is read back after its upload.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tracefleet.store.base import Stored, Upload
 from tracefleet.store.cache import Cache
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3_bucket import Bucket
-from tracefleet.store.s3_client import presigning_client
-from tracefleet.store.s3_errors import LOST, code_of, explained
+from tracefleet.store.s3_client import make_presigning_client
+from tracefleet.store.s3_errors import LOST, code_of, translating_errors
 from tracefleet.store.s3_upload import put_file
 from tracefleet.store.streams import Sink
 
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from botocore.config import Config
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-#: SigV4 URLs live for a week at most (S3 User Guide, "Presigned URL expiration").
+#: SigV4 URLs are valid for at most a week (S3 User Guide, "Presigned URL expiration").
 _LONGEST_PRESIGN = 7 * 24 * 3600
 
-#: Keys in the first request of a listing; S3 gives 1,000 in each of the others.
+#: Keys in the first page of a listing; the others have 1,000. Servers need long for a thousand
+#: keys, and a reader of the first few should not wait for them.
 _FIRST_KEYS = 50
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class S3Store:
     """A prefix of a bucket. Safe for many machines at once.
 
     Attributes:
-        root: the bucket and prefix.
-        cache: where downloads go.
+        root: bucket and prefix.
+        cache: cache of downloads.
     """
 
     root: Bucket
@@ -58,8 +59,8 @@ class S3Store:
         """Return the store at ``s3://bucket/prefix``.
 
         Args:
-            url: of its root.
-            config: of botocore, over ours and the environment's: timeouts, for example.
+            url: URL of its root.
+            config: configuration of botocore that overrides ours and the environment's.
 
         Raises:
             StoreError: the URL is malformed.
@@ -79,7 +80,7 @@ class S3Store:
         return self.root.url
 
     def check_writable(self) -> None:
-        """Probe conditional writes, which leaves one tiny object under ``probe/``."""
+        """Probe conditional writes; this leaves one tiny object under ``probe/``."""
         self.root.check_conditions()
         logger.debug("%s: checks what it receives: %s", self.url, self.root.checks_what_it_receives)
 
@@ -91,12 +92,12 @@ class S3Store:
         put_file(self.root, path, local, size=size, sha256=sha256)
 
     def put_over(self, path: str, data: bytes) -> None:
-        with explained(self.root.at(path), "PutObject"):
-            self.root.connected.s3.put_object(Body=data, **self.root.written(path))
+        with translating_errors(self.root.at(path), "PutObject"):
+            self.root.connection.s3.put_object(Body=data, **self.root.write_arguments(path))
 
     def read(self, path: str) -> bytes:
-        with explained(self.root.at(path), "GetObject"):
-            data: bytes = self.root.connected.files.cat_file(
+        with translating_errors(self.root.at(path), "GetObject"):
+            data: bytes = self.root.connection.files.cat_file(
                 f"{self.root.name}/{self.root.key(path)}"
             )
         return data
@@ -104,31 +105,29 @@ class S3Store:
     def names(self, prefix: str) -> list[str]:
         folder = f"{self.root.name}/{self.root.key(prefix)}".rstrip("/")
         try:
-            with explained(self.root.at(prefix), "ListObjectsV2"):
-                listed = self.root.connected.files.ls(folder, detail=False)
+            with translating_errors(self.root.at(prefix), "ListObjectsV2"):
+                listed = self.root.connection.files.ls(folder, detail=False)
         except FileNotFoundError:
             return []
         # A file has no children: it is listed as itself.
         return sorted(path.rpartition("/")[2] for path in listed if path != folder)
 
     def walk(self, prefix: str, *, after: str = "") -> Iterator[Stored]:
-        """Yield every file below a folder: one request for each thousand."""
-        where = {
-            "Bucket": self.root.name,
-            "Prefix": f"{self.root.key(prefix)}/" if prefix else self.root.key(""),
-            **({"StartAfter": self.root.key(after)} if after else {}),
-        }
-        with explained(self.root.at(prefix), "ListObjectsV2"):
-            s3 = self.root.connected.s3
-            # Servers take their time for a thousand keys; who wants the first few has them soon.
+        """Yield every file below a folder, with one request for each thousand."""
+        below = f"{self.root.key(prefix)}/" if prefix else self.root.key("")
+        where = {"Bucket": self.root.name, "Prefix": below}
+        if after:
+            where["StartAfter"] = self.root.key(after)
+        with translating_errors(self.root.at(prefix), "ListObjectsV2"):
+            s3 = self.root.connection.s3
             first = s3.list_objects_v2(MaxKeys=_FIRST_KEYS, **where)
-            yield from self._stored(first)
+            yield from self._list_page(first)
             if first["IsTruncated"]:
                 where["StartAfter"] = first["Contents"][-1]["Key"]
                 for page in s3.get_paginator("list_objects_v2").paginate(**where):
-                    yield from self._stored(page)
+                    yield from self._list_page(page)
 
-    def _stored(self, page: dict[str, Any]) -> Iterator[Stored]:
+    def _list_page(self, page: dict[str, Any]) -> Iterator[Stored]:
         for found in page.get("Contents", ()):
             yield Stored(
                 path=self.root.path(found["Key"]),
@@ -151,7 +150,7 @@ class S3Store:
 
     def cache_selection(self, files: dict[str, bytes]) -> None:
         mirror = FileStore(root=self.cache.mirror(self.url))
-        with suppress(StoreError):  # a read-only cache serves what it holds
+        with suppress(StoreError):  # a read-only cache is usable for reading
             for path, data in files.items():
                 mirror.put_over(path, data)
 
@@ -159,7 +158,7 @@ class S3Store:
         self.root.remove(paths)
 
     def uploads(self) -> Iterator[Upload]:
-        return self.root.unfinished(self.root.key(""))
+        return self.root.list_unfinished(self.root.key(""))
 
     def abort(self, upload: Upload) -> None:
         self.root.abort(upload)
@@ -168,14 +167,14 @@ class S3Store:
         """Return a URL signed with these credentials.
 
         Raises:
-            StoreError: more than a week, or no credentials.
+            StoreError: the time is more than a week, or there are no credentials.
         """
         if not 0 < seconds <= _LONGEST_PRESIGN:
             raise StoreError(
                 f"presigned URLs: expected 1 to {_LONGEST_PRESIGN} seconds (a week), got {seconds}"
             )
-        with explained(self.root.at(path), "GetObject"):
-            url: str = presigning_client(self.root.config).generate_presigned_url(
+        with translating_errors(self.root.at(path), "GetObject"):
+            url: str = make_presigning_client(self.root.config).generate_presigned_url(
                 "get_object",
                 Params={"Bucket": self.root.name, "Key": self.root.key(path)},
                 ExpiresIn=seconds,
@@ -183,15 +182,17 @@ class S3Store:
         return url
 
     def _create(self, path: str, data: bytes) -> bool:
-        with explained(self.root.at(path), "PutObject"):
+        with translating_errors(self.root.at(path), "PutObject"):
             try:
-                self.root.connected.once.put_object(Body=data, **self.root.written(path))
+                self.root.connection.create_only.put_object(
+                    Body=data, **self.root.write_arguments(path)
+                )
             except Exception as error:
                 if code_of(error) not in LOST:
                     raise
             else:
                 return True
-        # The answer to a write that won can get lost, and its retry is refused: whose is it?
+        # If the response to a successful write is lost, its retry is refused: compare the bytes.
         try:
             return self.read(path) == data
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A prefix of a bucket: clients, keys, and what the server behind it can be relied on for.
+"""A prefix of a bucket: clients, keys, transfers, and probes of the server's guarantees.
 
 ``tracefleet.store.s3`` and ``tracefleet.store.s3_upload`` are built on it.
 """
@@ -18,7 +18,7 @@ from tracefleet.canonical import check_relative
 from tracefleet.errors import StoreError
 from tracefleet.store.base import Upload
 from tracefleet.store.s3_client import Connection, download_config
-from tracefleet.store.s3_errors import LOST, code_of, explained, refusal_for
+from tracefleet.store.s3_errors import LOST, code_of, refusal_for, translating_errors
 from tracefleet.store.streams import ArrivingFile, Sink
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _PROBE = "probe/conditional-write"
 _WRONG = "probe/wrong-checksum"
-#: What servers answer to bytes that do not have the checksum sent with them.
-_REFUSED_CHECKSUM = {"BadDigest", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch"}
+#: Error codes of servers for bytes that don't have the checksum sent with them.
+_CHECKSUM_REFUSALS = {"BadDigest", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch"}
 
 #: S3 User Guide, "Deleting multiple objects".
 _DELETE_AT_ONCE = 1000
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bucket:
-    """Where a store lies on S3.
+    """A bucket and a prefix of keys in it.
 
     Attributes:
-        name: the bucket's.
-        prefix: what every key begins with, without slashes around; may be empty.
-        config: of botocore, over ours and the environment's: timeouts, for example.
+        name: name of the bucket.
+        prefix: prefix of every key, without slashes at its ends; may be empty.
+        config: configuration of botocore that overrides ours and the environment's.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Bucket:
     _connections: dict[int, Connection] = field(default_factory=dict, init=False, repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Leave the clients behind: each process connects by itself."""
+        """Pickle without the clients: each process makes its own."""
         make = functools.partial(Bucket, name=self.name, prefix=self.prefix, config=self.config)
         return make, ()
 
     @property
     def url(self) -> str:
-        """As an ``s3://`` URL."""
+        """The bucket and prefix as an ``s3://`` URL."""
         return f"s3://{self.name}/{self.prefix}".rstrip("/")
 
     def key(self, path: str) -> str:
-        """Return the key of a path below the prefix; ``""`` gives what all keys begin with.
+        """Return the key of a path below the prefix; of ``""``, the beginning of all keys.
 
         Raises:
             ManifestError: the path could leave the prefix.
@@ -78,22 +78,24 @@ class Bucket:
         return key[len(self.key("")) :]
 
     @property
-    def connected(self) -> Connection:
+    def connection(self) -> Connection:
         """This process's clients."""
         process = os.getpid()  # s3fs refuses to be used across a fork
         if process not in self._connections:
-            with explained(self.url, "connect"):
+            with translating_errors(self.url, "connect"):
                 self._connections[process] = Connection(self.config)
         return self._connections[process]
 
     @functools.cached_property
     def _honours_conditions(self) -> bool:
-        """Whether a second conditional write of one key is refused; asked once a process."""
+        """Whether a second conditional write of one key is refused; probed once a process."""
         data = b"tracefleet checks here that this server honours If-None-Match: *\n"
-        with explained(self.at(_PROBE), "PutObject"):
+        with translating_errors(self.at(_PROBE), "PutObject"):
             for _ in range(2):
                 try:
-                    self.connected.once.put_object(Body=data, **self.written(_PROBE))
+                    self.connection.create_only.put_object(
+                        Body=data, **self.write_arguments(_PROBE)
+                    )
                 except Exception as error:
                     if code_of(error) not in LOST:
                         raise
@@ -108,63 +110,63 @@ class Bucket:
         """
         if not self._honours_conditions:
             raise StoreError(
-                f"{self.at(_PROBE)}: PutObject with If-None-Match: * expected 412 for a key that "
-                "is there, got success: this server ignores conditional writes, so publishers "
+                f"{self.at(_PROBE)}: PutObject with If-None-Match: * expected 412 for an existing "
+                "key, got success: this server ignores conditional writes, so publishers "
                 "could overwrite each other. Nothing was published; use AWS S3 or a server that "
                 "honours them."
             )
 
     @functools.cached_property
     def checks_what_it_receives(self) -> bool:
-        """Whether bytes that do not have the checksum sent with them are refused."""
+        """Whether bytes that don't have the checksum sent with them are refused."""
         wrong = {"Body": b"tracefleet", "ChecksumCRC32": "AAAAAA=="}
-        with explained(self.at(_WRONG), "PutObject"):
+        with translating_errors(self.at(_WRONG), "PutObject"):
             try:
-                self.connected.s3.put_object(**self.written(_WRONG), **wrong)
+                self.connection.s3.put_object(**self.write_arguments(_WRONG), **wrong)
             except Exception as error:
-                if code_of(error) not in _REFUSED_CHECKSUM:
+                if code_of(error) not in _CHECKSUM_REFUSALS:
                     raise
                 return True
         logger.info("%s does not check what it receives: files are read back", self.url)
-        with suppress(StoreError):  # not every publisher may remove
+        with suppress(StoreError):  # a publisher may lack the right to remove
             self.remove([_WRONG])
         return False
 
     def copy_out(self, path: str, sink: Sink) -> None:
-        """Write an object into ``sink``: parallel ranges of one version of it, put in order."""
+        """Download an object into ``sink``, in parallel ranges that are put in order."""
         self._download(path, _InOrder(sink))
 
     def fetch(self, path: str, file: ArrivingFile) -> None:
-        """Write an object into a file: parallel ranges of one version of it, as they come."""
+        """Download an object into a file, in parallel ranges as they arrive."""
         self._download(path, _AnyOrder(file))
 
     def _download(self, path: str, target: _InOrder) -> None:
         try:
-            with explained(self.at(path), "GetObject"):
-                self.connected.s3.download_fileobj(
+            with translating_errors(self.at(path), "GetObject"):
+                self.connection.s3.download_fileobj(
                     self.name, self.key(path), target, Config=download_config()
                 )
         except StoreError:
             if target.error is not None:
-                raise target.error from None  # where it was written to failed, not the store
+                raise target.error from None  # writing the target failed, not the store
             raise
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Remove objects; those that are gone already count as removed."""
+        """Remove objects; missing ones count as removed."""
         keys = [{"Key": self.key(path)} for path in paths]
         for start in range(0, len(keys), _DELETE_AT_ONCE):
             batch = {"Objects": keys[start : start + _DELETE_AT_ONCE], "Quiet": True}
-            with explained(self.url, "DeleteObjects"):
-                answer = self.connected.s3.delete_objects(Bucket=self.name, Delete=batch)
-            for failed in answer.get("Errors", ()):
-                code, said = str(failed.get("Code")), f" ({failed.get('Message')})"
-                refusal = refusal_for(code, "DeleteObjects", said)
+            with translating_errors(self.url, "DeleteObjects"):
+                response = self.connection.s3.delete_objects(Bucket=self.name, Delete=batch)
+            for failed in response.get("Errors", ()):
+                message = f" ({failed.get('Message')})"
+                refusal = refusal_for(str(failed.get("Code")), "DeleteObjects", message)
                 raise refusal.as_error(f"s3://{self.name}/{failed.get('Key')}")
 
-    def unfinished(self, key: str) -> Iterator[Upload]:
-        """Yield the multipart uploads below a key that were begun and not completed."""
-        with explained(self.url, "ListMultipartUploads"):
-            pages = self.connected.s3.get_paginator("list_multipart_uploads")
+    def list_unfinished(self, key: str) -> Iterator[Upload]:
+        """Yield the unfinished multipart uploads below a key."""
+        with translating_errors(self.url, "ListMultipartUploads"):
+            pages = self.connection.s3.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self.name, Prefix=key):
                 for found in page.get("Uploads", ()):
                     yield Upload(
@@ -174,29 +176,32 @@ class Bucket:
                     )
 
     def abort(self, upload: Upload) -> None:
-        """Abort a multipart upload; one that is gone already counts as aborted."""
-        with suppress(FileNotFoundError), explained(self.at(upload.path), "AbortMultipartUpload"):
+        """Abort a multipart upload; a missing one counts as aborted."""
+        with (
+            suppress(FileNotFoundError),
+            translating_errors(self.at(upload.path), "AbortMultipartUpload"),
+        ):
             try:
-                self.connected.s3.abort_multipart_upload(
+                self.connection.s3.abort_multipart_upload(
                     Bucket=self.name, Key=self.key(upload.path), UploadId=upload.identifier
                 )
             except Exception as error:
                 if code_of(error) != "NoSuchUpload":
                     raise
 
-    def written(self, path: str) -> dict[str, Any]:
-        """Return what every write of a path carries."""
+    def write_arguments(self, path: str) -> dict[str, Any]:
+        """Return the request's arguments that every write of a path has."""
         media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return {
             "Bucket": self.name,
             "Key": self.key(path),
             "ContentType": media_type,
-            **self.connected.extra,
+            **self.connection.extra,
         }
 
 
 class _InOrder:
-    """Shows the transfer client a target that can't seek, so that bytes come in order."""
+    """A target that can't seek, for which the transfer client puts the bytes in order."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -211,7 +216,7 @@ class _InOrder:
 
 
 class _AnyOrder(_InOrder):
-    """Shows it one that can, so that nothing has to wait in memory for its turn."""
+    """A target that can seek, for which nothing waits in memory to be put in order."""
 
     def __init__(self, file: ArrivingFile) -> None:
         super().__init__(file)

@@ -1,11 +1,10 @@
-"""Clients for S3, configured by the standard AWS environment and files and by nothing else.
+"""Clients for S3, configured by nothing but the standard AWS environment and files.
 
-boto3's classic transfer client moves every artifact and does what needs S3 itself; s3fs is the
-file view: listing a folder, reading something small. Endpoint, region, profile, role, retries,
-checksums and addressing come from the ``AWS_*`` variables and ``~/.aws``. Encryption is the
-bucket's default; another KMS key is named once in fsspec's own configuration
-(``s3_additional_kwargs``), which s3fs reads and which is honoured for every write here. No ACL is
-ever sent: buckets of today refuse them.
+boto3's classic transfer client transfers every artifact and makes the conditional writes; s3fs
+lists folders and reads small files. Endpoint, region, profile, role, retries, checksums and
+addressing come from the ``AWS_*`` variables and ``~/.aws``. Encryption is the bucket's default. For
+another KMS key, set ``s3_additional_kwargs`` in fsspec's own configuration, which s3fs reads and
+which every write here honours. No ACL is sent: new buckets refuse ACLs.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ if TYPE_CHECKING:
     from botocore.config import Config
     from botocore.session import Session
 
-#: Upload and download in pieces of this size: large enough that a request's overhead vanishes,
-#: and above S3's minimum of 5 MiB for a part.
+#: Size of an uploaded part: large enough that a request's overhead does not matter, and above S3's
+#: minimum of 5 MiB.
 PART_BYTES = 16 << 20
-#: Download in ranges of this size: measured, larger ones take a third longer on loopback.
+#: Size of a downloaded range. Measured: larger ones take a third longer on loopback.
 RANGE_BYTES = 8 << 20
-#: S3 takes 10,000 parts at most (S3 User Guide, "Amazon S3 multipart upload limits").
+#: S3 accepts at most 10,000 parts (S3 User Guide, "Amazon S3 multipart upload limits").
 _MOST_PARTS = 10_000
-#: Pieces in memory at once, in bytes: what bounds a transfer of any size.
+#: Most bytes of parts in memory at once, whatever the size of the transfer.
 _IN_FLIGHT_BYTES = 160 << 20
 _THREADS = 8
-#: Measured: with 'standard' and 6 attempts every transport fault tried was survived.
+#: Measured: transfers survived every transport fault of the tests in mode 'standard' with 6.
 _ATTEMPTS = 6
 _RETRIES = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-#: What botocore reads as a whole number; where it can't, its error names no setting.
+#: Settings that botocore reads as whole numbers; its own error for others names no setting.
 _NUMBERS = {
     "max_attempts": "AWS_MAX_ATTEMPTS",
     "metadata_service_timeout": "AWS_METADATA_SERVICE_TIMEOUT",
@@ -48,53 +47,54 @@ _ENCRYPTION = ("ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext")
 
 
 class Connection:
-    """The clients of one process, each made when it is first used: that takes its time."""
+    """The clients of one process, each created at its first use because creation is slow."""
 
     def __init__(self, config: Config | None = None) -> None:
         """Read the AWS configuration; nothing is sent.
 
         Args:
-            config: of botocore; goes over ours and the environment's.
+            config: configuration of botocore that overrides ours and the environment's.
 
         Raises:
             StoreError: boto3 or s3fs is not installed, or a setting can't be used.
-            ProfileNotFound, ConfigParseError: the AWS configuration is wrong (botocore).
+            ProfileNotFound: the AWS configuration has no such profile (botocore's error).
+            ConfigParseError: the AWS configuration can't be read (botocore's error).
         """
         try:
             import boto3
         except ImportError as error:
-            raise _not_installed(error) from error
-        core = _checked_session()
-        own = _own_config(core)
+            raise _install_refusal(error) from error
+        core = _open_session()
+        own = _build_config(core)
         self._config = own.merge(config) if config else own
         self._session = boto3.Session(botocore_session=core)
 
     @functools.cached_property
     def s3(self) -> Any:
-        """boto3's client."""
+        """Client of boto3."""
         return self._session.client("s3", config=self._config)
 
     @functools.cached_property
-    def once(self) -> Any:
-        """Another one, whose PutObject and CompleteMultipartUpload only ever create."""
-        return _creating(self._session.client("s3", config=self._config))
+    def create_only(self) -> Any:
+        """Client of boto3 whose writes only create objects and never replace one."""
+        return _make_create_only(self._session.client("s3", config=self._config))
 
     @functools.cached_property
     def files(self) -> Any:
-        """s3fs' file view."""
+        """File system of s3fs."""
         try:
             import s3fs
         except ImportError as error:
-            raise _not_installed(error) from error
+            raise _install_refusal(error) from error
         settings = {
             name: getattr(self._config, name)
             for name in ("connect_timeout", "read_timeout", "max_pool_connections")
         }
         if self._config.retries is not None:
-            # s3fs retries five times by itself what is below it: two attempts each are enough.
+            # s3fs itself retries each request five times: two attempts of botocore each suffice.
             settings["retries"] = {**self._config.retries, "total_max_attempts": 2}
-        # Cached listings hide what others write; cached instances keep an old endpoint. With more
-        # than one stream a file each read would ask for the file's size first.
+        # Cached listings hide other writers' files; cached instances keep an old endpoint. With a
+        # higher concurrency each read would first request the file's size.
         return s3fs.S3FileSystem(
             use_listings_cache=False,
             skip_instance_cache=True,
@@ -104,41 +104,40 @@ class Connection:
 
     @functools.cached_property
     def extra(self) -> dict[str, str]:
-        """What goes with every write: encryption."""
+        """The arguments for encryption that every write has."""
         given = self.files.s3_additional_kwargs
         return {name: value for name, value in given.items() if name in _ENCRYPTION}
 
 
-def shared_connection() -> Connection:
-    """Return clients to read from any bucket; a fleet has a thousand, and each would cost 0.2 s.
-
-    They are others in another process, with other settings, and once in a while: credentials in
-    files change.
+def share_connection() -> Connection:
+    """Return clients that read from any bucket, shared within this process.
 
     Raises:
         StoreError: boto3 is not installed, or a setting can't be used.
     """
+    # Shared because a fleet has a thousand sources and creating clients takes 0.2 s. Renewed with
+    # the settings, and from time to time because credentials in files change.
     settings = frozenset(item for item in os.environ.items() if item[0].startswith(_SETTINGS))
-    return _connection(os.getpid(), settings, int(time.monotonic() // _KEEP_SECONDS))
+    return _connect(os.getpid(), settings, int(time.monotonic() // _KEEP_SECONDS))
 
 
 @functools.lru_cache(maxsize=1)
-def _connection(_pid: int, _settings: frozenset[tuple[str, str]], _period: int) -> Connection:
+def _connect(_pid: int, _settings: frozenset[tuple[str, str]], _period: int) -> Connection:
     return Connection()
 
 
-def _not_installed(error: ImportError) -> StoreError:
+def _install_refusal(error: ImportError) -> StoreError:
     return StoreError(
         f"s3:// stores need boto3 and s3fs, got: {error}. Install them: "
         "pip install 'tracefleet[s3]'"
     )
 
 
-def _checked_session() -> Session:
-    """Return a session, after a look at the settings whose errors would not name them later.
+def _open_session() -> Session:
+    """Return a session after checking the settings that botocore's own errors would not name.
 
     Raises:
-        StoreError: a number that is none, or certificates that can't be read.
+        StoreError: a number can't be parsed, or certificates can't be read.
     """
     import botocore.session
 
@@ -152,7 +151,8 @@ def _checked_session() -> Session:
                 f"{variable}: expected a whole number, got {got!r}. Correct or unset it, or "
                 f"{name} in the AWS configuration file."
             ) from error
-    if bundle := core.get_config_variable("ca_bundle"):
+    bundle = core.get_config_variable("ca_bundle")
+    if bundle:
         try:
             ssl.create_default_context(cafile=bundle)
         except OSError as error:
@@ -163,7 +163,7 @@ def _checked_session() -> Session:
     return core
 
 
-def _own_config(core: Session) -> Config:
+def _build_config(core: Session) -> Config:
     from botocore.config import Config
 
     return Config(
@@ -171,23 +171,24 @@ def _own_config(core: Session) -> Config:
         read_timeout=60,
         max_pool_connections=2 * _THREADS,
         tcp_keepalive=True,
-        retries=_retries(core),
+        retries=_choose_retries(core),
     )
 
 
-def presigning_client(config: Config | None = None) -> Any:
-    """Return a client that signs URLs by SigV4: by itself boto3 may still choose SigV2 here."""
+def make_presigning_client(config: Config | None = None) -> Any:
+    """Return a client that signs URLs by SigV4."""
     import boto3
     from botocore.config import Config
 
+    # By default boto3 may still choose SigV2 for URLs.
     signing = Config(signature_version="s3v4")
-    # A session of its own: boto3's default one keeps the first credentials that it met.
-    session = boto3.session.Session(botocore_session=_checked_session())
+    # A new session: boto3's default one keeps the first credentials that it found.
+    session = boto3.session.Session(botocore_session=_open_session())
     return session.client("s3", config=config.merge(signing) if config else signing)
 
 
 def transfer_config(size: int) -> TransferConfig:
-    """Return how to send ``size`` bytes: pieces sized to it, a bounded number of them at once."""
+    """Return the configuration for uploading ``size`` bytes in bounded memory."""
     from boto3.s3.transfer import TransferConfig
 
     part = max(PART_BYTES, -(-size // (_MOST_PARTS << 20)) << 20)  # whole MiB
@@ -197,8 +198,8 @@ def transfer_config(size: int) -> TransferConfig:
         max_concurrency=_THREADS,
         io_chunksize=1 << 20,
         max_io_queue=32,
-        # Never 'auto': where awscrt is installed, on the very hosts that have Neuron devices, it
-        # sends everything to AWS whatever endpoint is configured (boto3 issue 4839).
+        # Never 'auto': with awscrt, which hosts with Neuron devices have, everything goes to AWS,
+        # whatever endpoint is configured (boto3 issue 4839).
         preferred_transfer_client="classic",
     )
     config.max_in_memory_upload_chunks = max(1, _IN_FLIGHT_BYTES // part)
@@ -207,37 +208,36 @@ def transfer_config(size: int) -> TransferConfig:
 
 
 def download_config() -> TransferConfig:
-    """Return how to fetch a file of any size in parallel ranges."""
+    """Return the configuration for downloading a file of any size in parallel ranges."""
     config = transfer_config(0)
     config.multipart_threshold = config.multipart_chunksize = RANGE_BYTES
     return config
 
 
-def _retries(session: Session) -> dict[str, Any] | None:
-    """Return our retries, None where the environment or the AWS files say how to retry."""
+def _choose_retries(session: Session) -> dict[str, Any] | None:
+    """Return our retries; None: the environment or the AWS files configure retries."""
     named = {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys()
     scoped = {"retry_mode", "max_attempts"} & session.get_scoped_config().keys()
     return None if named or scoped else dict(_RETRIES)
 
 
-def _creating(client: Any) -> Any:
-    """Make a client's writes conditional: its transfers take no IfNoneMatch by themselves."""
+def _make_create_only(client: Any) -> Any:
+    """Make a client's writes conditional."""
+    # By events, because boto3's transfers take no argument IfNoneMatch.
 
-    def only_create(params: dict[str, Any], **_: object) -> None:
+    def add_condition(params: dict[str, Any], **_: object) -> None:
         params["IfNoneMatch"] = "*"
 
     for operation in ("PutObject", "CompleteMultipartUpload"):
-        client.meta.events.register(f"provide-client-params.s3.{operation}", only_create)
-    client.meta.events.register("needs-retry.s3", _again_after_conflict)
+        client.meta.events.register(f"provide-client-params.s3.{operation}", add_condition)
+    client.meta.events.register("needs-retry.s3", _retry_conflict)
     return client
 
 
-def _again_after_conflict(response: Any, attempts: int, **_: object) -> float | None:
-    """Retry a conditional write that met another one under way, as the S3 API asks for.
-
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, "If-None-Match": 409
-    ConditionalRequestConflict is to be retried. botocore does not do it by itself.
-    """
+def _retry_conflict(response: Any, attempts: int, **_: object) -> float | None:
+    """Return the delay after which to retry a conditional write that conflicted with another."""
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html, "If-None-Match": 409
+    # ConditionalRequestConflict is to be retried. botocore doesn't.
     code = response[1].get("Error", {}).get("Code") if response else None
     if code == "ConditionalRequestConflict" and attempts < _ATTEMPTS:
         return float(0.1 * 2**attempts)

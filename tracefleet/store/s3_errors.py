@@ -1,9 +1,9 @@
-"""What S3 refuses, in words that help: bucket, key, verb, what was got and what to do next.
+"""Errors of S3 with bucket, key, operation, what was got and the next step.
 
-``explained`` stands around every request of ``tracefleet.store.s3``; sources and fleet files on S3
-read the same table through ``refusal_of``. Error codes are those of the S3 API reference, "Error
-responses". What may pass by itself (the client library's own retries are used up by then) becomes
-`StoreUnavailableError`, which Prefect retries; the rest becomes `StoreError`.
+``translating_errors`` wraps every request of ``tracefleet.store.s3``; sources and fleet files on S3
+use the same table through ``refusal_of``. Error codes are those of the S3 API reference, "Error
+responses". Transient errors become `StoreUnavailableError`, which Prefect retries (the client
+library's own retries are used up by then); others become `StoreError`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tracefleet.errors import (
 )
 
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
-#: A conditional write that lost: the key is there (412), or another write was under way (409).
+#: Codes of a refused conditional write: the key exists (412), or another write is running (409).
 LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
-_NEXT = {
+_ADVICE = {
     "NoSuchBucket": "Create the bucket, or check its name, AWS_ENDPOINT_URL and "
     "AWS_DEFAULT_REGION.",
     "AccessDenied": "Allow s3:{action} on it to these credentials (infra/bucket.yaml has the "
@@ -36,11 +36,11 @@ _NEXT = {
     "RequestTimeTooSkewed": "This machine's clock and the server's differ by more than 15 "
     "minutes: set the clock.",
     "PermanentRedirect": "The bucket is in another region: set AWS_DEFAULT_REGION to it.",
-    "NotImplemented": "This server can't do that; use one that has the whole S3 API.",
-    "400": "S3 gives no reason here; most often the credentials have expired: renew them.",
-    "EntityTooLarge": "The server takes no object of this size.",
+    "NotImplemented": "This server lacks the operation; use one with the whole S3 API.",
+    "400": "S3 gives no reason; most often the credentials have expired: renew them.",
+    "EntityTooLarge": "The server accepts no object of this size.",
 }
-_SAME = {
+_SYNONYMS = {
     "403": "AccessDenied",
     "Forbidden": "AccessDenied",
     "AllAccessDisabled": "AccessDenied",
@@ -56,7 +56,7 @@ _SAME = {
     "IllegalLocationConstraintException": "PermanentRedirect",
     "501": "NotImplemented",
 }
-_MAY_PASS = {
+_TRANSIENT = {
     "SlowDown": "The server asks for fewer requests.",
     "ServiceUnavailable": "",
     "InternalError": "",
@@ -68,17 +68,17 @@ _MAY_PASS = {
     "502": "",
     "503": "",
     "504": "",
-    "BadDigest": "The bytes were changed on their way; the server kept nothing.",
-    "XAmzContentSHA256Mismatch": "The bytes were changed on their way; the server kept nothing.",
+    "BadDigest": "The bytes were changed in transit; the server kept nothing.",
+    "XAmzContentSHA256Mismatch": "The bytes were changed in transit; the server kept nothing.",
     "IncompleteBody": "The connection broke; the server kept nothing.",
     "PreconditionFailed": "The object was overwritten while it was read.",
     "412": "The object was overwritten while it was read.",
-    "NoSuchUpload": "Somebody aborted the upload.",
+    "NoSuchUpload": "The upload was aborted by another process.",
 }
-_LOOK_ELSEWHERE = "Check bucket and name, and AWS_ENDPOINT_URL if the bucket is not on AWS."
-_LOOK_AT_NETWORK = (
-    "Check the network and AWS_ENDPOINT_URL, then run again; what was opened before can be opened "
-    "from the cache with TRACEFLEET_OFFLINE=1."
+_CHECK_NAME = "Check bucket and name, and AWS_ENDPOINT_URL if the bucket is not on AWS."
+_CHECK_NETWORK = (
+    "Check the network and AWS_ENDPOINT_URL, then run again; conversions that were opened before "
+    "can be opened from the cache with TRACEFLEET_OFFLINE=1."
 )
 _ACTION = {
     "HeadObject": "GetObject",
@@ -96,11 +96,11 @@ class Refusal:
     """Why a request failed.
 
     Attributes:
-        kind: no such key (``absent``), bytes without their checksum (``damaged``), something that
-            may pass by itself (``transient``), or anything else (``refused``).
-        verb: the S3 operation.
-        got: the error code, or the error's type where the server gave none, and its message.
-        advice: the next step.
+        kind: ``absent`` (no such key), ``damaged`` (bytes with another checksum), ``transient``, or
+            ``refused`` (anything else).
+        verb: S3 operation.
+        got: error code and message; the error's type if the server gave no code.
+        advice: next step.
     """
 
     kind: Literal["absent", "damaged", "transient", "refused"]
@@ -109,7 +109,7 @@ class Refusal:
     advice: str
 
     def as_error(self, where: str) -> Exception:
-        """Return the store's error for it, about the URL ``where``."""
+        """Return the store's error for this refusal of a request for the URL ``where``."""
         if self.kind == "absent":
             return FileNotFoundError(2, "no such key in the store", where)
         if self.kind == "damaged":
@@ -119,17 +119,17 @@ class Refusal:
 
 
 @contextmanager
-def explained(where: str, verb: str) -> Iterator[None]:
-    """Turn the client libraries' errors into ours.
+def translating_errors(where: str, verb: str) -> Iterator[None]:
+    """Translate the client libraries' errors into ours.
 
     Args:
-        where: the URL that the request is about.
-        verb: the S3 operation, unless the error itself names one.
+        where: URL that the request is for.
+        verb: S3 operation, unless the error itself names one.
 
     Raises:
         FileNotFoundError: there is no such key.
-        DigestMismatchError: the bytes do not have the checksum that came with them.
-        StoreUnavailableError: something that may pass by itself.
+        DigestMismatchError: the bytes don't have the checksum that was stored with them.
+        StoreUnavailableError: the error is transient.
         StoreError: anything else.
     """
     try:
@@ -144,52 +144,52 @@ def refusal_of(error: BaseException, verb: str) -> Refusal:
     """Return why a request failed.
 
     Args:
-        error: one of ``client_errors``.
-        verb: the S3 operation, unless the error itself names one.
+        error: error of one of the types ``client_errors``.
+        verb: S3 operation, unless the error itself names one.
     """
-    cause, code = _innermost(error), code_of(error)
-    verb = getattr(cause, "operation_name", verb)
+    cause, code = _find_innermost(error), code_of(error)
+    verb, message = getattr(cause, "operation_name", verb), _read_message(cause)
     if type(cause).__name__ == "FlexibleChecksumError":
-        # Sent with the object when it was put, and checked by the client as it arrives.
-        return Refusal(kind="damaged", verb=verb, got=_said(cause), advice="Upload it again.")
+        # The client checks the checksum that was stored with the object.
+        return Refusal(kind="damaged", verb=verb, got=message, advice="Upload it again.")
     if code in _NOT_FOUND or (not code and isinstance(error, FileNotFoundError)):
-        return Refusal(kind="absent", verb=verb, got=f"none{_said(cause)}", advice=_LOOK_ELSEWHERE)
+        return Refusal(kind="absent", verb=verb, got=f"none{message}", advice=_CHECK_NAME)
     if code:
-        return refusal_for(code, verb, _said(cause))
-    got, advice = f"{type(cause).__name__}{_said(cause)}", _about_settings(cause)
+        return refusal_for(code, verb, message)
+    got, advice = f"{type(cause).__name__}{message}", _advise_on_settings(cause)
     if advice:
         return Refusal(kind="refused", verb=verb, got=got, advice=advice)
-    return Refusal(kind="transient", verb=verb, got=got, advice=_LOOK_AT_NETWORK)
+    return Refusal(kind="transient", verb=verb, got=got, advice=_CHECK_NETWORK)
 
 
-def refusal_for(code: str, verb: str, said: str) -> Refusal:
+def refusal_for(code: str, verb: str, message: str) -> Refusal:
     """Return why a request failed, from one of S3's error codes.
 
     Args:
         code: S3's error code.
-        verb: the S3 operation.
-        said: the server's message.
+        verb: S3 operation.
+        message: message of the server.
     """
-    got, code = f"{code}{said}", _SAME.get(code, code)
-    if code in _MAY_PASS:
-        advice = f"{_MAY_PASS[code]} The client's own retries are used up; run again later."
+    got, code = f"{code}{message}", _SYNONYMS.get(code, code)
+    if code in _TRANSIENT:
+        advice = f"{_TRANSIENT[code]} The client's own retries are used up; run again later."
         return Refusal(kind="transient", verb=verb, got=got, advice=advice.lstrip())
     advice = "Nothing was changed."
-    if code in _NEXT:
-        advice = _NEXT[code].format(action=_ACTION.get(verb, verb))
+    if code in _ADVICE:
+        advice = _ADVICE[code].format(action=_ACTION.get(verb, verb))
     elif code.startswith("KMS"):
         advice = f"Check the bucket's KMS key and its policy. {advice}"
     return Refusal(kind="refused", verb=verb, got=got, advice=advice)
 
 
 def code_of(error: BaseException) -> str:
-    """Return S3's error code, empty if the server gave none."""
-    response = getattr(_innermost(error), "response", None) or {}
+    """Return S3's error code; empty: the server gave none."""
+    response = getattr(_find_innermost(error), "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """Return what the client libraries raise."""
+    """Return the types of the client libraries' errors."""
     import concurrent.futures
 
     from boto3.exceptions import Boto3Error
@@ -200,7 +200,7 @@ def client_errors() -> tuple[type[Exception], ...]:
         S3UploadFailedError,
     )
 
-    # OSError: s3fs's own translation, and what sockets raise; the rest is the libraries' own.
+    # OSError: s3fs translates errors to it, and sockets raise it.
     return (
         ClientError,
         BotoCoreError,
@@ -211,39 +211,39 @@ def client_errors() -> tuple[type[Exception], ...]:
         OSError,
         ValueError,  # settings that can't be read: an endpoint without http://
         concurrent.futures.CancelledError,
-        *_http_errors(),
+        *_list_http_errors(),
     )
 
 
-def _http_errors() -> tuple[type[Exception], ...]:
+def _list_http_errors() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError as HttpError
     from urllib3.exceptions import HTTPError
 
     return HttpError, HTTPError
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """Return what a library's wrapper wraps: the error that carries the server's answer."""
+def _find_innermost(error: BaseException) -> BaseException:
+    """Return the error inside the libraries' wrappers that has the server's response."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "last_exception", None) or error.__cause__
         if type(error).__name__ == "S3DownloadFailedError":
-            inner = error.__context__  # raised while the answer was handled, without a cause
+            inner = error.__context__  # s3transfer raises it without a cause
         if inner is None or hasattr(error, "response"):
             break
         error = inner
     return error
 
 
-def _said(cause: BaseException) -> str:
+def _read_message(cause: BaseException) -> str:
     response = getattr(cause, "response", None) or {}
     text = str(response.get("Error", {}).get("Message") or cause)
     return f" ({text.splitlines()[0][:300].rstrip('.')})" if text.strip() else ""
 
 
-def _about_settings(cause: BaseException) -> str:
-    """Return which settings to look at, empty if it is not for them that a request failed."""
+def _advise_on_settings(cause: BaseException) -> str:
+    """Return which settings to check; empty: the request did not fail because of settings."""
     from botocore import exceptions as boto
 
     settings = (
