@@ -1,1 +1,1 @@
-"""Build the image without Docker, and try it out: see ``__main__``."""
+"""Build the image without Docker and check it in containers: see ``__main__``."""

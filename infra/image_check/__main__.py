@@ -1,8 +1,8 @@
-"""Build the image without Docker, and try it out: ``make image-check``.
+"""Build the image without Docker and check it in containers: ``make image-check``.
 
-For a person on a Debian machine, as root: it installs buildah and debootstrap where they are
-missing, takes some ten minutes and 10 GB of disk, and removes what it made. The containers share
-one network that has nothing but loopback: whatever works here needs no other host.
+It runs on Debian as root, installs buildah and debootstrap if they are missing, takes about ten
+minutes and 10 GB of disk, and removes what it created. The containers share one network with
+nothing but loopback: whatever passes needs no other host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is proved of the images, in containers of them."""
+"""The checks of the images, in containers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import yaml
 from infra import HOST
 from infra.image_check.containers import Container, Network
 from infra.image_check.images import BASE, IMAGE, S3_IMAGE, Images
-from infra.image_check.report import ROOT, expect, output, say, timed, until
+from infra.image_check.report import ROOT, expect, output, say, timing, until
 from infra.job_templates import ENVIRONMENT
 
 USER = "10001"
-#: What no image of a pipeline needs.
+#: Packages that an image must not contain.
 UNWANTED = ["pytest", "mypy", "ruff", "moto", "coverage", "pip", "hatchling", "swift", "triton"]
 SERVER = f"http://{HOST}:4200/api"
 SOURCE = "file:///checkpoint"
 
 
 def check_image(images: Images, folder: Path) -> None:
-    """Prove, in containers, what a worker relies on."""
+    """Check, in containers, everything that a worker relies on."""
     _check_contents(images)
     checkpoint = _checkpoint(folder)
     store = folder / "store"
@@ -60,7 +60,7 @@ def _check_contents(images: Images) -> None:
     expect(config["User"], f"{USER}:{USER}", "the image's user")
     base, size, s3 = (images.size(image) / 1e6 for image in (BASE, IMAGE, S3_IMAGE))
     say(f"size: {size:.0f} MB unpacked, of which the base {base:.0f} MB; S3 server {s3:.0f} MB")
-    with images.mounted(IMAGE) as root:
+    with images.mounting(IMAGE) as root:
         for cache in (
             "root/.cache",
             "var/lib/tracefleet/.cache",
@@ -130,12 +130,12 @@ def _check_signals(container: Container, folder: Path) -> None:
 
 def _check_prefect(container: Container, folder: Path) -> None:
     server = container.start(folder / "server.log", "prefect", "server", "start", "--host", HOST)
-    with timed("server: up"):
+    with timing("server: up"):
         api = f"import urllib.request as u; u.urlopen('{SERVER}/health', timeout=5)"
         answers = ("python", "-c", api)
         until(lambda: container.attempt(*answers).returncode == 0, 180, "the server answers")
     compose = yaml.safe_load((ROOT / "infra/compose.yaml").read_text("utf-8"))
-    with timed("deploy: as the compose file does"):
+    with timing("deploy: as the compose file does"):
         container.run(*compose["services"]["deploy"]["command"])
     _check_worker(container, folder)
     _check_handing_back(container, folder)
@@ -150,7 +150,7 @@ def _check_worker(container: Container, folder: Path) -> None:
     until(lambda: "started!" in worker.log, 120, "the worker has started")
     until(lambda: container.health() == 0, 60, "the worker is healthy")
     say(f"health: passes beside the default command ({' '.join(container.config['Cmd'])})")
-    with timed("flow run: a conversion by the worker"):
+    with timing("flow run: a conversion by the worker"):
         _ask_for_run(container, [16, 48], "--watch")
     code, seconds = worker.terminate(60)
     say(f"worker: SIGTERM ended it in {seconds:.1f} s, exit {code}")
@@ -159,7 +159,7 @@ def _check_worker(container: Container, folder: Path) -> None:
 
 
 def _check_handing_back(container: Container, folder: Path) -> None:
-    """A run in a container of its own, as on ECS and Kubernetes, that is told to stop."""
+    """Check that a run in its own container, as on ECS and Kubernetes, survives SIGTERM."""
     printed = _ask_for_run(container, [16, 80])
     [run] = re.findall(r"UUID: (\S+)", printed)
     environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]

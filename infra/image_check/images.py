@@ -1,4 +1,4 @@
-"""Builds the images with buildah, on a Debian that debootstrap makes."""
+"""Build the images with buildah, on a Debian from debootstrap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.image_check.report import ROOT, CheckError, output, timed
+from infra.image_check.report import ROOT, CheckError, output, timing
 
 SUITE = "bookworm"
 BASE = "localhost/debian-python:bookworm"
@@ -22,7 +22,7 @@ S3_IMAGE = "localhost/tracefleet-s3"
 
 
 class Images:
-    """The images of one folder, apart from any others of this machine."""
+    """The images in one folder, separate from others on this machine."""
 
     def __init__(self, folder: Path, *, keep_layers: bool) -> None:
         self._folder, self._keep_layers = folder, keep_layers
@@ -48,21 +48,21 @@ class Images:
 
     def build(self) -> None:
         """Build the base, the image and the S3 server's image."""
-        with timed("base: Debian with python3, venv and pip"):
+        with timing("base: Debian with python3, venv and pip"):
             self._build_base()
-        with timed("image"):
+        with timing("image"):
             self._build_target("worker", IMAGE)
-        with timed("image of the S3 server"):
+        with timing("image of the S3 server"):
             self._build_target("s3", S3_IMAGE)
 
     def size(self, image: str) -> int:
         """Return the bytes of an image's files, unpacked."""
-        with self.mounted(image) as root:
+        with self.mounting(image) as root:
             return int(output("du", "--summarize", "--block-size=1", root).split()[0])
 
     @contextmanager
-    def mounted(self, image: str) -> Iterator[str]:
-        """Show an image's files in a folder."""
+    def mounting(self, image: str) -> Iterator[str]:
+        """Mount an image's files in a folder and yield its path."""
         container = self.ask("from", "--pull-never", image)
         try:
             yield self.ask("mount", container)
@@ -70,7 +70,7 @@ class Images:
             self.ask("rm", container)
 
     def config(self, image: str) -> dict[str, Any]:
-        """Return what the image says about itself: user, entry point, command, health check."""
+        """Return the image's configuration: user, entry point, command, health check."""
         shown = json.loads(self.ask("inspect", "--type", "image", image))
         config: dict[str, Any] = shown["Docker"]["config"]
         return config
@@ -81,7 +81,7 @@ class Images:
         rootfs = self._folder / "rootfs"
         include = "--include=ca-certificates,python3,python3-venv,python3-pip"
         mirror = _apt_mirror()
-        self._logged("debootstrap", "--variant=minbase", include, SUITE, str(rootfs), *mirror)
+        self._run_logged("debootstrap", "--variant=minbase", include, SUITE, str(rootfs), *mirror)
         for kept in ("cache/apt/archives", "lib/apt/lists"):
             shutil.rmtree(rootfs / "var" / kept)
         container = self.ask("from", "scratch")
@@ -92,14 +92,14 @@ class Images:
 
     def _build_target(self, target: str, image: str) -> None:
         # Docker's format, because the other one has no health check.
-        self._logged(
+        self._run_logged(
             *self.command("build", "--isolation", "chroot", "--pull-never"),
             f"--layers={str(self._keep_layers).lower()}",
             *("--format", "docker", "--build-arg", f"BASE_IMAGE={BASE}"),
             *("--target", target, "--tag", image, *_pip_volumes(self._folder), str(ROOT)),
         )
 
-    def _logged(self, *command: str) -> None:
+    def _run_logged(self, *command: str) -> None:
         with self._log.open("ab") as log:
             outcome = subprocess.run(command, stdout=log, stderr=log, check=False)
         if outcome.returncode:
@@ -110,7 +110,7 @@ class Images:
 
 
 def _apt_mirror() -> list[str]:
-    """The mirror that this machine's own packages come from, where apt tells."""
+    """Return the mirror that this machine's own packages come from, if apt reports it."""
     wanted = ("Created-By: Packages", f"Codename: {SUITE}", "Component: main")
     command = ("apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted)
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()

@@ -1,4 +1,4 @@
-"""How the check talks: one line for each thing proved, an error for the first that isn't so."""
+"""Output of the check: one line for each passed check, an error for the first failed one."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ T = TypeVar("T")
 
 
 class CheckError(Exception):
-    """Something is not as it has to be; the message says what."""
+    """A check failed; the message has what was expected and got."""
 
 
 def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Wait for a condition and return its answer."""
+    """Wait for a condition and return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
+        value = condition()
+        if value:
+            return value
         time.sleep(0.5)
     raise CheckError(f"expected within {seconds:.0f} s that {what}")
 
 
 def expect(got: object, expected: object, what: str) -> None:
-    """Stop with an error if something is not what it has to be."""
+    """Raise a `CheckError` if a value is not the expected one."""
     if got != expected:
         raise CheckError(f"{what}: expected {expected!r}, got {got!r}")
 
 
 @contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Say what was done, and how long it took."""
+def timing(what: str) -> Iterator[None]:
+    """Print what was done and how long it took."""
     started = time.monotonic()
     yield
     say(f"{what}: {time.monotonic() - started:.0f} s")

@@ -1,7 +1,7 @@
-"""Tell what of a constraints file is not installed: ``python check_pins.py FILE``, in its venv.
+"""List pins of a constraints file that are not installed: ``python check_pins.py FILE``.
 
-The public index holds placeholders under the names of AWS's packages, so that an installation that
-did not see AWS's index may look done. Imports nothing of ours: a build runs it before there is any.
+The public index has placeholders under the names of AWS's packages, so an installation without
+AWS's index may appear complete. It imports nothing of tracefleet: an image's build runs it first.
 """
 
 from __future__ import annotations
