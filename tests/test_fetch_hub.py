@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.fetch import hub as hub_module
 from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tests.support.fetch_support import NEEDED_OF_WHOLE, POINTER, safetensors, sharded, whole
 
@@ -89,6 +90,21 @@ def test_one_file_that_fails_keeps_its_error_and_the_others(hub, at_once):
     hub.status.clear()
     fetch(resolved)
     assert len(hub.got("model-1.safetensors")) == 1
+
+
+def test_threads_that_lose_the_librarys_client_are_followed_by_one_file_at_a_time(hub, monkeypatch):
+    hub.push(sharded())
+    resolved, original, lost = resolve(SOURCE), hub_module._local_path, []
+
+    def lose(source, commit, path):
+        if path == "model-2.safetensors" and not lost:
+            lost.append(path)
+            raise AttributeError("'NoneType' object has no attribute 'request'")
+        return original(source, commit, path)
+
+    monkeypatch.setattr(hub_module, "_local_path", lose)
+    assert fetch(resolved).files
+    assert lost
 
 
 def test_a_dropped_connection_resumes_where_it_broke(hub):

@@ -14,7 +14,7 @@ import yaml
 from tasks.errors import RequestError
 from tasks.fetch import hub, local, s3, verify
 from tasks.fetch.needed import CARD
-from tasks.fetch.source import Checkpoint, CheckpointFile, Resolved, Room, Wish
+from tasks.fetch.source import Checkpoint, CheckpointFile, Resolved, SourceModule, SourceRequest
 from tracefleet.source import normalise
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "resolve",
 ]
 
-_ROOMS: dict[str, Room] = {"hf": hub, "file": local, "s3": s3}
+_BY_SCHEME: dict[str, SourceModule] = {"hf": hub, "file": local, "s3": s3}
 _MAX_CARD_BYTES = 256 << 10
 _MAX_LICENSE = 200
 
@@ -57,18 +57,18 @@ def resolve(
         UnsafeCheckpointError: pickle weights only, or file names that lead out of the folder.
     """
     plain, revision = _one_revision(normalise_source(source), revision)
-    wish = Wish(
+    request = SourceRequest(
         source=plain,
         revision=revision,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    return _room(plain).resolve(wish)
+    return _module_of(plain).resolve(request)
 
 
 def fetch_description(resolved: Resolved) -> Path:
     """Return a folder with config, tokenizer and card, without the weights."""
-    return _room(resolved.source).describe(resolved)
+    return _module_of(resolved.source).describe(resolved)
 
 
 def fetch(resolved: Resolved) -> Checkpoint:
@@ -78,7 +78,7 @@ def fetch(resolved: Resolved) -> Checkpoint:
         UnsafeCheckpointError: a file is damaged, or the source changed since it was resolved.
         RequestError: the files can't be had any more.
     """
-    folder, files = _room(resolved.source).fetch(resolved)
+    folder, files = _module_of(resolved.source).fetch(resolved)
     verify.check_files(folder, files)
     return Checkpoint(
         source=resolved.source,
@@ -104,8 +104,8 @@ def normalise_source(source: str | Path) -> str:
         raise RequestError(str(error)) from None
 
 
-def _room(source: str) -> Room:
-    return _ROOMS[source.partition("://")[0]]
+def _module_of(source: str) -> SourceModule:
+    return _BY_SCHEME[source.partition("://")[0]]
 
 
 def _one_revision(source: str, revision: str | None) -> tuple[str, str | None]:

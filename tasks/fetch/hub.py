@@ -20,7 +20,7 @@ from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpo
 from tasks.fetch import hub_cache
 from tasks.fetch.digests import file_sha256, rate
 from tasks.fetch.needed import needed_files
-from tasks.fetch.source import CheckpointFile, Resolved, Wish, safe_path
+from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, safe_path
 from tracefleet.source import check_revision
 
 if TYPE_CHECKING:
@@ -39,23 +39,23 @@ _LOGIN = (
 )
 
 
-def resolve(wish: Wish) -> Resolved:
-    """Ask the hub, or its cache when offline, for commit and file names."""
-    revision = wish.revision
+def resolve(request: SourceRequest) -> Resolved:
+    """Return commit and needed files, from the hub or offline from its cache."""
+    revision = request.revision
     if revision is not None:
-        _check_form(wish.source, revision)
-    if wish.trust_remote_code and not _COMMIT.fullmatch(revision or ""):
+        _check_form(request.source, revision)
+    if request.trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise RequestError(
-            f"{wish.source}: expected a full commit of 40 hex digits with trust_remote_code, got "
-            f"{revision!r}. A branch can be given other code at any time: read the code, then "
+            f"{request.source}: expected a full commit of 40 hex digits with trust_remote_code, "
+            f"got {revision!r}. A branch can be given other code at any time: read the code, then "
             "name the commit that you read."
         )
-    with _explained(wish.source, revision):
-        listing = _Snapshot.cached(wish) if hub_cache.offline() else _Snapshot.online(wish)
-        paths = _needed(listing, wish)
+    with _explaining_errors(request.source, revision):
+        listing = _Snapshot.cached(request) if hub_cache.offline() else _Snapshot.online(request)
+        paths = _needed_files(listing, request)
     files = tuple(listing.files[path] for path in paths)
-    logger.info("%s: commit %s, %d files", wish.source, listing.commit[:12], len(files))
-    return Resolved(source=wish.source, revision=revision, commit=listing.commit, files=files)
+    logger.info("%s: commit %s, %d files", request.source, listing.commit[:12], len(files))
+    return Resolved(source=request.source, revision=revision, commit=listing.commit, files=files)
 
 
 def describe(resolved: Resolved) -> Path:
@@ -67,22 +67,22 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
     """Download every file and compare digests.
 
     Raises:
-        UnsafeCheckpointError: a file is not what the hub says it is; it leaves the cache.
+        UnsafeCheckpointError: a file has not the digest that the hub lists; it leaves the cache.
     """
     folder = _download(resolved, resolved.files)
-    files = tuple(_verified(folder, file) for file in resolved.files)
+    files = tuple(_verify(folder, file) for file in resolved.files)
     hub_cache.remember_revision(resolved)
     return folder, files
 
 
-def _needed(listing: _Snapshot, wish: Wish) -> tuple[str, ...]:
+def _needed_files(listing: _Snapshot, request: SourceRequest) -> tuple[str, ...]:
     try:
-        return needed_files(listing, wish)
+        return needed_files(listing, request)
     except (UnsupportedCheckpointError, UnsafeCheckpointError) as error:
         if not hub_cache.offline():
             raise
         # What is not there is most likely not cached; it says nothing about the checkpoint.
-        raise hub_cache.not_cached(wish.source, wish.revision, why=str(error)) from error
+        raise hub_cache.not_cached(request.source, request.revision, why=str(error)) from error
 
 
 class _Snapshot:
@@ -92,29 +92,29 @@ class _Snapshot:
         self.source, self.commit, self.files = source, commit, files
 
     @classmethod
-    def online(cls, wish: Wish) -> _Snapshot:
+    def online(cls, request: SourceRequest) -> _Snapshot:
         from huggingface_hub import HfApi
 
         try:
             info = HfApi(endpoint=hub_cache.endpoint()).model_info(
-                hub_cache.repo(wish.source),
-                revision=wish.revision,
+                hub_cache.repo(request.source),
+                revision=request.revision,
                 files_metadata=True,
                 timeout=_TIMEOUT_SECONDS,
             )
         except (ValueError, TypeError, KeyError) as error:
-            raise _no_hub(wish.source, str(error)) from error
+            raise _no_hub(request.source, str(error)) from error
         if not _COMMIT.fullmatch(info.sha or ""):
-            raise _no_hub(wish.source, f"the commit {info.sha!r}")
-        files = (_described(wish.source, sibling) for sibling in info.siblings or ())
-        return cls(wish.source, str(info.sha), {file.path: file for file in files})
+            raise _no_hub(request.source, f"the commit {info.sha!r}")
+        files = (_describe(request.source, sibling) for sibling in info.siblings or ())
+        return cls(request.source, str(info.sha), {file.path: file for file in files})
 
     @classmethod
-    def cached(cls, wish: Wish) -> _Snapshot:
-        commit = hub_cache.cached_commit(wish)
-        logger.warning("%s: offline; taking what is cached of %s", wish.source, commit[:12])
-        files = hub_cache.cached_files(wish.source, commit)
-        return cls(wish.source, commit, {file.path: file for file in files})
+    def cached(cls, request: SourceRequest) -> _Snapshot:
+        commit = hub_cache.cached_commit(request)
+        logger.warning("%s: offline; taking what is cached of %s", request.source, commit[:12])
+        files = hub_cache.cached_files(request.source, commit)
+        return cls(request.source, commit, {file.path: file for file in files})
 
     def names(self) -> list[str]:
         return list(self.files)
@@ -134,8 +134,8 @@ def _no_hub(source: str, got: str) -> RequestError:
     )
 
 
-def _described(source: str, sibling: RepoSibling) -> CheckpointFile:
-    path = safe_path(sibling.rfilename, told_by=source)
+def _describe(source: str, sibling: RepoSibling) -> CheckpointFile:
+    path = safe_path(sibling.rfilename, origin=source)
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     return CheckpointFile(path=path, size=sibling.size or 0, sha256=sha256)
 
@@ -155,8 +155,16 @@ def _download(resolved: Resolved, files: Sequence[CheckpointFile]) -> Path:
         took = "cached" if known else rate(file.size, time.perf_counter() - start)
         logger.info("%s: %s", file.path, took)
 
-    with _explained(resolved.source, resolved.revision), ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(download, files))
+    with _explaining_errors(resolved.source, resolved.revision):
+        try:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(download, files))
+        except (AttributeError, RuntimeError) as error:
+            # Where it can't connect the library closes the client that all its threads share, and
+            # those meet None or a closed one. One file at a time shows what is wrong.
+            logger.info("one file at a time, after %s", error)
+            for file in files:
+                download(file)
     return folder
 
 
@@ -175,7 +183,7 @@ def _local_path(source: str, commit: str, path: str) -> Path:
     )
 
 
-def _verified(folder: Path, file: CheckpointFile) -> CheckpointFile:
+def _verify(folder: Path, file: CheckpointFile) -> CheckpointFile:
     path = folder / file.path
     got = file_sha256(path)
     if file.sha256 is not None and got != file.sha256:
@@ -190,16 +198,17 @@ def _verified(folder: Path, file: CheckpointFile) -> CheckpointFile:
 
 
 @contextmanager
-def _explained(source: str, revision: str | None) -> Iterator[None]:
+def _explaining_errors(source: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's refusals into ours; what may pass by itself keeps its type."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         yield
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        if (explained := _explanation(source, revision, error)) is error:
+        explanation = _explanation(source, revision, error)
+        if explanation is error:
             raise
-        raise explained from error
+        raise explanation from error
 
 
 def _explanation(source: str, revision: str | None, error: BaseException) -> BaseException:

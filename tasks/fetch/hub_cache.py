@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from tasks.errors import RequestError
-from tasks.fetch.source import CheckpointFile, Resolved, Wish, shown
+from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, shown
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ def offline() -> bool:
     """Whether the environment forbids the network."""
     from huggingface_hub import constants
 
-    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return asked.upper() in _TRUE or constants.is_offline_mode()
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in _TRUE or constants.is_offline_mode()
 
 
 def root() -> Path:
@@ -59,17 +59,17 @@ def snapshot(source: str, commit: str) -> Path:
     return repo_folder(source) / "snapshots" / commit
 
 
-def cached_commit(wish: Wish) -> str:
+def cached_commit(request: SourceRequest) -> str:
     """Return the commit that the revision was when it was last fetched.
 
     Raises:
         RequestError: nothing of it is cached.
     """
-    revision = wish.revision or _DEFAULT_BRANCH
-    ref = repo_folder(wish.source) / "refs" / revision
+    revision = request.revision or _DEFAULT_BRANCH
+    ref = repo_folder(request.source) / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
-    if not snapshot(wish.source, commit).is_dir():
-        raise not_cached(wish.source, wish.revision)
+    if not snapshot(request.source, commit).is_dir():
+        raise not_cached(request.source, request.revision)
     return commit
 
 

@@ -11,26 +11,26 @@ from pathlib import Path
 from tasks.errors import RequestError, UnsafeCheckpointError
 from tasks.fetch.digests import file_sha256
 from tasks.fetch.needed import needed_files
-from tasks.fetch.source import CheckpointFile, Resolved, Wish, content_commit
+from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, content_commit
 
 logger = logging.getLogger(__name__)
 
 _SCHEME = "file://"
 
 
-def resolve(wish: Wish) -> Resolved:
+def resolve(request: SourceRequest) -> Resolved:
     """Hash the needed files, as far as their digests are not known yet."""
-    folder = _folder(wish.source)
+    folder = _folder(request.source)
     try:
-        paths = needed_files(_Folder(folder), wish)
-        logger.info("%s: %d files", wish.source, len(paths))
-        files = tuple(_hashed(folder, path) for path in paths)
+        paths = needed_files(_Folder(folder), request)
+        logger.info("%s: %d files", request.source, len(paths))
+        files = tuple(_hash(folder, path) for path in paths)
     except PermissionError as error:
         raise RequestError(
-            f"{wish.source}: expected files that can be read, got {error}. "
+            f"{request.source}: expected files that can be read, got {error}. "
             "Give this user permission to read them."
         ) from error
-    return Resolved(source=wish.source, revision=None, commit=_commit(files), files=files)
+    return Resolved(source=request.source, revision=None, commit=_commit(files), files=files)
 
 
 def describe(resolved: Resolved) -> Path:
@@ -46,7 +46,7 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
     """
     folder = _folder(resolved.source)
     for file in resolved.files:
-        now = _hashed(folder, file.path) if (folder / file.path).is_file() else None
+        now = _hash(folder, file.path) if (folder / file.path).is_file() else None
         if now != file:
             got = "no file" if now is None else f"{now.size} bytes with sha256 {now.sha256}"
             raise UnsafeCheckpointError(
@@ -85,7 +85,7 @@ def _folder(source: str) -> Path:
     return folder
 
 
-def _hashed(folder: Path, path: str) -> CheckpointFile:
+def _hash(folder: Path, path: str) -> CheckpointFile:
     file = folder / path
     return CheckpointFile(path=path, size=file.stat().st_size, sha256=file_sha256(file))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.fetch.source import Wish, safe_path, shown
+from tasks.fetch.source import SourceRequest, safe_path, shown
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -63,7 +63,7 @@ class Listing(Protocol):
         """Return a small file's bytes, at most ``limit`` of them."""
 
 
-def needed_files(listing: Listing, wish: Wish) -> tuple[str, ...]:
+def needed_files(listing: Listing, request: SourceRequest) -> tuple[str, ...]:
     """Return the paths that a conversion needs, sorted.
 
     Raises:
@@ -72,19 +72,19 @@ def needed_files(listing: Listing, wish: Wish) -> tuple[str, ...]:
     """
     if not listing.has(CONFIG):
         raise UnsupportedCheckpointError(
-            f"{wish.source}: no {CONFIG}; expected a Hugging Face checkpoint, got a place with "
+            f"{request.source}: no {CONFIG}; expected a Hugging Face checkpoint, got a place with "
             f"{shown(listing.names())}. Name the folder in which {CONFIG} lies."
         )
-    paths = {CONFIG, *_weights(listing, wish)}
+    paths = {CONFIG, *_weights(listing, request)}
     paths.update(path for path in _DESCRIPTION if listing.has(path))
-    paths.update(_modules(listing, wish))
-    if wish.trust_remote_code:
+    paths.update(_modules(listing, request))
+    if request.trust_remote_code:
         own = (name for name in listing.names() if name.endswith(".py") and "/" not in name)
-        paths.update(safe_path(name, told_by=wish.source) for name in own)
+        paths.update(safe_path(name, origin=request.source) for name in own)
     return tuple(sorted(paths))
 
 
-def parse_index(data: bytes, *, told_by: str, ending: str = ".safetensors") -> dict[str, str]:
+def parse_index(data: bytes, *, origin: str, ending: str = ".safetensors") -> dict[str, str]:
     """Return an index's map from tensor to shard.
 
     Raises:
@@ -95,70 +95,72 @@ def parse_index(data: bytes, *, told_by: str, ending: str = ".safetensors") -> d
         pairs = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsafeCheckpointError(
-            f"{told_by}: expected JSON with a weight_map of tensors to shards, got "
+            f"{origin}: expected JSON with a weight_map of tensors to shards, got "
             f"{data[:40]!r}…. The index is damaged; restore the checkpoint."
         ) from error
     if not pairs:
         raise UnsafeCheckpointError(
-            f"{told_by}: expected a weight_map with at least one tensor, got an empty one. "
+            f"{origin}: expected a weight_map with at least one tensor, got an empty one. "
             "The index is damaged; restore the checkpoint."
         )
     for _, shard in pairs:
         # An index of safetensors must not be a way to have a pickle loaded.
-        if not safe_path(shard, told_by=told_by).endswith(ending):
+        if not safe_path(shard, origin=origin).endswith(ending):
             raise UnsafeCheckpointError(
-                f"{told_by}: expected shards that end in {ending}, got {shard!r}. "
+                f"{origin}: expected shards that end in {ending}, got {shard!r}. "
                 "Do not use this checkpoint."
             )
     return dict(pairs)
 
 
-def _modules(listing: Listing, wish: Wish) -> set[str]:
+def _modules(listing: Listing, request: SourceRequest) -> set[str]:
     """Configs of what sentence-transformers puts behind the checkpoint, and weights of Dense."""
     if not listing.has(MODULES):
         return set()
-    told_by = f"{wish.source}/{MODULES}"
+    origin = f"{request.source}/{MODULES}"
     try:
         listed = json.loads(listing.read(MODULES, MAX_INDEX_BYTES))
-        modules = [(safe_path(m["path"], told_by=told_by), m["type"]) for m in listed if m["path"]]
+        modules = [(safe_path(m["path"], origin=origin), m["type"]) for m in listed if m["path"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return set()  # tasks.model.pooling refuses it by name, if the request asks for it
     paths = {f"{folder}/{CONFIG}" for folder, _ in modules}
-    forms = (_SAFETENSORS[0], _PICKLE[0]) if wish.allow_pickle else _SAFETENSORS[:1]
+    forms = (_SAFETENSORS[0], _PICKLE[0]) if request.allow_pickle else _SAFETENSORS[:1]
     for folder, kind in modules:
         held = [f"{folder}/{form}" for form in forms if listing.has(f"{folder}/{form}")]
         paths.update(held[:1] if str(kind).endswith(".Dense") else [])
     return {path for path in paths if listing.has(path)}
 
 
-def _weights(listing: Listing, wish: Wish) -> set[str]:
-    if safetensors := _weights_in(listing, wish, *_SAFETENSORS):
+def _weights(listing: Listing, request: SourceRequest) -> set[str]:
+    if safetensors := _weights_in(listing, request, *_SAFETENSORS):
         return safetensors
     if not any(listing.has(name) for name in _PICKLE[:2]):
         raise UnsupportedCheckpointError(
-            f"{wish.source}: no weights; expected {_SAFETENSORS[0]} or {SAFETENSORS_INDEX}, got "
+            f"{request.source}: no weights; expected {_SAFETENSORS[0]} or {SAFETENSORS_INDEX}, got "
             f"{shown(listing.names())}. Save the model with save_pretrained() and name that folder."
         )
-    if not wish.allow_pickle:
+    if not request.allow_pickle:
         raise UnsafeCheckpointError(
-            f"{wish.source}: expected safetensors, got pickle weights only, which can run code "
+            f"{request.source}: expected safetensors, got pickle weights only, which can run code "
             "when they are opened. Convert them once in a place that you trust with "
             "save_pretrained(), or set allow_pickle to have them read with weights_only=True."
         )
-    return _weights_in(listing, wish, *_PICKLE)
+    return _weights_in(listing, request, *_PICKLE)
 
 
-def _weights_in(listing: Listing, wish: Wish, whole: str, index: str, ending: str) -> set[str]:
+def _weights_in(
+    listing: Listing, request: SourceRequest, whole: str, index: str, ending: str
+) -> set[str]:
     if listing.has(whole):
         return {whole}
     if not listing.has(index):
         return set()
-    told_by = f"{wish.source}/{index}"
+    origin = f"{request.source}/{index}"
     data = listing.read(index, MAX_INDEX_BYTES)
-    shards = set(parse_index(data, told_by=told_by, ending=ending).values())
+    shards = set(parse_index(data, origin=origin, ending=ending).values())
     if missing := [shard for shard in shards if not listing.has(shard)]:
         raise UnsafeCheckpointError(
-            f"{told_by}: expected all {len(shards)} shards that it names, got none of "
+            f"{origin}: expected all {len(shards)} shards that it names, got none of "
             f"{shown(missing)}. The checkpoint is incomplete; upload or copy it again."
         )
     return {index, *shards}

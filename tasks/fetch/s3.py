@@ -21,7 +21,7 @@ from typing import Any
 from tasks.errors import RequestError, UnsafeCheckpointError
 from tasks.fetch.digests import rate
 from tasks.fetch.needed import needed_files
-from tasks.fetch.source import CheckpointFile, Resolved, Wish, content_commit
+from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, content_commit
 from tasks.fetch.verify import check_files
 from tracefleet.errors import StoreError
 from tracefleet.store.cache import cache_root
@@ -42,18 +42,18 @@ class _Object:
     modified: str
 
 
-def resolve(wish: Wish) -> Resolved:
+def resolve(request: SourceRequest) -> Resolved:
     """List the prefix and read its index, if it has one."""
-    with explained("objects there", where=_where(wish.source)):
-        listing = _Prefix(wish.source)
-        paths = needed_files(listing, wish)
+    with explaining_errors("objects there", where=_where(request.source)):
+        listing = _Prefix(request.source)
+        paths = needed_files(listing, request)
         found = {path: listing.find(path) for path in paths}
     files = tuple(
         CheckpointFile(path=path, size=entry.size, sha256=None) for path, entry in found.items()
     )
     commit = _commit(found)
-    logger.info("%s: content %s, %d files", wish.source, commit[:12], len(files))
-    return Resolved(source=wish.source, revision=None, commit=commit, files=files)
+    logger.info("%s: content %s, %d files", request.source, commit[:12], len(files))
+    return Resolved(source=request.source, revision=None, commit=commit, files=files)
 
 
 def describe(resolved: Resolved) -> Path:
@@ -95,7 +95,7 @@ class _Prefix:
 
     def has(self, path: str) -> bool:
         if "/" in path and path not in self._objects:
-            self._objects[path] = self._ask(path)
+            self._objects[path] = self._look_up(path)
         return self._objects.get(path) is not None
 
     def find(self, path: str) -> _Object:
@@ -114,7 +114,7 @@ class _Prefix:
         bucket, _, key = f"{self._root}/{path}".partition("/")
         self._connection.s3.download_file(bucket, key, str(target), Config=download_config())
 
-    def _ask(self, path: str) -> _Object | None:
+    def _look_up(self, path: str) -> _Object | None:
         try:
             entry = self._files.info(f"{self._root}/{path}")
         except FileNotFoundError:
@@ -152,9 +152,9 @@ def _download(resolved: Resolved, files: tuple[CheckpointFile, ...], name: str) 
 
 
 def _download_into(folder: Path, resolved: Resolved, files: tuple[CheckpointFile, ...]) -> None:
-    with explained("objects there", where=_where(resolved.source)):
+    with explaining_errors("objects there", where=_where(resolved.source)):
         prefix = _Prefix(resolved.source)
-        before = _unchanged(resolved, prefix)
+        before = _check_unchanged(resolved, prefix)
         for number, file in enumerate(files, start=1):
             start = time.perf_counter()
             _download_one(resolved, prefix, file.path, folder)
@@ -162,8 +162,8 @@ def _download_into(folder: Path, resolved: Resolved, files: tuple[CheckpointFile
             logger.info("%d/%d %s: %s", number, len(files), file.path, took)
         # Times too: an object can be overwritten and put back.
         prefix.refresh()
-        if _unchanged(resolved, prefix) != before:
-            raise _changed(resolved, "the same objects, written again")
+        if _check_unchanged(resolved, prefix) != before:
+            raise _change_error(resolved, "the same objects, written again")
 
 
 def _download_one(resolved: Resolved, prefix: _Prefix, path: str, folder: Path) -> None:
@@ -172,20 +172,20 @@ def _download_one(resolved: Resolved, prefix: _Prefix, path: str, folder: Path) 
     except Exception as error:
         if code_of(error) not in LOST:
             raise
-        raise _changed(resolved, f"another {path}") from error
+        raise _change_error(resolved, f"another {path}") from error
 
 
-def _unchanged(resolved: Resolved, listing: _Prefix) -> dict[str, _Object]:
+def _check_unchanged(resolved: Resolved, listing: _Prefix) -> dict[str, _Object]:
     paths = [file.path for file in resolved.files]
     if missing := [path for path in paths if not listing.has(path)]:
-        raise _changed(resolved, f"no object {missing[0]}")
+        raise _change_error(resolved, f"no object {missing[0]}")
     found = {path: listing.find(path) for path in paths}
     if (commit := _commit(found)) != resolved.commit:
-        raise _changed(resolved, f"content {commit}")
+        raise _change_error(resolved, f"content {commit}")
     return found
 
 
-def _changed(resolved: Resolved, got: str) -> UnsafeCheckpointError:
+def _change_error(resolved: Resolved, got: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{resolved.source}: expected content {resolved.commit}, got {got}. Objects were "
         "overwritten while they were fetched; nothing was kept. Run again when the upload is done."
@@ -222,7 +222,7 @@ def _where(source: str) -> str:
 
 
 @contextmanager
-def explained(expected: str, *, where: str = "") -> Iterator[None]:
+def explaining_errors(expected: str, *, where: str = "") -> Iterator[None]:
     """Turn S3's refusals into ours; what may pass by itself keeps its library's type.
 
     Args:

@@ -1,4 +1,4 @@
-"""What every source speaks in: checkpoint files, resolved and fetched."""
+"""Types that every source shares: checkpoint files, resolved and fetched checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CheckpointFile:
     Attributes:
         path: relative to the checkpoint's folder, ``/`` between segments.
         size: in bytes.
-        sha256: hex digest, where the source tells it or once the bytes were hashed.
+        sha256: hex digest, where the source reports it or once the bytes were hashed.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Resolved:
 
     Attributes:
         source: normalised, without a revision.
-        revision: what was asked for.
+        revision: as requested.
         commit: what that resolved to; a digest of the content for local and S3 sources.
         files: exactly the files that this conversion needs, sorted by path.
     """
@@ -68,7 +68,7 @@ class Checkpoint:
 
     Attributes:
         source: normalised, without a revision.
-        revision: what was asked for.
+        revision: as requested.
         commit: what that resolved to.
         folder: holds the files; others may lie beside them. Not to be written to.
         files: exactly the files that this conversion needs, sorted by path.
@@ -84,8 +84,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a request permits and asks for.
+class SourceRequest:
+    """The checkpoint that a request names, and what the request permits.
 
     Attributes:
         source: normalised, without a revision.
@@ -100,10 +100,10 @@ class Wish:
     trust_remote_code: bool = False
 
 
-class Room(Protocol):
+class SourceModule(Protocol):
     """What a module for one scheme offers."""
 
-    def resolve(self, wish: Wish) -> Resolved:
+    def resolve(self, request: SourceRequest) -> Resolved:
         """Return commit and needed files, without fetching weights."""
 
     def describe(self, resolved: Resolved) -> Path:
@@ -113,7 +113,7 @@ class Room(Protocol):
         """Return a folder that holds every file, and the files with the digests now known."""
 
 
-def safe_path(path: object, *, told_by: str) -> str:
+def safe_path(path: object, *, origin: str) -> str:
     """Return a file name that came from outside, if it can't leave the checkpoint's folder.
 
     Raises:
@@ -125,7 +125,7 @@ def safe_path(path: object, *, told_by: str) -> str:
         return check_relative(path)
     except ManifestError as error:
         raise UnsafeCheckpointError(
-            f"{told_by}: expected file names that are relative and normalised, got {path!r}. "
+            f"{origin}: expected file names that are relative and normalised, got {path!r}. "
             "The checkpoint was made to reach outside its folder, or by mistake does; nothing "
             "was read. Do not use it."
         ) from error

@@ -62,7 +62,7 @@ def _check_no_pointer(path: Path) -> None:
 
 
 def _check_index(index: Path, tensors: dict[str, frozenset[str]]) -> None:
-    weight_map = parse_index(index.read_bytes(), told_by=str(index))
+    weight_map = parse_index(index.read_bytes(), origin=str(index))
     for name, shard in weight_map.items():
         if name not in tensors.get(shard, ()):
             raise _damaged(index, f"{name} in {shard}, as the index says", "a shard without it")

@@ -85,7 +85,7 @@ def _prefixes(source: str) -> list[str] | None:
     plain = normalise_source(source).removeprefix("s3://")
     parent, _, pattern = plain.rpartition("/")
     _check_head(source, parent)
-    with s3.explained(f"prefixes like {source!r}"):
+    with s3.explaining_errors(f"prefixes like {source!r}"):
         files = share_connection().files
         if _is_checkpoint(files, plain):
             return None
@@ -154,13 +154,13 @@ def _check_head(source: str, head: str) -> None:
 
 
 def _is_child(name: str, parent: str, pattern: str) -> bool:
-    """Whether a name that a server told lies right under ``parent``, and fits."""
+    """Whether a name that a server listed lies right under ``parent``, and fits."""
     head, _, last = name.rpartition("/")
     return head == parent and _fits(last, pattern)
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether a name fits; hidden ones must be asked for, and none leads elsewhere."""
+    """Whether a name fits; hidden ones must be named by a dot, and none leads elsewhere."""
     if name in ("", ".", "..") or (name.startswith(".") and not pattern.startswith(".")):
         return False
     return fnmatchcase(name, pattern)

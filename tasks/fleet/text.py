@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import RequestError, first_line
-from tasks.fetch.s3 import explained
+from tasks.fetch.s3 import explaining_errors
 from tasks.request.mistakes import Mistake
 from tracefleet.store.s3_client import share_connection
 
@@ -91,7 +91,7 @@ def _local(path: str) -> bytes:
 
 
 def _from_s3(url: str) -> bytes:
-    with explained("an object", where=f"fleet file {url}: "):
+    with explaining_errors("an object", where=f"fleet file {url}: "):
         data: bytes = share_connection().files.cat_file(url)
         return data
 
@@ -102,11 +102,11 @@ def _wrong_names(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[Mist
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
             got = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-            says = f"expected text as a name, got {got or 'nothing'} in line {line}; quote it"
-            yield Mistake(_dotted((*path, got)), says)
+            problem = f"expected text as a name, got {got or 'nothing'} in line {line}; quote it"
+            yield Mistake(_dotted((*path, got)), problem)
         elif key.value in lines:
-            says = f"expected once, got in line {lines[key.value]} and again in line {line}; "
-            yield Mistake(_dotted((*path, key.value)), says + "remove one")
+            problem = f"expected once, got in line {lines[key.value]} and again in line {line}; "
+            yield Mistake(_dotted((*path, key.value)), problem + "remove one")
         else:
             lines[key.value] = line
 

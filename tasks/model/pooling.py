@@ -173,7 +173,7 @@ def _read_object(folder: Path, path: str) -> dict[str, Any]:
 
 def _read(folder: Path, path: str) -> Any:
     try:
-        return json.loads((folder / safe_path(path, told_by=MODULES)).read_text(encoding="utf-8"))
+        return json.loads((folder / safe_path(path, origin=MODULES)).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedCheckpointError(
             f"sentence-similarity: expected {path} as sentence-transformers writes it, got "
