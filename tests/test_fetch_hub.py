@@ -94,7 +94,8 @@ def test_one_file_that_fails_keeps_its_error_and_the_others(hub, at_once):
 
 def test_threads_that_lose_the_librarys_client_are_followed_by_one_file_at_a_time(hub, monkeypatch):
     hub.push(sharded())
-    resolved, original, lost = resolve(SOURCE), hub_module._local_path, []
+    resolved, original = resolve(SOURCE), hub_module._local_path
+    lost: list[str] = []
 
     def lose(source, commit, path):
         if path == "model-2.safetensors" and not lost:
