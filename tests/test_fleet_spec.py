@@ -265,7 +265,7 @@ def test_a_pattern_over_folders(tmp_path):
     both = [f"file://{models}/gpt", f"file://{models}/*p?", f"file://{models}/bert-a"]
     assert list(sources(fleet(a={"source": both}))) == ["a/gpt", "a/bert-a"]
     for pattern, says in {
-        f"file://{models}/none-*": "expected folders with a config.json that fit the pattern, got",
+        f"file://{models}/none-*": "expected folders with a config.json that match the pattern",
         f"file://{models}/*/side": "expected *, ? and [] in the last part alone, got",
         f"file://{models}/none/*": "expected a folder that can be listed, got",
     }.items():
@@ -339,7 +339,7 @@ def test_a_pattern_over_prefixes(bucket, monkeypatch):
     }
     assert sources(fleet(a={"source": f"{url}/bert[12]"})) == {"a": f"{url}/bert[12]"}
     (line,) = mistakes_of(fleet(a={"source": f"{url}/none-*"}))
-    assert line.startswith("a.source: expected prefixes with a config.json that fit")
+    assert line.startswith("a.source: expected prefixes with a config.json that match")
     (line,) = mistakes_of(fleet(a={"source": "s3://no-such-bucket-here/m/*"}))
     assert line.startswith("a.source: expected prefixes like 's3://no-such-bucket-here/m/*', got")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -367,7 +367,7 @@ def test_a_pattern_over_repositories(hub, monkeypatch):
     fleet(a={"source": "hf://acme/*"}, b={"source": "hf://acme/*", "batch": 2}).requests()
     assert len(hub.log) == before + 1, "one pattern is looked up once"
     for pattern, says in {
-        "hf://acme/none-*": "expected repositories that fit the pattern, got none for",
+        "hf://acme/none-*": "expected repositories that match the pattern, got none for",
         "hf://*/bert": "expected *, ? and [] in the last part alone, got",
         "hf://acme/bert-*@v1": "expected a pattern such as hf://org/name-*, got",
     }.items():

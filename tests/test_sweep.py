@@ -17,7 +17,7 @@ from tasks.sweep import check, rows, tiny
 from tasks.sweep import run as sweep_run
 from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
 from tasks.sweep.run import SweepOptions, run_sweep, try_case
-from tasks.sweep.table import support_page
+from tasks.sweep.table import make_support_page
 from tasks.sweep.tiny import Case
 
 #: Model type -> the task that is tried here; `make sweep` tries them all.
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_sweep_is_left_alone(tmp_path: Path):
         run_sweep(tmp_path / "other.json", types=["brt"], convert=convert)
 
 
-def test_a_case_that_eager_can_not_run_is_untestable_and_told_why():
+def test_a_case_that_eager_can_not_run_is_untestable_with_the_reason():
     row = try_case(Case(model_type="vit", task="feature-extraction"), SweepOptions(), convert)
     assert (row.status, row.error) == (UNTESTABLE, "")
     assert "pixel_values" in row.reason
@@ -143,13 +143,13 @@ def test_the_independent_comparison_sees_another_model(tmp_path: Path):
     assert right.failures == ()
     assert right.outputs > 6
     other = tiny.build(dataclasses.replace(case, model_type="bert"), tmp_path / "other")
-    spoil(other)
+    corrupt(other)
     wrong = check.check_published(store, source, case.task, other, "latest")
     assert len(wrong.failures) == wrong.outputs
     assert "is off by" in wrong.failures[0]
 
 
-def spoil(folder: Path) -> None:
+def corrupt(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -167,12 +167,12 @@ def row(status: str, **changes: object) -> Row:
 
 def test_shares_are_of_what_eager_runs():
     found = [row(PUBLISHED), row(PUBLISHED), row(PUBLISHED), row(REFUSED), row(UNTESTABLE)]
-    assert rows.share_published(found) == 0.75
-    assert rows.share_published([]) == 0.0
+    assert rows.compute_share(found) == 0.75
+    assert rows.compute_share([]) == 0.0
     assert summarise(found).startswith("5 cases: 3 published, 1 refused, 1 untestable\n75.0%")
 
 
-def test_the_support_page_tells_types_tasks_and_reasons():
+def test_the_support_page_has_types_tasks_and_reasons():
     found = [
         row(PUBLISHED, other_lengths="differs", same_program=False),
         row(REFUSED, task="question-answering", error="TraceError", reason="a | b\nc"),
@@ -180,7 +180,7 @@ def test_the_support_page_tells_types_tasks_and_reasons():
         row(WRONG, type="odd", reason="off"),
     ]
     setup = {"toolchain": {"torch": "2.13.0"}, "dtype": "float32", "lengths": [16]}
-    page = support_page(setup, found)
+    page = make_support_page(setup, found)
     assert "**1 of 3 cases published (33.3%), 1 model types;**" in page
     line = (
         "| bert | yes | refused | each length | silently wrong at other lengths without the guard |"

@@ -5,7 +5,7 @@ from safetensors import safe_open
 
 from tasks.errors import RequestError
 from tasks.model.heads import AUTO_CLASSES
-from tasks.sweep.tiny import SWEPT_TASKS, Case, Untestable, build, cases
+from tasks.sweep.tiny import SWEPT_TASKS, Case, Untestable, build, list_cases
 
 BUILT = [
     ("bert", "fill-mask"),
@@ -81,21 +81,21 @@ def test_two_cases_of_one_type_have_other_weights(tmp_path):
 
 
 def test_cases_are_sorted_and_belong_to_swept_tasks():
-    found = cases()
+    found = list_cases()
     assert len({case.model_type for case in found}) > 500
     assert list(found) == sorted(found, key=lambda case: (case.model_type, case.task))
     assert {case.task for case in found} == set(SWEPT_TASKS) & set(AUTO_CLASSES)
 
 
 def test_cases_can_be_narrowed_to_types():
-    names = [case.name for case in cases(["t5"])]
+    names = [case.name for case in list_cases(["t5"])]
     assert "t5/text2text-generation" in names
     assert all(name.startswith("t5/") for name in names)
 
 
 def test_an_unknown_type_is_refused_with_close_names():
     with pytest.raises(RequestError, match=r"got 'robrta'.*Did you mean roberta"):
-        cases(["bert", "robrta"])
+        list_cases(["bert", "robrta"])
 
 
 @pytest.mark.parametrize(

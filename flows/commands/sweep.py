@@ -48,7 +48,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from flows.convert import convert
     from tasks.sweep.rows import CRASHED, WRONG
     from tasks.sweep.run import SweepOptions, run_sweep
-    from tasks.sweep.table import support_page
+    from tasks.sweep.table import make_support_page
 
     types = options.types.split(",") if options.types else None
     tasks = options.tasks.split(",") if options.tasks else None
@@ -66,7 +66,7 @@ def _sweep(options: argparse.Namespace) -> int:
     rows = list(sweep.rows.values())
     print(summarise(rows))
     if options.table:
-        options.table.write_text(support_page(sweep.setup, rows))
+        options.table.write_text(make_support_page(sweep.setup, rows))
     return int(any(row.status in (CRASHED, WRONG) for row in rows))
 
 
@@ -88,13 +88,13 @@ def _conversions_silent() -> Iterator[None]:
 
 def summarise(rows: Iterable[Row]) -> str:
     """Return the totals for a terminal."""
-    from tasks.sweep.rows import UNTESTABLE, counts, share_published
+    from tasks.sweep.rows import UNTESTABLE, compute_share, count_statuses
 
     rows = list(rows)
-    counted = counts(rows)
+    counted = count_statuses(rows)
     types = {row.type for row in rows if row.status != UNTESTABLE}
     shown = ", ".join(f"{number} {status}" for status, number in counted.items() if number)
     return (
         f"{len(rows)} cases: {shown or 'none'}\n"
-        f"{share_published(rows):.1%} of what eager runs is published ({len(types)} model types)"
+        f"{compute_share(rows):.1%} of what eager runs is published ({len(types)} model types)"
     )

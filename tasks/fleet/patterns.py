@@ -1,12 +1,13 @@
 """Patterns over sources in a fleet file: ``file:///models/bert-*`` and the like on S3 and the hub.
 
-``*``, ``?`` and ``[…]`` in the last part of a source stand for every folder, prefix or repository
-there that fits. A pattern without a scheme is over folders where there is one to look into. Each
-costs one listing, never a walk. ``tasks.fleet.spec`` calls this.
+``*``, ``?`` and ``[…]`` in the last part of a source match every folder, prefix or repository at
+that place. A pattern without a scheme is one over folders if its folder exists. Each costs one
+listing, never a walk. ``tasks.fleet.spec`` calls this.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,42 +29,43 @@ _REFUSED = (401, 403, 404)
 
 
 def is_pattern(source: str) -> bool:
-    """Whether the source has one of the characters that stand for others."""
+    """Return whether a source has a wildcard."""
     return _MAGIC.search(source) is not None
 
 
 def match_sources(source: str) -> list[str] | None:
-    """Return the sources that a pattern stands for, sorted; None: it is a source by itself.
+    """Return the sources that match a pattern, sorted; None: it is no pattern, but a source.
 
-    A folder or prefix whose own name looks like a pattern is a source by itself.
+    A folder or prefix whose own name looks like a pattern is a source.
 
     Raises:
-        RequestError: nothing fits, or where to look can't be listed. What the network does wrong
-            keeps its library's type.
+        RequestError: nothing matches, or its folder, bucket or organisation can't be listed.
+            Errors of the network keep their library's type.
     """
     if not is_pattern(source):
         return None
-    scheme = _scheme(source)
+    scheme = _find_scheme(source)
     found = _FINDERS[scheme](source)
     if found is not None and not found:
         raise RequestError(
-            f"expected {_WANTED[scheme]} that fit the pattern, got none for {source!r}; check it"
+            f"expected {_WANTED[scheme]} that match the pattern, got none for {source!r}; check it"
         )
     return found
 
 
-def _scheme(source: str) -> str:
+def _find_scheme(source: str) -> str:
     try:
         scheme, rest = split(source)
     except ValueError as error:
         raise RequestError(str(error)) from None
+    # As for a name without wildcards: a folder at hand comes before the hub.
     head = rest.rpartition("/")[0]
     if head and "://" not in source and Path(head).is_dir():
         return "file"
     return scheme
 
 
-def _folders(source: str) -> list[str] | None:
+def _match_folders(source: str) -> list[str] | None:
     head, slash, pattern = source.rstrip("/").rpartition("/")
     _check_head(source, head)
     parent = Path(normalise_source(head + slash or "./").removeprefix("file://"))
@@ -71,17 +73,20 @@ def _folders(source: str) -> list[str] | None:
         if (parent / pattern).exists():
             return None
         home = parent.resolve(strict=True)
-        children = [child for child in parent.iterdir() if _fits(child.name, pattern)]
-        # A link that leads elsewhere would bring in what nobody put into this folder.
-        inside = [child for child in children if child.resolve().is_relative_to(home)]
-        return sorted(f"file://{child}" for child in inside if (child / _CONFIG).is_file())
-    except (OSError, RuntimeError) as error:  # of this machine; RuntimeError: links in a circle
+        found = []
+        for child in parent.iterdir():
+            # A link that leads elsewhere would bring in what nobody put into this folder.
+            inside = _fits(child.name, pattern) and child.resolve().is_relative_to(home)
+            if inside and (child / _CONFIG).is_file():
+                found.append(f"file://{child}")
+        return sorted(found)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise RequestError(
             f"expected a folder that can be listed, got {first_line(error)}; check the path"
         ) from error
 
 
-def _prefixes(source: str) -> list[str] | None:
+def _match_prefixes(source: str) -> list[str] | None:
     plain = normalise_source(source).removeprefix("s3://")
     parent, _, pattern = plain.rpartition("/")
     _check_head(source, parent)
@@ -89,12 +94,14 @@ def _prefixes(source: str) -> list[str] | None:
         files = share_connection().files
         if _is_checkpoint(files, plain):
             return None
-        listed = files.ls(parent, detail=True)
-        folders = [entry["name"] for entry in listed if entry["type"] == "directory"]
-        fitting = [name for name in folders if _is_child(name, parent, pattern)]
+        matching = []
+        for entry in files.ls(parent, detail=True):
+            if entry["type"] == "directory" and _is_child(entry["name"], parent, pattern):
+                matching.append(entry["name"])
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            hold = pool.map(lambda name: _is_checkpoint(files, name), fitting)
-            return sorted(f"s3://{name}" for name, held in zip(fitting, hold, strict=True) if held)
+            is_checkpoint = list(pool.map(lambda name: _is_checkpoint(files, name), matching))
+        found = itertools.compress(matching, is_checkpoint)
+        return sorted(f"s3://{name}" for name in found)
 
 
 def _is_checkpoint(files: Any, prefix: str) -> bool:
@@ -104,7 +111,7 @@ def _is_checkpoint(files: Any, prefix: str) -> bool:
         return False
 
 
-def _repositories(source: str) -> list[str]:
+def _match_repositories(source: str) -> list[str]:
     owner, _, pattern = source.removeprefix("hf://").rstrip("/").partition("/")
     if not pattern or "/" in pattern or "@" in pattern:
         raise RequestError(
@@ -119,14 +126,14 @@ def _repositories(source: str) -> list[str]:
         )
     from huggingface_hub import HfApi
 
-    with _hub_refusals(owner):
+    with _refuse_hub_errors(owner):
         listed = HfApi(endpoint=hub_cache.endpoint()).list_models(author=owner)
         names = {str(info.id) for info in listed}
     return sorted(f"hf://{name}" for name in names if _is_child(name, owner, pattern))
 
 
 @contextmanager
-def _hub_refusals(owner: str) -> Iterator[None]:
+def _refuse_hub_errors(owner: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -154,22 +161,22 @@ def _check_head(source: str, head: str) -> None:
 
 
 def _is_child(name: str, parent: str, pattern: str) -> bool:
-    """Whether a name that a server listed lies right under ``parent``, and fits."""
+    """Return whether a name in a server's listing is directly under ``parent``, and fits."""
     head, _, last = name.rpartition("/")
     return head == parent and _fits(last, pattern)
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether a name fits; hidden ones must be named by a dot, and none leads elsewhere."""
+    """Return whether a name fits; hidden ones only if the pattern names the dot."""
     if name in ("", ".", "..") or (name.startswith(".") and not pattern.startswith(".")):
         return False
     return fnmatchcase(name, pattern)
 
 
 _FINDERS: dict[str, Callable[[str], list[str] | None]] = {
-    "file": _folders,
-    "s3": _prefixes,
-    "hf": _repositories,
+    "file": _match_folders,
+    "s3": _match_prefixes,
+    "hf": _match_repositories,
 }
 _WANTED = {
     "file": f"folders with a {_CONFIG}",

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every model type that transformers knows, for sweeping the gate over them.
+"""Try the conversion on tiny checkpoints of every model type that transformers has.
 
-The front door is ``build`` in ``tiny``.
+The command calls ``run_sweep`` in ``run``; each checkpoint is made by ``build`` in ``tiny``.
 """

@@ -1,10 +1,10 @@
-"""What is known of transformers' config fields: how far each may shrink, and where rules fail."""
+"""Limits of transformers' config fields in tiny models, and types that need other values."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Largest value of a size-like field -> the fields. Smaller defaults stay as they are.
+#: Largest value of a size-like field -> the fields. Smaller defaults are kept.
 _LIMITS = {
     256: """vocab_size_per_layer_input shape_vocab_size pronunciation_vocab_size
         encoder_hash_byte_group_vocab ngram_vocab_size_base src_vocab_size tgt_vocab_size
@@ -47,20 +47,20 @@ _LIMITS = {
     1: """topk_group n_shared_experts num_shared_experts first_k_dense_replace
         num_random_blocks moe_num_shared_experts num_dense_layers num_nextn_predict_layers""",
 }
-#: Every vocabulary; sample ids come from 100 … 189 and special ids from below 10.
+#: Size of every vocabulary; sample ids are 100 … 189, special ids below 10.
 VOCABULARY = 256
 LIMITS = {name: limit for limit, names in _LIMITS.items() for name in names.split()}
-#: Fields that count layers, in the order of preference.
+#: Fields that count layers, the preferred first.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
-#: Fields that count key-value heads: grouped attention stays grouped.
+#: Fields that count key-value heads: grouped attention must stay grouped.
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
-#: In the order in which they get small ids.
+#: Roles of special tokens, in the order in which they get small ids.
 ROLES = ("pad", "bos", "eos", "unk", "cls", "sep", "mask", "decoder_start")
 
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _MOE = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
 _TWO_MAMBA = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
-#: model type -> fields that the rules get wrong: needed values that default to None, sizes that
+#: Model type -> fields for which the rules fail: required values that default to None, sizes that
 #: must fit each other, periods and patterns that would leave a kind of layer out.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {

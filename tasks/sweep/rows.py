@@ -1,4 +1,4 @@
-"""What a sweep found, one row for each case, in a file that a later run goes on with."""
+"""Results of a sweep, one row for each case, in a file that a later run continues."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ PUBLISHED, REFUSED, CRASHED, WRONG, UNTESTABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One case.
+    """Result of one case.
 
     Attributes:
-        type: the model type.
+        type: Model type.
         task: Hugging Face task name.
         status: ``published`` (and right by the independent comparison), ``refused`` with a typed
-            error, ``crashed`` (anything else), ``wrong`` (published, and the independent
+            error, ``crashed`` (any other error), ``wrong`` (published, and the independent
             comparison differs), ``untestable`` (eager can't run it from ids and mask).
-        error: type of the error; empty where there was none.
-        reason: its message, or what differs.
-        seconds: wall time of the case.
-        worst_gate: the gate's worst relative error; None if there was no gate.
-        worst_check: the independent comparison's.
-        same_program: one program serves all lengths; False: a graph for each.
-        other_lengths: what a graph does at other lengths, as in the manifest.
-        other_batches: the same for other batches.
-        vacuous: names of probes that can't move this model.
+        error: Type of the error; empty: there was none.
+        reason: Message of the error, or the differences.
+        seconds: Wall time of the case.
+        worst_gate: Largest relative error of the gate; None: it did not run.
+        worst_check: Largest relative error of the independent comparison.
+        same_program: Whether one program serves all lengths.
+        other_lengths: Behaviour of a graph at other lengths, as in the manifest.
+        other_batches: Behaviour at other batches, as in the manifest.
+        vacuous: Names of probes that can't change this model's outputs.
     """
 
     type: str
@@ -63,12 +63,12 @@ class Row:
 
 @dataclass(kw_only=True)
 class Sweep:
-    """Rows of one set-up, kept in a file after each case.
+    """Rows of one set-up, written to a file after each case.
 
     Attributes:
-        path: the JSON file.
-        setup: toolchain, recipe, dtype, lengths: rows of another set-up are not mixed in.
-        rows: by name.
+        path: JSON file.
+        setup: Toolchain, recipe, dtype, lengths: rows of different set-ups are not mixed.
+        rows: Rows by name.
     """
 
     path: Path
@@ -77,10 +77,10 @@ class Sweep:
 
     @classmethod
     def at(cls, path: Path, setup: dict[str, Any]) -> Sweep:
-        """Open a file, or begin one.
+        """Read a sweep's file, or begin a new sweep.
 
         Raises:
-            RequestError: it is no sweep, or one of another set-up.
+            RequestError: the file is no sweep, or one of another set-up.
         """
         if not path.exists():
             return cls(path=path, setup=setup)
@@ -93,9 +93,10 @@ class Sweep:
         return cls(path=path, setup=setup, rows={row.name: row for row in rows})
 
     def add(self, row: Row) -> None:
-        """Keep a row; the file is whole at every moment."""
+        """Add a row and write the file."""
         self.rows[row.name] = row
         ordered = [dataclasses.asdict(self.rows[name]) for name in sorted(self.rows)]
+        # Renamed into place: a sweep that is killed while it writes loses no rows.
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"setup": self.setup, "rows": ordered}, indent=1) + "\n")
         temporary.replace(self.path)
@@ -105,7 +106,7 @@ def read_sweep(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Read a sweep's set-up and rows.
 
     Raises:
-        RequestError: it is no sweep.
+        RequestError: the file is no sweep.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -118,16 +119,16 @@ def read_sweep(path: Path) -> tuple[dict[str, Any], list[Row]]:
         ) from error
 
 
-def counts(rows: Iterable[Row]) -> dict[str, int]:
-    """Return how many rows there are of each status."""
+def count_statuses(rows: Iterable[Row]) -> dict[str, int]:
+    """Return the number of rows of each status."""
     counted = dict.fromkeys((PUBLISHED, REFUSED, CRASHED, WRONG, UNTESTABLE), 0)
     for row in rows:
         counted[row.status] += 1
     return counted
 
 
-def share_published(rows: Iterable[Row]) -> float:
-    """Return the share of cases that are published, of those that eager runs."""
-    counted = counts(rows)
+def compute_share(rows: Iterable[Row]) -> float:
+    """Return the share of published cases among those that eager runs."""
+    counted = count_statuses(rows)
     ran = sum(counted.values()) - counted[UNTESTABLE]
     return counted[PUBLISHED] / ran if ran else 0.0

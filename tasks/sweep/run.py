@@ -1,6 +1,7 @@
 """Run a sweep: build, convert and check every case, each in children of its own.
 
-``run_sweep`` is handed the function that converts: the way through is above this package.
+``run_sweep`` takes the function that converts as an argument: it is in ``flows``, which imports
+this package.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tasks.publish.identity import RECIPE
 from tasks.request.conversion import ConversionRequest, make_request
 from tasks.sweep.check import check_published
 from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
-from tasks.sweep.tiny import Case, Untestable, build, cases
+from tasks.sweep.tiny import Case, Untestable, build, list_cases
 from tracefleet.manifest import Manifest
 
-#: Carries out a request and returns an object with its ``manifest``.
+#: Carries out a request and returns an object with a ``manifest``.
 Convert = Callable[[ConversionRequest], Any]
 
 _CHANNEL = "latest"
@@ -34,13 +35,13 @@ _REASON_CHARACTERS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """How every case of a sweep is converted.
+    """Options of every conversion in a sweep.
 
     Attributes:
-        dtype: of the artifacts.
-        lengths: standard lengths.
-        timeout: seconds for each step of a case.
-        memory_mb: resident megabytes for each child.
+        dtype: Dtype of the artifacts.
+        lengths: Standard lengths.
+        timeout: Seconds for each step of a case.
+        memory_mb: Resident megabytes for each child.
     """
 
     dtype: str = "float32"
@@ -59,26 +60,23 @@ def run_sweep(
     again: Iterable[str] = (),
     convert: Convert,
 ) -> Sweep:
-    """Try every wanted case that has no row yet, and return all rows.
+    """Try every case that has no row yet, and return all rows.
 
     Args:
-        out: the file of rows.
-        types: model types; default: all.
+        out: File of the rows.
+        types: Model types; default: all.
         tasks: Hugging Face task names; default: all.
-        options: how to convert.
-        jobs: cases at a time, one torch thread each.
-        again: statuses whose rows are tried again.
-        convert: carries out one request.
+        options: Options of the conversions.
+        jobs: Number of cases at a time, with one torch thread each.
+        again: Statuses whose rows are tried again.
+        convert: Carries out one request.
 
     Raises:
-        RequestError: an unknown type, or ``out`` is of another set-up.
+        RequestError: a type is unknown, or ``out`` is of another set-up.
     """
     options = options or SweepOptions()
-    sweep = Sweep.at(out, _setup(options))
-    wanted = [case for case in cases(types) if tasks is None or case.task in set(tasks)]
-    tried_again = set(again)
-    done = {row.name for row in sweep.rows.values() if row.status not in tried_again}
-    left = [case for case in wanted if case.name not in done]
+    sweep = Sweep.at(out, _describe_setup(options))
+    left = _choose_cases(sweep, types, tasks, set(again))
     child.warm_up()
     started = time.monotonic()
     pool = ThreadPoolExecutor(jobs)
@@ -88,12 +86,25 @@ def run_sweep(
             sweep.add(row)
             _log_progress(row, number, len(left), time.monotonic() - started)
     finally:
-        pool.shutdown(cancel_futures=True)  # interrupted: what has not begun never does
+        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for hundreds of cases
     return sweep
 
 
+def _choose_cases(
+    sweep: Sweep, types: Iterable[str] | None, tasks: Iterable[str] | None, again: set[str]
+) -> list[Case]:
+    """Return the cases of these types and tasks without a row, or with one to try again."""
+    wanted = None if tasks is None else set(tasks)
+    done = {row.name for row in sweep.rows.values() if row.status not in again}
+    left = []
+    for case in list_cases(types):
+        if case.name not in done and (wanted is None or case.task in wanted):
+            left.append(case)
+    return left
+
+
 def try_case(case: Case, options: SweepOptions, convert: Convert) -> Row:
-    """Build, convert and check one case in a place of its own that is removed afterwards."""
+    """Build, convert and check one case in a temporary folder."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tracefleet-sweep-") as work:
         try:
@@ -104,18 +115,18 @@ def try_case(case: Case, options: SweepOptions, convert: Convert) -> Row:
             found = {"status": REFUSED, "error": type(error).__name__, "reason": str(error)}
         except _UntestableError as error:
             found = {"status": UNTESTABLE, "reason": str(error)}
-        except Exception as error:  # what no conversion may raise: that is what a sweep looks for
+        except Exception as error:  # no conversion may raise these: a sweep looks for them
             found = {"status": CRASHED, "error": type(error).__name__, "reason": str(error)}
-    found["reason"] = _shortened(found)
+    found["reason"] = _shorten_reason(found)
     seconds = round(time.monotonic() - started, 1)
     return Row(type=case.model_type, task=case.task, seconds=seconds, **found)
 
 
-def _shortened(found: dict[str, Any]) -> str:
-    """A typed error says the most at its beginning, a traceback at its end."""
+def _shorten_reason(found: dict[str, Any]) -> str:
     reason = str(found.get("reason", "")).strip()
     if len(reason) <= _REASON_CHARACTERS:
         return reason
+    # What matters stands at the end of a traceback, and at the beginning of a typed error.
     if found["status"] == CRASHED:
         return f"…{reason[-_REASON_CHARACTERS:]}"
     return f"{reason[:_REASON_CHARACTERS]}…"
@@ -125,7 +136,7 @@ class _UntestableError(Exception):
     """Eager can't run the case."""
 
 
-def _setup(options: SweepOptions) -> dict[str, Any]:
+def _describe_setup(options: SweepOptions) -> dict[str, Any]:
     return {
         "toolchain": dataclasses.asdict(find_backend("jit").toolchain()),
         "recipe": RECIPE,
@@ -138,7 +149,8 @@ def _convert_and_check(
     case: Case, options: SweepOptions, work: Path, convert: Convert
 ) -> dict[str, Any]:
     folder, store = work / case.model_type, (work / "store").as_uri()
-    if untestable := _child(options, work, "build", _build, case, folder):
+    untestable = _run_child(options, work, "build", _build_case, case, folder)
+    if untestable:
         raise _UntestableError(untestable)
     request = make_request(
         {
@@ -154,7 +166,7 @@ def _convert_and_check(
         }
     )
     result = convert(request)
-    checked = _child(
+    checked = _run_child(
         options,
         work,
         "check",
@@ -170,10 +182,10 @@ def _convert_and_check(
         "reason": "; ".join(checked.failures),
         "worst_check": checked.worst,
     }
-    return found | _gate_facts(result.manifest)
+    return found | _read_verdict(result.manifest)
 
 
-def _gate_facts(manifest: Manifest) -> dict[str, Any]:
+def _read_verdict(manifest: Manifest) -> dict[str, Any]:
     verdicts = manifest.validation.lengths
     return {
         "worst_gate": max(verdict.max_rel_error for verdict in verdicts),
@@ -184,8 +196,8 @@ def _gate_facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _build(case: Case, folder: Path) -> str:
-    """Build the checkpoint; return why eager can't run it, or nothing. Runs in a child."""
+def _build_case(case: Case, folder: Path) -> str:
+    """Build the checkpoint; return why eager can't run it, or "". A child runs this."""
     try:
         build(case, folder)
     except Untestable as reason:
@@ -193,7 +205,7 @@ def _build(case: Case, folder: Path) -> str:
     return ""
 
 
-def _child(options: SweepOptions, work: Path, step: str, function: Any, *arguments: Any) -> Any:
+def _run_child(options: SweepOptions, work: Path, step: str, function: Any, *arguments: Any) -> Any:
     limits = child.Limits(timeout=options.timeout, memory=options.memory_mb * 1_000_000, threads=1)
     log = work / f"{step}.log"
     return child.run(function, *arguments, limits=limits, log=log, step=step).value
@@ -201,6 +213,7 @@ def _child(options: SweepOptions, work: Path, step: str, function: Any, *argumen
 
 def _log_progress(row: Row, number: int, total: int, seconds: float) -> None:
     left = seconds / number * (total - number)
+    reason = first_line(Exception(row.reason))[:70] if row.reason else ""
     logging.getLogger(__name__).info(
         "%4d/%d  %-11s %-55s %5.1f s  %s  (%.0f min left)",
         number,
@@ -208,6 +221,6 @@ def _log_progress(row: Row, number: int, total: int, seconds: float) -> None:
         row.status,
         row.name,
         row.seconds,
-        first_line(Exception(row.reason))[:70] if row.reason else "",
+        reason,
         left / 60,
     )

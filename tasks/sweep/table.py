@@ -1,4 +1,4 @@
-"""Support by architecture, as a Markdown page made from a sweep."""
+"""Make the Markdown page on support by architecture from a sweep."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tasks.sweep.rows import (
     UNTESTABLE,
     WRONG,
     Row,
-    counts,
-    share_published,
+    compute_share,
+    count_statuses,
 )
 
 _MARKS = {PUBLISHED: "yes", REFUSED: "refused", CRASHED: "crashed", WRONG: "wrong"}
@@ -29,12 +29,12 @@ _SHORT = {
 }
 
 
-def support_page(setup: dict[str, Any], rows: Sequence[Row]) -> str:
+def make_support_page(setup: dict[str, Any], rows: Sequence[Row]) -> str:
     """Return the page: totals, one line for each model type, and the reasons of refusals.
 
     Args:
-        setup: of the sweep.
-        rows: all of them; types with nothing but untestable cases are left out of the table.
+        setup: Set-up of the sweep.
+        rows: All rows; types with nothing but untestable cases are left out of the table.
     """
     ran = [row for row in rows if row.status != UNTESTABLE]
     return "\n".join(
@@ -45,59 +45,64 @@ def support_page(setup: dict[str, Any], rows: Sequence[Row]) -> str:
             "of the installed transformers went through the whole conversion, gate included, and "
             "what was published was compared once more by an independent program.",
             "",
-            *_totals(setup, rows),
+            *_describe_totals(setup, rows),
             "",
-            *_table(ran),
+            *_make_table(ran),
             "",
-            *_refusals(ran),
+            *_list_refusals(ran),
             "",
         ]
     )
 
 
-def _totals(setup: dict[str, Any], rows: Sequence[Row]) -> list[str]:
-    counted = counts(rows)
+def _describe_totals(setup: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    counted = count_statuses(rows)
     versions = ", ".join(f"{name} {value}" for name, value in setup["toolchain"].items() if value)
     types = {row.type for row in rows if row.status == PUBLISHED}
     return [
         f"{versions}; dtype {setup['dtype']}, lengths {setup['lengths']}.",
         "",
         f"**{counted[PUBLISHED]} of {len(rows) - counted[UNTESTABLE]} cases published "
-        f"({share_published(rows):.1%}), {len(types)} model types;** {counted[REFUSED]} refused "
+        f"({compute_share(rows):.1%}), {len(types)} model types;** {counted[REFUSED]} refused "
         f"with a typed reason, {counted[CRASHED]} crashed, {counted[WRONG]} wrong. "
         f"{counted[UNTESTABLE]} cases can't be tried: they need images or sounds, a package that "
         "is not installed, or can't be made tiny.",
     ]
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    tasks = [task for task in _SHORT if any(row.task == task for row in rows)]
+def _make_table(rows: Sequence[Row]) -> list[str]:
+    present = {row.task for row in rows}
+    tasks = [task for task in _SHORT if task in present]
     by_type: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_type.setdefault(row.type, {})[row.task] = row
     header = "| model type | " + " | ".join(_SHORT[task] for task in tasks) + " | graph | note |"
     lines = [header, "|" + "---|" * (len(tasks) + 3)]
     for model_type, found in sorted(by_type.items()):
-        cells = [_MARKS[found[task].status] if task in found else "" for task in tasks]
-        shared = all(row.same_program for row in found.values())
-        note = _note(list(found.values()))
-        published = any(row.status == PUBLISHED for row in found.values())
-        cells += [("one" if shared else "each length") if published else "", note]
+        marks = {task: _MARKS[row.status] for task, row in found.items()}
+        cells = [marks.get(task, "") for task in tasks]
+        cells += _describe_graphs(list(found.values()))
         lines.append(f"| {model_type} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _describe_graphs(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the cells of columns ``graph`` and ``note``; empty if nothing is published."""
     published = [row for row in rows if row.status == PUBLISHED]
-    if any(row.other_lengths == "differs" for row in published):
-        return "silently wrong at other lengths without the guard"
-    return ""
+    if not published:
+        return "", ""
+    shared = all(row.same_program for row in rows)
+    wrong = any(row.other_lengths == "differs" for row in published)
+    note = "silently wrong at other lengths without the guard" if wrong else ""
+    return "one" if shared else "each length", note
 
 
-def _refusals(rows: Sequence[Row]) -> list[str]:
+def _list_refusals(rows: Sequence[Row]) -> list[str]:
     refused = [row for row in rows if row.status in (REFUSED, CRASHED, WRONG)]
+    if not refused:
+        return ["Nothing that eager runs was refused."]
     lines = ["## What is not published, and why", "", "| case | error | reason |", "|---|---|---|"]
     for row in sorted(refused, key=lambda row: row.name):
         reason = row.reason.replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {row.name} | {row.error} | {reason} |")
-    return lines if refused else ["Nothing that eager runs was refused."]
+    return lines

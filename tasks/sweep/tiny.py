@@ -1,8 +1,8 @@
-"""A tiny random checkpoint for every model type and task that the installed transformers has.
+"""Make a tiny random checkpoint for a model type and a task of the installed transformers.
 
 The sweep runs these through the whole conversion, to find out which architectures convert and
-which are refused. ``tasks.sweep.shrink`` makes the small config; here the model is built from it,
-filled with weights that make its outputs move, run once by eager, and saved.
+which are refused. ``tasks.sweep.shrink`` makes the small config; this module builds the model,
+draws weights with which its outputs depend on its inputs, runs eager, and saves.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SWEPT_TASKS = tuple(
 _PAIR_TASKS = ("feature-extraction", "text2text-generation")
 #: 20 MB of float32; a config with more could not be made tiny.
 _MOST_PARAMETERS = 5_000_000
-#: Time constants of recurrent layers: their own initialisation is the stable one.
+#: Weights that keep their own initialisation: with another, recurrent layers are not stable.
 _KEPT_WEIGHTS = re.compile(
     r"A_log|dt_bias|dt_proj\.bias|time_(decay|first|mix)|[nN]orm[^.]*\.weight$"
 )
 
 
-class Untestable(Exception):  # noqa: N818 - a finding of the sweep, not a fault of it
-    """Eager itself can't run the case from ids and mask; the message is the reason."""
+class Untestable(Exception):  # noqa: N818 - a result of the sweep, not an error
+    """Eager can't run the case from ids and mask; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Case:
     """One architecture to convert.
 
     Attributes:
-        model_type: the config's model type, such as ``bert``.
-        task: key of ``tasks.model.heads.AUTO_CLASSES``.
+        model_type: Model type of the config, such as ``bert``.
+        task: Key of ``tasks.model.heads.AUTO_CLASSES``.
     """
 
     model_type: str
@@ -54,23 +54,22 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return ``bert/fill-mask``."""
+        """Model type and task, such as ``bert/fill-mask``."""
         return f"{self.model_type}/{self.task}"
 
 
-def cases(types: Iterable[str] | None = None) -> tuple[Case, ...]:
+def list_cases(types: Iterable[str] | None = None) -> tuple[Case, ...]:
     """List every (model type, task) that has a head in the installed transformers, sorted.
 
-    No model is imported: the auto classes map names to names.
-
     Args:
-        types: model types to keep; default: all of them.
+        types: Model types to keep; default: all of them.
 
     Raises:
-        RequestError: a type that no swept task knows.
+        RequestError: no swept task has a head for a type.
     """
     import transformers
 
+    # The auto classes map names to names: nothing of a model is imported.
     found = {
         (model_type, task)
         for task in SWEPT_TASKS
@@ -79,18 +78,18 @@ def cases(types: Iterable[str] | None = None) -> tuple[Case, ...]:
     known = {model_type for model_type, _ in found}
     wanted = known if types is None else set(types)
     for model_type in sorted(wanted - known):
-        raise RequestError(_unknown_type(model_type, known))
-    return tuple(
-        Case(model_type=model_type, task=task)
-        for model_type, task in sorted(found)
-        if model_type in wanted
-    )
+        raise RequestError(_describe_unknown_type(model_type, known))
+    cases = []
+    for model_type, task in sorted(found):
+        if model_type in wanted:
+            cases.append(Case(model_type=model_type, task=task))
+    return tuple(cases)
 
 
 def build(case: Case, folder: Path) -> Path:
     """Save the case's tiny checkpoint (config and safetensors) in ``folder`` and return it.
 
-    The same case makes the same bytes on every call.
+    A case makes the same bytes on every call.
 
     Raises:
         Untestable: eager can't run it from ids and mask alone; nothing was saved.
@@ -98,14 +97,14 @@ def build(case: Case, folder: Path) -> Path:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(case))
+        torch.manual_seed(_derive_seed(case))
         try:
-            model = _model(case)
+            model = _build_model(case)
             _check_runs(model, case)
         except Untestable:
             raise
-        except Exception as error:  # every architecture has its own way to refuse
-            cause = error.__cause__ or error  # validators wrap the error that says something
+        except Exception as error:  # every architecture refuses with errors of its own
+            cause = error.__cause__ or error  # validators wrap the error that has the reason
             raise Untestable(f"{type(cause).__name__}: {first_line(cause)}") from error
     if model.config.model_type != case.model_type:
         raise Untestable(f"its head is that of {model.config.model_type}, a type of its own")
@@ -113,7 +112,7 @@ def build(case: Case, folder: Path) -> Path:
     return folder
 
 
-def _unknown_type(model_type: str, known: Iterable[str]) -> str:
+def _describe_unknown_type(model_type: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(model_type, sorted(known), n=5, cutoff=0.5)
     return (
         "types: expected model types with a text task in the installed transformers, got "
@@ -121,14 +120,14 @@ def _unknown_type(model_type: str, known: Iterable[str]) -> str:
     )
 
 
-def _seed(case: Case) -> int:
+def _derive_seed(case: Case) -> int:
     return zlib.crc32(case.name.encode())  # hash() differs from process to process
 
 
-def _model(case: Case) -> Any:
-    from tasks.sweep.shrink import tiny_config
+def _build_model(case: Case) -> Any:
+    from tasks.sweep.shrink import make_tiny_config
 
-    config = tiny_config(case.model_type, case.task)
+    config = make_tiny_config(case.model_type, case.task)
     kind = model_class(config, case.task)
     if kind.config_class is config.sub_configs.get("text_config"):
         config = config.text_config  # as the auto classes do for the language model of a composite
@@ -139,7 +138,7 @@ def _model(case: Case) -> Any:
         )
     _check_size(kind, config)
     model = kind(config).eval()
-    _draw_weights(model, _seed(case))
+    _draw_weights(model, _derive_seed(case))
     return model
 
 
@@ -155,22 +154,23 @@ def _check_size(kind: Any, config: Any) -> None:
 
 
 def _draw_weights(model: Any, seed: int) -> None:
-    """Make activations of order one: with the library's 0.02 every comparison is blind."""
+    """Draw weights that make activations of order one."""
     import torch
 
+    # With the library's standard deviation of 0.02, outputs hardly depend on inputs.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = _scale(name, parameter)
+            scale = _choose_scale(name, parameter)
             if scale is not None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-                # Training leaves it zero, and transformers zeroes Funnel's again when it loads.
+                # Training keeps it zero, and transformers sets Funnel's to zero when it loads.
                 module.weight[module.padding_idx] = 0.0
 
 
-def _scale(name: str, parameter: torch.Tensor) -> float | None:
+def _choose_scale(name: str, parameter: torch.Tensor) -> float | None:
     if not parameter.is_floating_point() or _KEPT_WEIGHTS.search(name):
         return None
     if parameter.dim() > 1:
@@ -184,14 +184,15 @@ def _check_runs(model: Any, case: Case) -> None:
     import torch
 
     with torch.no_grad():
-        first, second = (_first_output(model(**_inputs(model, case, seed))) for seed in (0, 1))
+        first = _find_output(model(**_draw_inputs(model, case, seed=0)))
+        second = _find_output(model(**_draw_inputs(model, case, seed=1)))
     if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
         raise Untestable("NaN or infinity in eager's output")
     if first.shape == second.shape and torch.equal(first, second):
         raise Untestable("eager's output does not depend on the ids")
 
 
-def _inputs(model: Any, case: Case, seed: int) -> dict[str, Any]:
+def _draw_inputs(model: Any, case: Case, seed: int) -> dict[str, Any]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -218,7 +219,7 @@ def _inputs(model: Any, case: Case, seed: int) -> dict[str, Any]:
     return {name: value for name, value in made.items() if name in accepted}
 
 
-def _first_output(outputs: Any) -> torch.Tensor:
+def _find_output(outputs: Any) -> torch.Tensor:
     import torch
 
     values = outputs.to_tuple() if hasattr(outputs, "to_tuple") else outputs
