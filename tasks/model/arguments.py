@@ -21,8 +21,8 @@ Kind = Literal["ids", "mask", "segments", "other-ids", "boxes", "values"]
 _DECODER = ("decoder_input_ids", "decoder_attention_mask")
 #: Heads that make the decoder's ids from the encoder's; BART, T5 and their kin.
 _OWN_DECODER_IDS = ("ForSequenceClassification", "ForQuestionAnswering")
-#: Other ids beside the tokens'. Each with the config's field that says how many there are, and the
-#: switch without which the model ignores them.
+#: Ids beside the tokens': the config's field with their number, and the switch without which the
+#: model ignores them.
 _OTHER_IDS = {
     # RoCBert: the characters' shapes and sounds
     "input_shape_ids": ("shape_vocab_size", "enable_shape"),
@@ -30,16 +30,16 @@ _OTHER_IDS = {
     "langs": ("n_langs", "use_lang_emb"),  # XLM: the language of each token
     "task_type_ids": ("task_type_vocab_size", "use_task_id"),  # ERNIE 2
 }
-#: Models that compare token types and have no table of them: how many their tokenizers give.
+#: Number of token types of models that compare types and have no table of them.
 _COMPARED_TYPES = {"funnel": 3, "xlnet": 3}
-#: Other ids that no tokenizer makes, and that a model takes for 0 where they are left out.
+#: Other ids that no tokenizer makes; the model assumes 0 where they are left out.
 _ZERO_IDS = ("task_type_ids",)
-#: What only a processor can make: a model that takes it is another model without it.
+#: Inputs that only a processor can make; without them the model computes something else.
 _UNBUILT = {
     "xpath_tags_seq": "paths of HTML tags (MarkupLM)",
     "entity_ids": "ids of entities with their places (LUKE)",
 }
-#: Heads that do without them (transformers documents entity_ids as optional for these).
+#: Heads that work without them (transformers documents entity_ids as optional for these).
 _OPTIONAL = {"entity_ids": ("LukeModel", "LukeForMaskedLM", "LukeForSequenceClassification")}
 
 
@@ -48,14 +48,15 @@ class Argument:
     """One argument of ``forward``, in the order of its signature.
 
     Attributes:
-        name: as the signature has it.
-        kind: what it holds: token ``ids``, a ``mask`` of 0 and 1, ``segments`` or ``other-ids``
-            (ids of a vocabulary of their own), ``boxes`` (x0, y0, x1, y1), real ``values``.
+        name: Name in the signature.
+        kind: Meaning of its values: token ``ids``, a ``mask`` of 0 and 1, ``segments`` or
+            ``other-ids`` (ids of a vocabulary of their own), ``boxes`` (x0, y0, x1, y1), real
+            ``values``.
         axes: ``batch``, ``length``, ``decoder_length`` or fixed sizes.
         dtype: ``int64``, or the variant's for values.
-        bounds: how many ids there are; one number for each column where the last axis is fixed.
-        pad: fills up to a standard length; None: padding would change the result.
-        fill: stands in for the whole argument when a caller leaves it out; None: required.
+        bounds: Number of ids; one number for each column where the last axis is fixed.
+        pad: Value that fills up to a standard length; None: padding would change the result.
+        fill: Value of the whole argument when a caller leaves it out; None: required.
     """
 
     name: str
@@ -73,13 +74,13 @@ def text_arguments(
     """Return the arguments of a model that reads token ids.
 
     Args:
-        kind: the model's class.
-        config: its configuration.
-        vocabulary: its token ids.
-        choices: how many rows of ids belong to one question; None for other tasks.
+        kind: Class of the model.
+        config: Configuration of the model.
+        vocabulary: Token ids of the model.
+        choices: Rows of ids that belong to one question; None for other tasks.
 
     Raises:
-        UnsupportedCheckpointError: it takes no ids, or something that only its processor can make.
+        UnsupportedCheckpointError: It takes no ids, or something that only its processor can make.
     """
     names = list(inspect.signature(kind.forward).parameters)
     if "input_ids" not in names:
@@ -97,28 +98,29 @@ def text_arguments(
 
 
 def check_tokenizer(folder: Path, kind: Any, config: Any, inputs: Sequence[str]) -> None:
-    """Refuse a checkpoint whose tokenizer feeds the model something that the artifact lacks.
+    """Refuse a checkpoint whose tokenizer makes an input that the artifact lacks.
 
-    The other way round is no fault: a tokenizer that leaves ``token_type_ids`` out, though the
-    model has two types, means the first type everywhere. The artifact keeps them as an input that
-    is filled with 0, so that both kinds of consumer get what eager gives them.
+    The reverse is no fault: a tokenizer that leaves ``token_type_ids`` out, though the model has
+    two types, means the first type everywhere. The artifact keeps them as an input that is filled
+    with 0, so that consumers with and without them get eager's outputs.
 
     Args:
-        folder: the checkpoint; without a tokenizer's config nothing is refused.
-        kind: the model's class.
-        config: its configuration.
-        inputs: names of the artifact's inputs.
+        folder: Folder of the checkpoint; without a tokenizer's config nothing is refused.
+        kind: Class of the model.
+        config: Configuration of the model.
+        inputs: Names of the artifact's inputs.
 
     Raises:
         UnsupportedCheckpointError: ``model_input_names`` has an argument of ``forward`` that is
             no input of the artifact.
-        UnsafeCheckpointError: the tokenizer's config is damaged.
+        UnsafeCheckpointError: The tokenizer's config is damaged.
     """
     named = read_json(folder / "tokenizer_config.json").get("model_input_names") or []
     taken = inspect.signature(kind.forward).parameters
     lacking = [name for name in named if name in taken and name not in inputs]
     if hasattr(config, "type_vocab_size"):
-        lacking = [name for name in lacking if name != "token_type_ids"]  # of one type: no effect
+        # They are an input unless there is one type alone, and then they have no effect.
+        lacking = [name for name in lacking if name != "token_type_ids"]
     if lacking:
         raise UnsupportedCheckpointError(
             f"tokenizer_config.json: expected model_input_names among {', '.join(inputs)}, got "
@@ -170,10 +172,8 @@ def _find_other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
 
 
 def _find_segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
-    """Token types; TAPAS has seven columns of them. Gemma 3 takes the argument and has none.
-
-    Left out, they are of the first type, as every model here assumes itself.
-    """
+    """Return the token types; TAPAS has seven columns, Gemma 3 takes the argument and has none."""
+    # Where they are left out, every model here assumes the first type itself: fill is 0.
     columns = getattr(config, "type_vocab_sizes", None)
     if columns:
         bounds = tuple(int(size) for size in columns)
@@ -187,7 +187,7 @@ def _find_segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
 
 
 def _find_boxes(config: Any, axes: tuple[str, ...]) -> list[Argument]:
-    """Places of tokens on a page: whole numbers in LayoutLM, parts of the page in BROS."""
+    """Return places of tokens on a page: whole numbers in LayoutLM, parts of the page in BROS."""
     count = getattr(config, "max_2d_position_embeddings", 0) or 0
     axes = (*axes, "4")
     if getattr(config, "bbox_scale", None):

@@ -27,7 +27,7 @@ def check_poolable(architecture: str, inputs: Sequence[str]) -> None:
     """Refuse a model whose token vectors can't be pooled by its attention mask.
 
     Raises:
-        UnsupportedCheckpointError: it takes no mask, or its vectors are a decoder's.
+        UnsupportedCheckpointError: It takes no mask, or its vectors are a decoder's.
     """
     decoder = [name for name in inputs if name.startswith("decoder_")]
     if "attention_mask" not in inputs or decoder:
@@ -38,16 +38,16 @@ def check_poolable(architecture: str, inputs: Sequence[str]) -> None:
 
 
 def sentence_embedder(model: Any, folder: Path, *, allow_pickle: bool = False) -> Any:
-    """Wrap a model so that it gives ``sentence_embedding``, shape ``(batch, width)``.
+    """Wrap a model so that it returns ``sentence_embedding``, shape ``(batch, width)``.
 
     Args:
-        model: the transformer, loaded.
-        folder: its checkpoint, with ``modules.json``.
-        allow_pickle: whether pickled weights of a Dense module may be read.
+        model: Loaded transformer.
+        folder: Folder of its checkpoint, with ``modules.json``.
+        allow_pickle: Whether pickled weights of a Dense module may be read.
 
     Raises:
-        UnsupportedCheckpointError: see ``read_pooling``; weights that don't fit their config.
-        UnsafeCheckpointError: a Dense module has pickled weights alone, or damaged ones.
+        UnsupportedCheckpointError: See ``read_pooling``; weights that don't fit their config.
+        UnsafeCheckpointError: A Dense module has pickled weights alone, or damaged ones.
     """
     from torch import nn
 
@@ -79,8 +79,8 @@ def load_dense(folder: Path, dense: Dense, dtype: torch.dtype, allow_pickle: boo
     """Return one projection with the weights of its files.
 
     Raises:
-        UnsupportedCheckpointError: the weights are not those that its config describes.
-        UnsafeCheckpointError: they are pickled, or not what the file holds once they are loaded.
+        UnsupportedCheckpointError: The weights are not those that its config describes.
+        UnsafeCheckpointError: They are pickled, damaged, or changed by loading.
     """
     from torch import nn
 
@@ -123,9 +123,9 @@ def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) 
     """Pool token vectors as sentence-transformers does.
 
     Args:
-        tokens: shape ``(batch, length, width)``.
+        tokens: Token vectors of shape ``(batch, length, width)``.
         mask: 1 for tokens that count, shape ``(batch, length)``; each row has one.
-        modes: of ``MODES``, in the order of their vectors in the result.
+        modes: Some of ``MODES``, in the order of their vectors in the result.
 
     Returns:
         Shape ``(batch, width × modes)``.
@@ -138,7 +138,7 @@ def pool_tokens(tokens: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) 
 def _pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
     import torch
 
-    # The first token that is shown: with padding on the left it is not the first position.
+    # First token that the mask shows: with padding on the left it is not the first position.
     first = mask.argmax(dim=1, keepdim=True)
     positions = torch.ones_like(mask).cumsum(dim=1)
     if mode == "cls":
@@ -153,9 +153,9 @@ def _pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _mean(tokens: torch.Tensor, weights: torch.Tensor, *, rooted: bool) -> torch.Tensor:
-    """Sum half precision in float32: 500 tokens lose three digits in bfloat16."""
     import torch
 
+    # Half precision is summed in float32: 500 tokens lose three digits in bfloat16.
     wide = torch.float32 if tokens.dtype in (torch.float16, torch.bfloat16) else tokens.dtype
     shares = weights.unsqueeze(-1).to(wide)
     count = shares.sum(dim=1).clamp(min=_SMALLEST_SUM)

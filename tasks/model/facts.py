@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before its weights are read: options and facts."""
+"""Options and facts of a checkpoint, known before its weights are read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class LoadOptions:
 
     Attributes:
         task: Hugging Face task name.
-        dtype: of the weights in the artifact; ``int8``: of its linear layers' weights.
-        allow_pickle: whether pickled weights may be read (with ``weights_only=True``).
-        trust_remote_code: whether Python files of the checkpoint may run.
+        dtype: Type of the weights in the artifact; ``int8``: of its linear layers' weights.
+        allow_pickle: Whether pickled weights may be read (with ``weights_only=True``).
+        trust_remote_code: Whether Python files of the checkpoint may run.
     """
 
     task: str
@@ -28,20 +28,20 @@ class LoadOptions:
 
     @property
     def loaded_dtype(self) -> str:
-        """What the checkpoint is loaded in; ``tasks.model.quantise`` makes int8 of it."""
+        """Type in which the checkpoint is loaded, before ``tasks.model.quantise``."""
         return "float32" if self.dtype == INT8 else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the config says of a model, without its weights.
+    """Facts of a model from its config, without its weights.
 
     Attributes:
-        architecture: name of the class that the task needs.
-        model_type: the config's model type.
-        arguments: tensors of ``forward``, in the order of its signature.
-        max_length: most tokens the positions allow; None where positions are relative.
-        vocabulary: token ids for example inputs.
+        architecture: Name of the class that the task needs.
+        model_type: Model type of the config.
+        arguments: Tensors of ``forward``, in the order of its signature.
+        max_length: Most tokens that the positions allow; None where positions are relative.
+        vocabulary: Token ids for example inputs.
     """
 
     architecture: str
@@ -61,6 +61,6 @@ class ModelFacts:
         return all(one.pad is not None for one in self.arguments)
 
     def without_padding(self) -> ModelFacts:
-        """Return the facts of a bundle that takes the standard lengths alone and pads nothing."""
+        """Return the facts of a bundle that takes exact standard lengths and pads nothing."""
         arguments = tuple(dataclasses.replace(one, pad=None) for one in self.arguments)
         return dataclasses.replace(self, arguments=arguments)

@@ -63,11 +63,12 @@ def feed_of(facts: ModelFacts, ids: torch.Tensor) -> Feed:
 
 def tokens_of(facts: ModelFacts, feed: Feed) -> dict[str, int]:
     """Return how long a feed is along each axis that follows a length."""
-    return {
-        one.axes[axis]: feed[one.name].shape[axis]
-        for one in facts.arguments
-        if (axis := length_axis(one)) is not None
-    }
+    tokens = {}
+    for one in facts.arguments:
+        axis = length_axis(one)
+        if axis is not None:
+            tokens[one.axes[axis]] = feed[one.name].shape[axis]
+    return tokens
 
 
 def pad_right(facts: ModelFacts, feed: Feed, length: int) -> Feed:
@@ -92,8 +93,13 @@ def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
     return masked
 
 
+def example_feed(facts: ModelFacts, *, batch: int, length: int) -> Feed:
+    """Return the input on which the graph of ``length`` is traced."""
+    return uneven_feed(facts, batch=batch, length=length, seed=length)
+
+
 def uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Feed:
-    """Return the example input that a trace records: padded rows of uneven lengths, one full.
+    """Return padded rows of uneven lengths, one full.
 
     Row 0 is the shortest (three quarters of ``length``); the last of several rows is full.
     Decoder ids are padded too. Models that can't be padded get full rows.
@@ -102,11 +108,14 @@ def uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Fee
 
     padded = facts.takes_padding or "attention_mask" in facts.inputs
     lengths = _uneven_lengths(batch, length) if padded else [length] * batch
-    rows = [
-        pad_right(facts, random_feed(facts, batch=1, length=real, seed=seed + row), length)
-        for row, real in enumerate(lengths)
-    ]
-    return {name: torch.cat([row[name] for row in rows]) for name in facts.inputs}
+    rows = []
+    for row, real in enumerate(lengths):
+        feed = random_feed(facts, batch=1, length=real, seed=seed + row)
+        rows.append(pad_right(facts, feed, length))
+    columns = {}
+    for name in facts.inputs:
+        columns[name] = torch.cat([feed[name] for feed in rows])
+    return columns
 
 
 def cut(facts: ModelFacts, feed: Feed, axis: str, length: int) -> Feed:
@@ -120,7 +129,7 @@ def cut(facts: ModelFacts, feed: Feed, axis: str, length: int) -> Feed:
 
 
 def mirror(argument: Argument, tensor: torch.Tensor) -> torch.Tensor:
-    """Count ids or places from the other end of their range: as valid, and others throughout."""
+    """Count ids or places from the other end of their range: valid too, and all different."""
     import torch
 
     whole = int(argument.dtype == "int64")  # parts of a page run to 1 itself
@@ -132,13 +141,15 @@ def mirror(argument: Argument, tensor: torch.Tensor) -> torch.Tensor:
 
 def length_axis(argument: Argument) -> int | None:
     """Return which axis of an argument follows a length, if one does."""
-    found = [i for i, axis in enumerate(argument.axes) if axis in ("length", "decoder_length")]
-    return found[0] if found else None
+    for place, axis in enumerate(argument.axes):
+        if axis in ("length", "decoder_length"):
+            return place
+    return None
 
 
 def _shape_of(argument: Argument, batch: int, length: int) -> tuple[int, ...]:
     sizes = {"batch": batch, "length": length, "decoder_length": length}
-    return tuple(sizes[axis] if axis in sizes else int(axis) for axis in argument.axes)
+    return tuple(int(sizes.get(axis, axis)) for axis in argument.axes)
 
 
 def _draw(
@@ -166,7 +177,7 @@ def _draw(
 
 
 def _draw_segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
-    """The second half of a row is of type 1; of several columns, each counts up to its bound."""
+    """Make the second half of a row type 1; of several columns, count each up to its bound."""
     import torch
 
     axis = length_axis(argument)
@@ -181,7 +192,7 @@ def _draw_segments(argument: Argument, shape: tuple[int, ...]) -> torch.Tensor:
 def _draw_boxes(
     argument: Argument, shape: tuple[int, ...], below: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
-    """Boxes (x0, y0, x1, y1) that are neither empty nor inside out; integers or parts of 1."""
+    """Draw boxes (x0, y0, x1, y1), neither empty nor inverted; integers or parts of 1."""
     import torch
 
     whole = argument.dtype == "int64"
@@ -197,7 +208,7 @@ def _place_end_tokens(facts: ModelFacts, argument: Argument, ids: torch.Tensor) 
     if argument.name.startswith("decoder_"):
         if vocabulary.decoder_start is not None:
             ids[..., 0] = vocabulary.decoder_start
-    elif vocabulary.eos is not None:  # BART's classifier counts them
+    elif vocabulary.eos is not None:  # BART's classifier counts end tokens
         ids[..., -1] = vocabulary.eos
     return ids
 
@@ -232,11 +243,3 @@ def _ordinary_ids(vocabulary: Vocabulary) -> torch.Tensor:
 
     ordinary = [i for i in range(vocabulary.size) if i not in vocabulary.special]
     return torch.tensor(ordinary or range(vocabulary.size))
-
-
-EXAMPLE_SEED = 0
-
-
-def example_feed(facts: ModelFacts, *, batch: int, length: int) -> Feed:
-    """Return the input on which the graph of ``length`` is traced."""
-    return uneven_feed(facts, batch=batch, length=length, seed=EXAMPLE_SEED + length)

@@ -34,8 +34,8 @@ SAMPLE_TASKS = ("image-classification", "audio-classification")
 #: Rows of ids that belong to one question: SWAG's and RACE's four endings.
 CHOICES = 4
 
-#: Where an architecture is in the mappings of several tasks, the first of these: BART's
-#: conditional generation and XLM's language model are in that of masked language models as well.
+#: An architecture in the mappings of several tasks gets the first of these: BART's conditional
+#: generation and XLM's language model are in that of masked language models as well.
 _TASK_ORDER = (
     "text2text-generation",
     "fill-mask",
@@ -51,7 +51,7 @@ _TASK_ORDER = (
 
 
 def count_choices(task: str) -> int | None:
-    """Return how many rows of ids make one row of the task's answer; None: one."""
+    """Return how many rows of ids make one row of the task's output; None: one."""
     return CHOICES if task == "multiple-choice" else None
 
 
@@ -62,8 +62,8 @@ def default_task(folder: Path) -> str:
     ``config.json``. Other lists of modules (a CrossEncoder's, SPLADE's) leave it to those.
 
     Raises:
-        RequestError: they name no task, or none of ours.
-        UnsupportedCheckpointError: one of the files is missing or damaged.
+        RequestError: They name no task, or none of ours.
+        UnsupportedCheckpointError: One of the files is missing or damaged.
     """
     if pools_sentences(folder):
         return "sentence-similarity"
@@ -86,7 +86,9 @@ def _read_architectures(folder: Path) -> list[str]:
             f"{path}: expected the checkpoint's config as JSON, got {error}. It is missing or "
             "damaged, or a git-lfs pointer; fetch the checkpoint again."
         ) from error
-    named = (config.get("architectures") or []) if isinstance(config, dict) else None
+    named = None
+    if isinstance(config, dict):
+        named = config.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UnsupportedCheckpointError(
             f"{path}: expected an object with a list of names as architectures, got "
@@ -99,8 +101,8 @@ def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> A
     """Return the class that builds the model with the task's head.
 
     Raises:
-        RequestError: there is no such task.
-        UnsupportedCheckpointError: the architecture has no head for it.
+        RequestError: There is no such task.
+        UnsupportedCheckpointError: The architecture has no head for it.
     """
     import transformers
 
@@ -124,7 +126,7 @@ def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> A
 
 
 def _find_auto_class(config: Any, task: str) -> str:
-    """The encoder alone where a pair's checkpoint holds or needs no more (sentence-t5)."""
+    """Return the auto class; the encoder's where a pair needs or has no more (sentence-t5)."""
     import transformers
 
     encoders = transformers.AutoModelForTextEncoding._model_mapping
@@ -137,15 +139,15 @@ def _find_auto_class(config: Any, task: str) -> str:
 
 
 def _pick_own(kind: Any, config: Any) -> Any:
-    """Some types map to several classes (Funnel's base and full model): the checkpoint's own."""
-    if not isinstance(kind, tuple):
+    """Return the checkpoint's own class where a model type maps to several."""
+    if not isinstance(kind, tuple):  # Funnel's base and full model share a type
         return kind
     named = [one for one in kind if one.__name__ in (config.architectures or [])]
     return (named or kind)[0]
 
 
 def _class_names(task: str) -> set[str]:
-    """Names of all classes that have a task's head; no model is imported for it."""
+    """Return the names of all classes with a task's head; imports no model."""
     import transformers
 
     autos = [AUTO_CLASSES[task]]
@@ -153,6 +155,7 @@ def _class_names(task: str) -> set[str]:
         autos.append("AutoModelForTextEncoding")  # T5EncoderModel is no AutoModel
     names: set[str] = set()
     for auto in autos:
+        # The inner mapping holds names; the outer one would import every model.
         for value in getattr(transformers, auto)._model_mapping._model_mapping.values():
             names.update(value if isinstance(value, tuple) else (value,))
     return names
@@ -162,8 +165,8 @@ def read_config(folder: Path, options: LoadOptions) -> Any:
     """Return the checkpoint's config.
 
     Raises:
-        UnsafeCheckpointError: the architecture is remote code that the request did not trust.
-        UnsupportedCheckpointError: no model type that transformers knows.
+        UnsafeCheckpointError: The architecture is remote code that the request did not trust.
+        UnsupportedCheckpointError: Transformers does not know its model type.
     """
     from transformers import AutoConfig
 

@@ -1,21 +1,17 @@
-"""A checkpoint's folder into an eager model.
+"""Load a checkpoint's folder as an eager model.
 
-``inspect`` looks at the config alone and refuses early what can't work; ``load_eager`` builds the
-model and refuses weights that are missing, left over or of another shape. That every loaded value
-is the file's is proved by ``tasks.model.weights``.
+``load_eager`` refuses weights that are missing, left over or of another shape. That every loaded
+value is the file's is proved by ``tasks.model.weights``.
 """
 
 from __future__ import annotations
 
-import inspect as python_inspect
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import (
-    UnsupportedCheckpointError,
-    first_line,
-)
+from tasks.errors import UnsupportedCheckpointError, first_line
 from tasks.model.embedder import sentence_embedder
 from tasks.model.facts import LoadOptions
 from tasks.model.heads import head_class, read_config
@@ -29,17 +25,17 @@ _HARMLESS = re.compile(
 
 
 def load_eager(folder: Path, options: LoadOptions) -> Any:
-    """Return the checkpoint's ``PreTrainedModel`` in eval mode, nothing in it made up.
+    """Return the checkpoint's ``PreTrainedModel`` in eval mode, without random weights.
 
     Raises:
-        UnsupportedCheckpointError: head weights are missing, or keys do not fit the architecture.
+        UnsupportedCheckpointError: Head weights are missing, or keys do not fit the architecture.
     """
     config = read_config(folder, options)
     kind = head_class(config, options)
     model, keys = _from_pretrained(kind, folder, config, options)
     missing = set(keys["missing_keys"])
     if missing and all("pooler." in key for key in missing) and _can_drop_pooler(kind):
-        # Checkpoints of masked-LM training have no pooler; without it nothing is made up.
+        # Checkpoints of masked-LM training have no pooler: transformers would make a random one.
         model, keys = _from_pretrained(kind, folder, config, options, add_pooling_layer=False)
     _check_keys(kind.__name__, config, keys)
     _prepare_for_inference(model)
@@ -75,11 +71,11 @@ def _from_pretrained(
 
 
 def _can_drop_pooler(kind: Any) -> bool:
-    return "add_pooling_layer" in python_inspect.signature(kind.__init__).parameters
+    return "add_pooling_layer" in inspect.signature(kind.__init__).parameters
 
 
 def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
-    """Refuse made-up or mismatched weights; unused ones only where a head was dropped."""
+    """Refuse missing or mismatched weights; unused ones unless the task drops a head."""
     missing, mismatched = sorted(keys["missing_keys"]), keys["mismatched_keys"]
     if missing:
         raise UnsupportedCheckpointError(
@@ -102,7 +98,7 @@ def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
 
 
 def _prepare_for_inference(model: Any) -> None:
-    """Put the model into the one state in which it is traced and compared."""
+    """Put the model into the state in which it is traced and compared: eval, without a cache."""
     model.eval()
     if getattr(model.config, "use_cache", None) is not None:
         model.config.use_cache = False

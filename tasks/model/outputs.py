@@ -1,6 +1,6 @@
 """What a model returns: which tensors, and what each axis means.
 
-The meaning is measured and not guessed: two small eager calls of different batch and lengths tell
+The meaning is measured and not guessed: two small eager calls of different batch and lengths show
 which sizes follow which axis. The dispatcher slices by it, the gate compares by it, the manifest
 publishes it.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SMALL = {"batch": 2, "length": 6, "decoder_length": 5}
 _LARGE = {"batch": 3, "length": 8, "decoder_length": 7}
-#: Of raw sounds: wav2vec2's convolutions make one frame of 400 samples, and one more of each 320.
+#: For raw sounds: wav2vec2's convolutions make one frame of 400 samples, and one more of each 320.
 _SOUND_SCALE = 300
 
 
@@ -40,17 +40,15 @@ def call(model: nn.Module, feed: Feed) -> Mapping[str, Any]:
 
 @contextmanager
 def restoring_module_state(model: nn.Module) -> Iterator[None]:
-    """Put back what the block changes of the modules themselves, small caches included.
-
-    BigBird turns to full attention for good after one short input, a dynamic rotary embedding to
-    other frequencies after a long one: every call has to be the first one.
-    """
+    """Restore the modules' attributes after the block, small caches included."""
+    # BigBird switches to full attention for good after one short input, a dynamic rotary embedding
+    # to other frequencies after a long one: every call has to be like the first.
     kept = [(vars(module), dict(vars(module))) for module in model.modules()]
     caches = [
         (value, value.copy())
         for _, attributes in kept
         for value in attributes.values()
-        if type(value) in (dict, list, set)  # submodules and buffers among them, hooks are not
+        if type(value) in (dict, list, set)  # includes submodules and buffers, not hooks
     ]
     try:
         yield
@@ -77,18 +75,16 @@ def describe_outputs(model: nn.Module, facts: ModelFacts) -> tuple[OutputSpec, .
     Caches, scalars and auxiliary losses are left out.
 
     Raises:
-        UnsupportedCheckpointError: eager can't run on ids, nothing per row comes back, or an axis
+        UnsupportedCheckpointError: Eager can't run on ids, nothing per row is returned, or an axis
             follows neither batch nor length.
     """
     small, large = _measure(model, facts, _SMALL), _measure(model, facts, _LARGE)
     described = []
     for name, tensor in small.items():
         other = large.get(name)
-        if (
-            other is None
-            or tensor.dim() != other.dim()
-            or _find_meaning(tensor, other, 0) != "batch"
-        ):
+        if other is None or tensor.dim() != other.dim():
+            continue
+        if _find_meaning(tensor, other, 0) != "batch":
             continue
         axes = tuple(_require_meaning(name, tensor, other, axis) for axis in range(tensor.dim()))
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -118,7 +114,11 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
             f"{type(error).__name__}: {first_line(error)}. "
             "The model needs other inputs than these."
         ) from error
-    return {k: v for k, v in outputs.items() if isinstance(v, torch.Tensor) and v.dim() > 0}
+    tensors = {}
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            tensors[name] = value
+    return tensors
 
 
 def _find_meaning(small: torch.Tensor, large: torch.Tensor, axis: int) -> str | None:

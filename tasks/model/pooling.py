@@ -1,8 +1,8 @@
-"""What a checkpoint's own files say of sentence embeddings.
+"""How a checkpoint pools its token vectors, read from the files of sentence-transformers.
 
-sentence-transformers writes beside a checkpoint how token vectors become one: ``modules.json``
-names the modules in order, ``1_Pooling/config.json`` the kind of pooling, ``2_Dense`` a projection
-with weights of its own. ``tasks.model.embedder`` builds them; what is not known here is refused.
+``modules.json`` names the modules in order, ``1_Pooling/config.json`` the kind of pooling,
+``2_Dense`` a projection with weights of its own. ``tasks.model.embedder`` builds them; what is not
+known here is refused.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Dense:
     """A projection of the pooled vector.
 
     Attributes:
-        path: folder with its weights.
-        inputs: width of what it takes.
-        outputs: width of what it gives.
-        bias: whether it adds one.
-        activation: class of ``torch.nn``.
+        path: Folder with its weights.
+        inputs: Width of its input.
+        outputs: Width of its output.
+        bias: Whether it adds a bias.
+        activation: Class of ``torch.nn``.
     """
 
     path: str
@@ -59,9 +59,9 @@ class Pooling:
     """How token vectors become one vector for each row.
 
     Attributes:
-        modes: in the order in which their vectors are concatenated.
-        dense: projections after it, in order.
-        normalise: whether the result is divided by its Euclidean length.
+        modes: Kinds of pooling, in the order in which their vectors are concatenated.
+        dense: Projections after it, in order.
+        normalise: Whether the result is divided by its Euclidean length.
     """
 
     modes: tuple[str, ...]
@@ -70,7 +70,7 @@ class Pooling:
 
 
 def pools_sentences(folder: Path) -> bool:
-    """Tell whether the checkpoint says how its sentences are pooled, in a way known here or not.
+    """Tell whether the checkpoint describes a pooling, of a kind known here or not.
 
     Raises:
         UnsupportedCheckpointError: ``modules.json`` is damaged.
@@ -83,8 +83,8 @@ def read_pooling(folder: Path) -> Pooling:
     """Read ``modules.json`` and the configs of the modules that it names; no weights.
 
     Raises:
-        UnsupportedCheckpointError: there is none, or a module or mode that is not known here.
-        UnsafeCheckpointError: a module's folder is outside the checkpoint.
+        UnsupportedCheckpointError: There is none, or a module or mode that is not known here.
+        UnsafeCheckpointError: A module's folder is outside the checkpoint.
     """
     modules = _read_modules(folder)
     kinds = [kind for kind, _ in modules]
@@ -101,7 +101,7 @@ def read_pooling(folder: Path) -> Pooling:
 
 
 def _read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Return kind and folder of every module; one of the checkpoint's own has its full name."""
+    """Return kind and folder of every module; a kind of the checkpoint's own has its full name."""
     listed = _read(folder, MODULES)
     if not isinstance(listed, list) or not listed or not all(isinstance(m, dict) for m in listed):
         raise pooling_refusal(MODULES, "a list of modules", listed)
@@ -116,7 +116,7 @@ def _short_name(name: str) -> str:
 def _read_modes(folder: Path, path: str) -> tuple[str, ...]:
     path = _config_path(path)
     config = _read_object(folder, path)
-    # An INSTRUCTOR's prompt is read but not pooled, and the graph is not told where it ends.
+    # An INSTRUCTOR's prompt is read but not pooled, and the graph can't know where it ends.
     if config.get("include_prompt", True) is not True:
         got = f"include_prompt {config['include_prompt']}"
         raise pooling_refusal(path, "a pooling over every token, the prompt's as well", got)
@@ -182,7 +182,7 @@ def _read(folder: Path, path: str) -> Any:
 
 
 def pooling_refusal(path: str, expected: str, got: Any) -> UnsupportedCheckpointError:
-    """Return the refusal of a module: its file or folder, what was expected, what is there."""
+    """Return the error of an unknown module: its file or folder, what was expected, what it has."""
     return UnsupportedCheckpointError(
         f"{path}: expected {expected}, got {got}. Ask for feature-extraction, and do the rest in "
         "the consumer."

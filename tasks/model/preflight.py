@@ -1,4 +1,4 @@
-"""Refuse early what the config alone rules out, before any weight is read: ``inspect``."""
+"""Refuse what the config alone rules out, before any weight is read: ``inspect``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import (
-    RequestError,
-    UnsupportedCheckpointError,
-    first_line,
-)
+from tasks.errors import RequestError, UnsupportedCheckpointError, first_line
 from tasks.model.arguments import check_tokenizer, text_arguments
 from tasks.model.embedder import check_poolable
 from tasks.model.facts import LoadOptions, ModelFacts
@@ -26,9 +22,9 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     """Read the config and refuse what can't be converted, before any weight is read.
 
     Raises:
-        UnsafeCheckpointError: the architecture is remote code that the request did not trust.
-        UnsupportedCheckpointError: unknown architecture, no head for the task, no token ids.
-        RequestError: a length is over the model's positions.
+        UnsafeCheckpointError: The architecture is remote code that the request did not trust.
+        UnsupportedCheckpointError: Unknown architecture, no head for the task, no token ids.
+        RequestError: A length is over the model's positions.
     """
     config = read_config(folder, options)
     _check_not_quantised(config)
@@ -76,7 +72,7 @@ def _count_token_ids(kind: Any, model: Any) -> int:
     except NotImplementedError:
         embedding = None
     if getattr(model.config, "num_hash_buckets", None):
-        return sys.maxunicode + 1  # CANINE reads characters and has no table of them
+        return sys.maxunicode + 1  # CANINE hashes characters and has no table of them
     if not hasattr(embedding, "weight"):
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
@@ -98,14 +94,13 @@ def _build_on_meta(kind: Any, config: Any) -> Any:
 
 
 def _find_max_length(model: Any, config: Any) -> int | None:
-    """Most tokens that fit the positions; RoBERTa's start behind the padding index."""
+    """Return the most tokens that fit the positions; None: they are relative."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return int(module.weight.shape[0] - module.padding_idx - 1)
+        padding = getattr(module, "padding_idx", None)
+        # RoBERTa's positions start behind the padding index.
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(module.weight.shape[0] - padding - 1)
     return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 

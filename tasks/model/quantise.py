@@ -3,7 +3,7 @@
 ``torch.ao.quantization.quantize_dynamic`` takes one range for all activations of a call. Then a
 row's result depends on its padding and on the other rows: on all-MiniLM-L6-v2 it moves by 0.3 of
 the largest value, and no bundle that pads could be proved. Here every token has a range of its
-own: what a layer makes of it is the same to the bit, whatever stands beside it. It is also more
+own: a layer's result for it is the same to the bit, whatever the other tokens are. It is also more
 accurate (cosine of real sentences at least 0.994 against 0.965), and takes a tenth to a quarter
 more time.
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 INT8 = "int8"
 #: Packs the weights; ``x86`` packs linear layers in the same way.
 ENGINE = "fbgemm"
-#: Of quantised and float32 outputs, for fresh inputs. Measured: all-MiniLM-L6-v2 at least 0.9909
-#: on random ids (0.994 on sentences); 44 tiny random models at least 0.9969, but for mixtures of
-#: experts (0.990), where rounding may choose another expert. With one range for a whole call it is
+#: Cosine of quantised and float32 outputs on fresh inputs. Measured: all-MiniLM-L6-v2 at least
+#: 0.9909 on random ids (0.994 on sentences); 44 tiny random models at least 0.9969, mixtures of
+#: experts 0.990, where rounding may choose another expert. With one range for a whole call it is
 #: 0.89 for all-MiniLM-L6-v2, which nobody should serve.
 LEAST_COSINE = 0.95
 _LEVELS = 127
@@ -46,8 +46,8 @@ def check_quantisable(model: nn.Module) -> None:
     """Refuse early what can't be quantised here.
 
     Raises:
-        BackendUnavailableError: this machine's torch has no engine for it.
-        UnsupportedCheckpointError: there is no linear layer.
+        BackendUnavailableError: This machine's torch has no engine for it.
+        UnsupportedCheckpointError: There is no linear layer.
     """
     import torch
 
@@ -68,18 +68,18 @@ def quantise(model: nn.Module) -> None:
     """Replace every linear layer, in place; a layer with several names stays one layer.
 
     Args:
-        model: in float32, untied if it is going to be traced.
+        model: Model in float32, untied if it is going to be traced.
 
     Raises:
-        BackendUnavailableError: this machine's torch has no engine for it.
-        UnsupportedCheckpointError: there is no linear layer.
+        BackendUnavailableError: This machine's torch has no engine for it.
+        UnsupportedCheckpointError: There is no linear layer.
     """
     check_quantisable(model)
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, layer in model.named_modules(remove_duplicate=False):
         if _find_matrix(layer) is not None:
             names[layer].append(name)
-    while names:  # one by one: the float32 weights of a layer go before the next one is made
+    while names:  # one by one, to free a layer's float32 weights before the next one is made
         layer, places = names.popitem()
         made = _layer_class()(_find_matrix(layer), layer.bias)
         for path, _, attribute in (place.rpartition(".") for place in places):
@@ -98,14 +98,14 @@ def packed_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def unpack_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what the packed weights hold: int8 values, scales and zero points of channels."""
+    """Return int8 values, scales and zero points of all packed weights, by name."""
     found: dict[str, torch.Tensor] = {}
     for name, layer in packed_layers(model).items():
         weight, bias = _unpack(layer)
         found[f"{name}.packed.values"] = weight.int_repr()
         found[f"{name}.packed.scales"] = weight.q_per_channel_scales()
         found[f"{name}.packed.zero_points"] = weight.q_per_channel_zero_points()
-        if bias is not None:  # ours is beside it: this one is not of our making
+        if bias is not None:  # ours is a parameter of its own: this one must not go unseen
             found[f"{name}.packed.bias"] = bias
     return found
 
@@ -137,26 +137,24 @@ def pack(values: torch.Tensor, scales: torch.Tensor) -> Any:
 
 
 def check_accuracy(accuracy: Accuracy) -> None:
-    """Refuse a quantised model that is not the float32 one any more.
+    """Refuse a quantised model that is too far from the float32 one.
 
     Raises:
-        NumericsMismatchError: its cosine is below the floor.
+        NumericsMismatchError: Its cosine is below the least.
     """
     if not accuracy.min_cosine >= LEAST_COSINE:
         raise NumericsMismatchError(
             f"dtype int8: expected a cosine of at least {LEAST_COSINE:g} between quantised and "
             f"float32 outputs, got {accuracy.min_cosine:.4f} (relative error up to "
             f"{accuracy.max_rel_error:.3g}, top-1 agreement {accuracy.top1_agreement:.3f}). "
-            "Nothing was published: this model does not bear int8. Ask for float32, float16 or "
-            "bfloat16."
+            "Nothing was published: int8 costs this model too much accuracy. Ask for float32, "
+            "float16 or bfloat16."
         )
 
 
 def _find_matrix(layer: nn.Module) -> torch.Tensor | None:
-    """Return a linear layer's weights, shape ``(outputs, inputs)``; None: it is something else.
-
-    Subclasses compute in other ways, and hooks may make the weights anew in each call.
-    """
+    """Return a linear layer's weights, shape ``(outputs, inputs)``; None: it is something else."""
+    # Subclasses compute in other ways, and hooks may compute the weights in each call.
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -177,7 +175,7 @@ def _unpack(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 @contextlib.contextmanager
 def _forcing_engine() -> Iterator[None]:
-    """Pack for one engine, whatever this process prefers."""
+    """Select the engine that packs, while the block runs."""
     import torch
 
     before = torch.backends.quantized.engine
@@ -193,7 +191,7 @@ def _pausing_trace() -> Iterator[None]:
     """Keep ``linear_unpack`` out of a trace, which can't hold its result's type."""
     import torch
 
-    compiler: Any = torch._C  # its stubs know half of it
+    compiler: Any = torch._C  # its stubs lack these two
     state = compiler._get_tracing_state()
     compiler._set_tracing_state(None)
     try:
@@ -229,7 +227,7 @@ def _layer_class() -> Any:
 
         @property
         def weight(self) -> torch.Tensor:
-            """What it multiplies by: T5 asks for its dtype before it calls the layer."""
+            """Weights in float32: T5 reads their dtype before it calls the layer."""
             with _pausing_trace():
                 return _unpack(self)[0].dequantize()
 

@@ -1,8 +1,8 @@
 """Inputs of models that see or hear: the sizes that a checkpoint's own processor makes.
 
-``preprocessor_config.json`` says what the processor gives. An image has one size, so that the
-standard length is its height in pixels. Features of a sound (log-mel frames) have one size as
-well; raw samples have a length of their own, and are padded only where the model takes a mask.
+The sizes are in ``preprocessor_config.json``. An image has one size, so that the standard length
+is its height in pixels. Features of a sound (log-mel frames) have one size as well; raw samples
+have a length of their own, and are padded only where the model takes a mask.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tasks.model.arguments import Argument
 from tasks.model.vocabulary import read_json
 
 _SEPARATE, _COMBINED = PROCESSOR
-#: Where a combined processor keeps what makes pixels or samples.
+#: Parts of a combined processor that make pixels or samples.
 _PARTS = ("image_processor", "feature_extractor", "audio_processor")
-#: What a processor gives beside the pixels: without it the model would be another one.
+#: Inputs that a processor makes beside the pixels; without them the model computes something else.
 _UNBUILT = {
     "input_ids": "token ids of a prompt (ShieldGemma 2)",
     "spatial_shapes": "sizes of images in unequal patches (SigLIP 2)",
@@ -29,12 +29,12 @@ _UNBUILT = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """What a processor makes of one image or sound.
+    """Tensor that a processor makes of one image or sound.
 
     Attributes:
-        axes: sizes behind the batch; ``length`` for one that varies.
-        standard: the only length there is; None: any.
-        least: the smallest standard length.
+        axes: Sizes behind the batch; ``length`` for one that varies.
+        standard: The only length; None: any.
+        least: Smallest standard length.
     """
 
     axes: tuple[str, ...]
@@ -48,28 +48,28 @@ def sample_arguments(
     """Return the arguments of a model that reads an image or a sound.
 
     Args:
-        folder: the checkpoint.
-        kind: the model's class.
-        config: its configuration.
-        dtype: of pixels and samples: the variant's.
-        lengths: standard lengths of the request.
+        folder: Folder of the checkpoint.
+        kind: Class of the model.
+        config: Configuration of the model.
+        dtype: Type of pixels and samples: the variant's.
+        lengths: Standard lengths of the request.
 
     Raises:
-        UnsupportedCheckpointError: it takes neither pixels nor samples, or its size is not known.
-        UnsafeCheckpointError: the processor's config is damaged.
-        RequestError: a length is not the processor's.
+        UnsupportedCheckpointError: It takes neither pixels nor samples, or its size is not known.
+        UnsafeCheckpointError: The processor's config is damaged.
+        RequestError: A length is not the processor's.
     """
     names = list(inspect.signature(kind.forward).parameters)
     name = _find_main_input(kind, names)
     processor = _read_processor(folder)
-    read = {
+    readers = {
         "pixel_values": _read_image,
         "input_features": _read_features,
         "input_values": _read_sound,
-    }[name]
-    sample = read(config, processor)
+    }
+    sample = readers[name](config, processor)
     _check_lengths(kind, sample, lengths)
-    # Seamless's extractor (Wav2Vec2-BERT) gives a mask unless told otherwise; wav2vec2's does not.
+    # Seamless's extractor (Wav2Vec2-BERT) makes a mask by default; wav2vec2's does not.
     given = processor.get("return_attention_mask", name == "input_features")
     masked = sample.standard is None and "attention_mask" in names and given
     values = Argument(
@@ -100,16 +100,18 @@ def _find_main_input(kind: Any, names: list[str]) -> str:
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:
-    """Return what makes the pixels or samples, sought in transformers' own order; else nothing."""
+    """Return the config of what makes pixels or samples; empty where there is none."""
+    # In transformers' own order: the combined processor's file first.
     combined = read_json(folder / _COMBINED)
     for part in _PARTS:
-        if isinstance(nested := combined.get(part), dict):
+        nested = combined.get(part)
+        if isinstance(nested, dict):
             return nested
     return read_json(folder / _SEPARATE)
 
 
 def _read_image(config: Any, processor: dict[str, Any]) -> _Sample:
-    """Channels, height, width; without a processor's config they are the model's own."""
+    """Return channels, height and width, of the processor or else of the model's config."""
     size = _read_image_size(processor)
     height_width = _as_pair(size) or _as_pair(getattr(config, "image_size", None))
     if height_width is None:
@@ -122,16 +124,16 @@ def _read_image(config: Any, processor: dict[str, Any]) -> _Sample:
 
 
 def _read_image_size(processor: dict[str, Any]) -> Any:
-    """What the processor does last counts: the crop, if it crops."""
+    """Return the size that the processor's last step makes: the crop, if it crops."""
     name = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
     size, crop = processor.get("size"), processor.get("crop_size")
     crops = processor.get("do_center_crop")
     if crops is None:
         crops = crop is not None
-    if crops and not name.startswith("Perceiver"):  # which crops first and resizes then
+    if crops and not name.startswith("Perceiver"):  # it crops first and then resizes
         return crop
     by_edge = isinstance(size, dict) and "shortest_edge" in size
-    if by_edge and not name.startswith("ConvNext"):  # which crops by itself
+    if by_edge and not name.startswith("ConvNext"):  # it crops without being configured to
         raise UnsupportedCheckpointError(
             f"{_SEPARATE}: expected one size for every image, got {size} without a crop: each "
             "keeps its own proportions. Set do_center_crop and crop_size, if the model was "
@@ -145,11 +147,13 @@ def _as_pair(size: Any) -> tuple[int, int] | None:
         edge = size.get("shortest_edge")
         size = (size.get("height", edge), size.get("width", edge))
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    return pair if len(pair) == 2 and all(type(one) is int for one in pair) else None
+    if len(pair) == 2 and all(type(one) is int for one in pair):
+        return pair
+    return None
 
 
 def _read_features(config: Any, processor: dict[str, Any]) -> _Sample:
-    """Frames of log-mel features: any number of them, or one chunk (Whisper)."""
+    """Return frames of log-mel features: any number of them, or one chunk (Whisper)."""
     width = getattr(config, "feature_projection_input_dim", None)
     if width:  # Wav2Vec2-BERT: each frame holds the bins of two
         return _Sample(axes=("length", str(width)))
@@ -166,7 +170,7 @@ def _read_features(config: Any, processor: dict[str, Any]) -> _Sample:
 
 
 def _read_sound(config: Any, processor: dict[str, Any]) -> _Sample:
-    """Raw samples, or frames × mel bins (AST)."""
+    """Return raw samples, or frames × mel bins (AST)."""
     frames = getattr(config, "max_length", None) or processor.get("max_length")
     bins = getattr(config, "num_mel_bins", None)
     if bins and frames:
@@ -175,12 +179,12 @@ def _read_sound(config: Any, processor: dict[str, Any]) -> _Sample:
     kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
     for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
         least = (least - 1) * stride + kernel
-    # Every length is tried with an input of three quarters of it, which must give a frame too.
+    # Every length is probed with an input of three quarters of it, which must make a frame too.
     return _Sample(axes=("length",), least=-(-4 * least // 3))
 
 
 def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None:
-    """The one standard length: an image's height, or the number of a sound's frames."""
+    """Require the processor's one length, or at least the model's least."""
     if sample.standard is not None and lengths != (sample.standard,):
         raise RequestError(
             f"lengths: expected {sample.standard} alone, the size that the processor of "
@@ -191,5 +195,5 @@ def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None
         raise RequestError(
             f"lengths: expected at least {sample.least} samples, so that an input a quarter "
             f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. A second has as "
-            "many samples as the processor's sampling_rate says."
+            "many samples as the processor's sampling_rate."
         )

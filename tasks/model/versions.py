@@ -1,8 +1,8 @@
-"""Where versions of transformers and of torch differ: the one place that knows.
+"""Differences between versions of transformers and of torch: they are handled here alone.
 
 The conversion path runs on transformers 4.46, the newest that suits Inf1's torch 1.13, and on later
-ones up to 5.x. Everything else in ``tasks`` is written for all of them alike; what of it only jit
-needs, bundles and int8, is written for torch 2.
+ones up to 5.x. Everything else in ``tasks`` works with all of them; bundles and int8, which jit
+alone needs, are written for torch 2.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
-    return {
-        f"{path}.{name}" if path else name: tensor
-        for held in ("_parameters", "_buffers")
-        for path, module in model.named_modules(remove_duplicate=False)
-        for name, tensor in getattr(module, held).items()
-        if tensor is not None
-    }
+    found = {}
+    for held in ("_parameters", "_buffers"):
+        for path, module in model.named_modules(remove_duplicate=False):
+            for name, tensor in getattr(module, held).items():
+                if tensor is not None:
+                    found[f"{path}.{name}" if path else name] = tensor
+    return found
 
 
 def dtype_option(dtype: torch.dtype) -> dict[str, Any]:
-    """Return the argument of ``from_pretrained`` that says in which dtype to load."""
+    """Return the argument of ``from_pretrained`` for the dtype to load in."""
     return {"dtype" if since(4, 56) else "torch_dtype": dtype}
 
 
 def can_set_experts(model: Any) -> bool:
-    """Tell whether a model lets its experts' implementation be chosen; before 5 none does.
+    """Tell whether a model's implementation of experts can be set; before 5 none can.
 
     Older loops over experts are recorded as they are, or by ``tasks.trace.patches``.
     """
@@ -84,12 +84,11 @@ def can_set_experts(model: Any) -> bool:
 def check_config(config: Any) -> None:
     """Refuse a config that transformers 5 wrote and an older one reads only in part.
 
-    5 writes rotary embeddings as ``rope_parameters``. An older one keeps them and computes with
-    its own defaults: eager itself is another model then, and no comparison with it would show it.
-
     Raises:
-        UnsupportedCheckpointError: the defaults differ from what is written.
+        UnsupportedCheckpointError: The older one's defaults differ from what is written.
     """
+    # 5 writes rotary embeddings as rope_parameters. Older ones keep them and compute with their own
+    # defaults: eager itself is another model then, and no comparison with it would show it.
     text = config.get_text_config()
     written = getattr(text, "rope_parameters", None)
     if since(5) or not written:
@@ -107,15 +106,14 @@ def check_config(config: Any) -> None:
 def eager_attention(model: Any) -> Iterator[None]:
     """Let a model compute with plain attention instead of sdpa, while the block runs.
 
-    Transformers 5 switches in place. Before it most models are built of other classes for other
-    attention: 4.52 can't switch them, 4.57 logs that it can't and goes on with sdpa.
-
     Args:
-        model: a ``PreTrainedModel``, or one with such a model as ``inner``.
+        model: ``PreTrainedModel``, or a module with such a model as ``inner``.
     """
     model = getattr(model, "inner", model)
-    switched = _switching_in_place if since(5) else _swapping_for_twin
-    with switched(model):
+    # Before 5 most models are built of other classes for other attention: 4.52 can't switch them,
+    # 4.57 logs that it can't and goes on with sdpa.
+    switching = _switching_in_place if since(5) else _swapping_for_twin
+    with switching(model):
         yield
 
 
@@ -131,7 +129,7 @@ def _switching_in_place(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _swapping_for_twin(model: Any) -> Iterator[None]:
-    """Give the model the insides of one that was built with plain attention, over its weights."""
+    """Give the model the submodules of a twin with plain attention over the same weights."""
     held = vars(model)
     kept, twin = dict(held), _build_eager_twin(model)
     held.clear()
@@ -159,7 +157,7 @@ def _build_eager_twin(model: Any) -> Any:
 
 
 def hit_functions() -> tuple[Callable[..., Any], ...]:
-    """Return what loops over experts ask with which of them were hit."""
+    """Return the functions by which loops over experts find the experts that were hit."""
     import torch
 
     return (torch.greater,) if since(5) else (torch.greater, torch.Tensor.gt)
@@ -167,12 +165,10 @@ def hit_functions() -> tuple[Callable[..., Any], ...]:
 
 @contextmanager
 def recordable_masks() -> Iterator[None]:
-    """Let masks of attention be recorded, while the block runs.
-
-    4.53 to 4.57 make them with ``torch.vmap``, which the tracer can't see through. Their functions
-    compare and index positions: positions of four axes broadcast to the very same mask, as
-    transformers 5 has it.
-    """
+    """Let masks of attention be recorded, while the block runs."""
+    # 4.53 to 4.57 make them with torch.vmap, which the tracer can't see through. Their functions
+    # compare and index positions: positions of four axes broadcast to the very same mask, as in
+    # transformers 5.
     if since(5) or not since(4, 53):
         yield
         return
@@ -180,7 +176,7 @@ def recordable_masks() -> Iterator[None]:
 
     replaced = {
         "_vmap_for_bhqkv": _broadcast,
-        # It turns indexing inside of vmap into a Python function, which no archive can hold.
+        # It makes indexing inside of vmap a Python function, which no archive can hold.
         "TransformGetItemToIndex": contextlib.nullcontext,
     }
     kept = {name: getattr(masking_utils, name) for name in replaced}
@@ -192,9 +188,9 @@ def recordable_masks() -> Iterator[None]:
 
 
 def _broadcast(visible: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Ask a mask's function for every row, head, query and key at once."""
+    """Return a mask's function for all rows, heads, queries and keys at once."""
 
-    def ask(
+    def broadcast(
         rows: torch.Tensor, heads: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
         mask = visible(
@@ -202,4 +198,4 @@ def _broadcast(visible: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         )
         return mask.expand(rows.shape[0], heads.shape[0], queries.shape[0], keys.shape[0])
 
-    return ask
+    return broadcast

@@ -1,4 +1,4 @@
-"""Which token ids a probe may use, read from the checkpoint's own files.
+"""Token ids that a probe may use, read from the checkpoint's own files.
 
 Random ids avoid every special id: a padding, mask or end token in the middle of a row makes many
 heads behave differently (BART's classification counts end tokens), which would test the sampler
@@ -22,11 +22,11 @@ class Vocabulary:
     """Token ids of one checkpoint.
 
     Attributes:
-        size: rows of the input embedding; ids are 0 … size-1.
-        special: ids that random draws leave out.
-        pad: fills up to a standard length.
-        eos: stands at the last valid position of encoder-decoder rows; None elsewhere.
-        decoder_start: the first decoder id; None for models without a decoder input.
+        size: Rows of the input embedding; ids are 0 … size-1.
+        special: Ids that random draws leave out.
+        pad: Id that fills up to a standard length.
+        eos: Id at the last valid position of encoder-decoder rows; None elsewhere.
+        decoder_start: First decoder id; None for models without a decoder input.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Vocabulary:
     decoder_start: int | None = None
 
 
-#: Of models that read an image or a sound.
+#: Vocabulary of models that read an image or a sound.
 NO_TOKENS = Vocabulary(size=0, special=frozenset(), pad=0)
 
 
@@ -44,24 +44,30 @@ def read_vocabulary(folder: Path, config: Any, size: int) -> Vocabulary:
     """Collect special ids from the config and from ``tokenizer.json``.
 
     Args:
-        folder: the checkpoint's folder.
-        config: the model's configuration.
-        size: rows of the input embedding.
+        folder: Folder of the checkpoint.
+        config: Configuration of the model.
+        size: Rows of the input embedding.
     """
     named = {name: _first(getattr(config, f"{name}_token_id", None)) for name in _SPECIAL_NAMES}
-    ids = {i for i in named.values() if i is not None} | _added_special_ids(folder)
-    pad = named["pad"] if named["pad"] is not None else _tokenizer_pad(folder)
-    if pad is None:  # GPT-2 and friends have no padding token; the mask hides whatever stands there
-        pad = named["eos"] if named["eos"] is not None else 0
-    is_pair = bool(getattr(config, "is_encoder_decoder", False))
-    start = named["decoder_start"] if named["decoder_start"] is not None else pad
-    return Vocabulary(
-        size=size,
-        special=frozenset(i for i in ids | {pad} if 0 <= i < size),
-        pad=pad if 0 <= pad < size else 0,
-        eos=named["eos"] if is_pair else None,
-        decoder_start=start if is_pair else None,
-    )
+    pad = _find_pad(folder, named)
+    ids = {pad, *named.values(), *_read_added_ids(folder)}
+    special = frozenset(one for one in ids if one is not None and 0 <= one < size)
+    eos = start = None
+    if getattr(config, "is_encoder_decoder", False):
+        eos, start = named["eos"], named["decoder_start"]
+        start = pad if start is None else start
+    # A padding id beyond the table would make every padded call fail.
+    pad = pad if 0 <= pad < size else 0
+    return Vocabulary(size=size, special=special, pad=pad, eos=eos, decoder_start=start)
+
+
+def _find_pad(folder: Path, named: dict[str, int | None]) -> int:
+    """Return the padding id of the config, of the tokenizer, or any: a mask hides it."""
+    # GPT-2 and its like have no padding token.
+    for one in (named["pad"], _read_tokenizer_pad(folder), named["eos"]):
+        if one is not None:
+            return one
+    return 0
 
 
 def _first(value: Any) -> int | None:
@@ -70,12 +76,12 @@ def _first(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _added_special_ids(folder: Path) -> set[int]:
+def _read_added_ids(folder: Path) -> set[int]:
     added = read_json(folder / "tokenizer.json").get("added_tokens") or []
     return {token["id"] for token in added if token.get("special")}
 
 
-def _tokenizer_pad(folder: Path) -> int | None:
+def _read_tokenizer_pad(folder: Path) -> int | None:
     padding = read_json(folder / "tokenizer.json").get("padding") or {}
     return _first(padding.get("pad_id"))
 
@@ -84,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in one of the tokenizer's files; empty where there is no such file.
 
     Raises:
-        UnsafeCheckpointError: the file is no JSON.
+        UnsafeCheckpointError: The file is no JSON.
     """
     if not path.is_file():
         return {}

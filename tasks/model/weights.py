@@ -1,10 +1,10 @@
-"""Weights against the truth, element by element.
+"""Compare weights with the checkpoint's files, element by element.
 
 Two links make the chain from the checkpoint's files to the artifact: ``compare_with_files`` proves
-that the eager reference holds what the files hold (transformers issues #48154, #43880 and #47620
-are cases where it did not), and ``digests`` that the reloaded bundle holds under every name,
-untied copies and fused tensors included, what the reference holds. Probes can't see a wrong value
-in a row that no probe reads, nor a comparison of traced with eager a model that was loaded wrong.
+that the eager reference has the files' values (transformers issues #48154, #43880 and #47620 are
+cases where it did not), and ``digests`` that the reloaded bundle has the reference's under every
+name, untied copies and fused tensors included. Probes can't see a wrong value in a row that no
+probe reads, and a comparison of traced with eager can't see a model that was loaded wrong.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 def compare_with_files(model: nn.Module, folder: Path) -> int:
-    """Return how many weights were found in the safetensors files, all of them equal.
+    """Require the values of the safetensors files; return how many weights were found in them.
 
     A name matches with or without the base model's prefix. Weights that transformers renames or
-    fuses while loading match nothing and are left to its own report of missing and unused keys.
+    fuses while loading match nothing: its own report of missing and unused keys covers them.
 
     Raises:
-        UnsafeCheckpointError: a weight differs from the file's value, cast to the model's dtype.
+        UnsafeCheckpointError: A weight differs from the file's value, cast to the model's dtype.
     """
     import torch
 
@@ -80,19 +80,19 @@ def compare_with_files(model: nn.Module, folder: Path) -> int:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads; others in the folder (``model.fp16.…``) are not ours."""
-    if (single := folder / "model.safetensors").exists():
+    """Return the files that transformers loads, without others (``model.fp16.safetensors``)."""
+    single = folder / "model.safetensors"
+    if single.exists():
         return [single]
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return []  # pickled weights, which the request allowed
-    return [
-        folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    ]
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    return [folder / name for name in sorted(shards)]
 
 
 def _find_held(named: dict[str, Any], stored: str) -> Any:
-    """Find a stored name among the model's, where one of them may carry the base model's prefix."""
+    """Find a stored name among the model's; either may have the base model's prefix."""
     if stored in named:
         return named[stored]
     _, _, shorter = stored.partition(".")
@@ -103,13 +103,14 @@ def _find_held(named: dict[str, Any], stored: str) -> Any:
 
 
 def _read_tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
-    """Yield every stored tensor; the file is mapped anew every so often to give pages back."""
+    """Yield every stored tensor."""
     from safetensors import safe_open
 
     for path in files:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
         while names:
+            # The file is mapped again every 64 MiB: that gives the pages of what was read back.
             read = 0
             with safe_open(path, framework="pt") as file:
                 while names and read < _MAPPED_BYTES:
