@@ -3,8 +3,8 @@
     ConversionError
     ├── RequestError                the request itself: unknown scheme, task, length, option
     ├── UnsupportedCheckpointError  a checkpoint that can't be converted, with the reason
-    │   └── PaddingChangesError     padding changes eager's outputs: exact lengths alone can do
-    ├── UnsafeCheckpointError       pickle or remote code that was not asked for; damaged weights
+    │   └── PaddingChangesError     padding changes eager's outputs: only exact lengths can be used
+    ├── UnsafeCheckpointError       pickle or remote code without permission; damaged weights
     ├── TiedWeightsError            a tied group that could not be untied bit-identically
     ├── TraceError                  torch.jit refused to trace or save the model
     ├── NumericsMismatchError       the saved file differs from eager (carries the report)
@@ -23,23 +23,21 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something, for our own message."""
+    """Return the first line of an error that is not empty, for our own message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line that says something: where TorchScript puts what was raised.
-
-    Below it stands a Python stack, if an operator is written in Python.
-    """
+    """Return the last line of an error that is not empty: TorchScript's own message is there."""
+    # A Python stack follows it where an operator is written in Python.
     raised, _, _ = str(error).partition("\nAt:\n")
     lines = [line.strip() for line in raised.splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
 class ConversionError(Exception):
-    """Base of every failure that running again would only repeat."""
+    """Base of every failure that would happen again, so that it is never retried."""
 
 
 class RequestError(ConversionError):
@@ -51,11 +49,11 @@ class UnsupportedCheckpointError(ConversionError):
 
 
 class PaddingChangesError(UnsupportedCheckpointError):
-    """Eager's outputs depend on padding, so that a bundle that pads would not be eager."""
+    """Eager's outputs depend on padding, so that a bundle that pads would differ from eager."""
 
 
 class UnsafeCheckpointError(ConversionError):
-    """The checkpoint wants pickle or remote code without permission, or its bytes are damaged."""
+    """The checkpoint needs pickle or remote code without permission, or its bytes are damaged."""
 
 
 class TiedWeightsError(ConversionError):
@@ -70,8 +68,8 @@ class NumericsMismatchError(ConversionError):
     """The saved bundle does not compute what eager computes.
 
     Attributes:
-        report: The gate's report, every probe with its error; None: there is none.
-        refused: What was traced (``tasks.backends.base.Proved``); None: unknown.
+        report: Report of the gate, with every probe's error; None: there is none.
+        refused: Artifact that was refused (``tasks.backends.base.Proved``); None: unknown.
     """
 
     def __init__(self, message: str, report: Any = None) -> None:
@@ -92,8 +90,8 @@ class ConversionCrashedError(ConversionError):
     """The child process died, was killed or ran out of time or memory.
 
     Attributes:
-        reason: a few words: ``signal SIGSEGV``, ``timeout``, ``memory limit``.
-        log_tail: the last lines the child wrote.
+        reason: Few words: ``signal SIGSEGV``, ``timeout``, ``memory limit``.
+        log_tail: Last lines that the child wrote.
     """
 
     def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:
@@ -105,8 +103,8 @@ class CompilationError(ConversionError):
     """A device's compiler could not make a program.
 
     Attributes:
-        reason: a few words, one of ``tasks.backends.triage``'s.
-        log_tail: the last lines that the compiler wrote.
+        reason: Few words, one of ``tasks.backends.triage``'s.
+        log_tail: Last lines that the compiler wrote.
     """
 
     def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""How one conversion calls its steps, and what they took.
+"""How one conversion calls its steps, with the time and memory of each.
 
 ``flows.convert`` goes through its steps by two verbs: ``here`` calls a function in this process,
 ``child`` in a process that is thrown away. ``flows.engine.prefect_steps`` makes task runs of them.
@@ -31,7 +31,7 @@ def _new_run_id() -> str:
 
 @dataclass(kw_only=True)
 class Steps:
-    """The steps of one conversion; lives in one process and is never passed on.
+    """The steps of one conversion; stays in one process and is never pickled.
 
     Use it in a ``with`` statement: its work folder is removed at the end.
 
@@ -67,7 +67,7 @@ class Steps:
     def work(self) -> Path:
         """Folder for everything that the conversion makes.
 
-        The first call also starts the fork server: a repeat of a published request needs neither.
+        The first use also starts the fork server: a repeat of a published request needs neither.
         """
         if self._folder is None:
             child.warm_up()
@@ -75,7 +75,7 @@ class Steps:
         return Path(self._folder.name)
 
     def log(self, step: str) -> Path:
-        """Return the file of what a step's child writes."""
+        """Return the file that receives the output of a step's child."""
         return self.work / f"{step}.log"
 
     def here(self, step: str, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
@@ -87,11 +87,11 @@ class Steps:
             self.seconds[step] = time.monotonic() - started
 
     def child(self, step: str, function: Callable[..., R], *arguments: Any) -> R:
-        """Call a module-level function in a child process; plain data and paths go in and out.
+        """Call a module-level function in a child process; takes and returns plain data and paths.
 
         Raises:
-            ConversionCrashedError: the child died, hung or outgrew its memory.
-            ConversionError: the typed error that the function raised.
+            ConversionCrashedError: The child died, hung or exceeded its memory.
+            ConversionError: The typed error that the function raised.
         """
         outcome: Outcome[R] = self.run(
             function, *arguments, limits=self.limits, log=self.log(step), step=step

@@ -286,7 +286,7 @@ def test_the_last_door_reads_the_accuracy_too(published):
     check_publishable(validation)
     for cosine in (0.94, float("nan")):
         poor = Accuracy(max_rel_error=0.5, min_cosine=cosine, top1_agreement=0.5)
-        with pytest.raises(NumericsMismatchError, match="does not bear int8"):
+        with pytest.raises(NumericsMismatchError, match="int8 costs this model too much accuracy"):
             check_publishable(dataclasses.replace(validation, accuracy=poor))
 
 

@@ -232,7 +232,7 @@ def test_other_complaints_are_told_as_they_are():
         f"traced-input at length 16, {n} call with the default executor: relative error 0.1"
         for n in ("first", "second", "third")
     ]
-    blind = "negative control: expected a planted wrong weight to fail a probe, got a pass"
+    blind = "negative control: expected a corrupted weight to fail a probe, got a pass"
     report = _report(_probe("traced-input", 16, 0.0, 0.0), failures=(*calls, blind))
     assert wording.failures(report) == [
         "As C++ and Triton run it (default executor), 3 of the first calls of traced-input at "

@@ -1,6 +1,7 @@
-"""What a backend is, what it is asked to make, and what it returns.
+"""Types of backends: a backend, the job that it gets, and what it returns.
 
-``tasks.backends.registry`` finds backends by name; ``tasks.backends.prove`` has their two ways.
+``tasks.backends.registry`` finds backends by name; ``tasks.backends.prove`` has their two
+procedures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BACKENDS = ("jit", "neuronx", "neuron")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What was compiled before where no device could run it, downloaded again.
+    """Programs that were compiled where no device could run them, downloaded again.
 
     Attributes:
         manifest: Manifest of the candidate.
@@ -70,7 +71,7 @@ class Job:
     candidate: Candidate | None = None
 
     def without_padding(self) -> Job:
-        """Return the job for a model whose outputs depend on padding: exact lengths alone."""
+        """Return the job with exact lengths alone, for a model whose outputs depend on padding."""
         return dataclasses.replace(self, facts=self.facts.without_padding())
 
     def plan(
@@ -90,11 +91,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Proved:
-    """What was traced, and what the gate found.
+    """An artifact that was traced, with the gate's report.
 
     Attributes:
-        facts: Facts of the model, without padding if that changes eager's outputs.
-        traced: The files and what is known of them.
+        facts: Facts of the model, with padding disabled if it changes eager's outputs.
+        traced: Files of the artifact and facts of its programs.
         report: Report of the gate; None: no device here could run the files.
     """
 

@@ -1,4 +1,4 @@
-"""What this host has of a Neuron backend: packages, their versions, a device."""
+"""Packages, versions and devices of a Neuron backend on this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracefleet import errors
 from tracefleet.manifest_types import Toolchain
 from tracefleet.reader import neuron
 
-#: What the public package index has under the compilers' names are placeholders of version 1.0.
+#: The public package index has placeholders of version 1.0 under the compilers' names.
 _FIRST_REAL = 1.1
 
 
@@ -20,11 +20,11 @@ def toolchain(backend: str) -> Toolchain:
     """Return the versions that shape a backend's programs, without importing anything.
 
     Raises:
-        BackendUnavailableError: one of its distributions is not installed.
+        BackendUnavailableError: One of its distributions is not installed.
     """
     found = neuron.find_installed(backend)
     for name in neuron.DISTRIBUTIONS[backend]:
-        if name not in found or _first_numbers(found[name]) < _FIRST_REAL:
+        if name not in found or _parse_numbers(found[name]) < _FIRST_REAL:
             raise BackendUnavailableError(
                 f"backend {backend!r}: expected AWS Neuron's package {name}, got "
                 f"{found.get(name, 'none')}. Convert on a worker of pool {backend!r} "
@@ -39,14 +39,14 @@ def toolchain(backend: str) -> Toolchain:
 
 
 def has_device(backend: str) -> bool:
-    """Tell whether this host's runtime finds NeuronCores, by asking for one.
+    """Tell whether this host's runtime finds NeuronCores, by reserving one.
 
-    In a child of its own: the runtime then holds the cores no longer than the answer takes.
+    Runs in a child of its own: the runtime holds cores until its process ends.
 
     Raises:
-        BackendUnavailableError: the backend's package can't be imported.
+        BackendUnavailableError: The backend's package can't be imported.
     """
-    package = runtime(backend)
+    package = import_runtime(backend)
     try:
         with neuron.find_placement(package).neuron_cores_context(0, 1):
             return True
@@ -55,11 +55,11 @@ def has_device(backend: str) -> bool:
         return False
 
 
-def runtime(backend: str) -> Any:
+def import_runtime(backend: str) -> Any:
     """Import a backend's package.
 
     Raises:
-        BackendUnavailableError: it can't be imported.
+        BackendUnavailableError: It can't be imported.
     """
     try:
         return neuron.import_runtime(backend)
@@ -67,6 +67,6 @@ def runtime(backend: str) -> Any:
         raise BackendUnavailableError(str(error)) from error
 
 
-def _first_numbers(version: str) -> float:
+def _parse_numbers(version: str) -> float:
     major, _, rest = version.partition(".")
     return float(f"{major}.{rest.partition('.')[0] or 0}")

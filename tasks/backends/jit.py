@@ -11,11 +11,8 @@ from tracefleet.manifest_types import Toolchain
 
 
 def toolchain() -> Toolchain:
-    """Return the versions that shape a jit bundle.
-
-    Python's patch release changes no byte of an archive and is left out, so that it makes no
-    fleet stale.
-    """
+    """Return the versions that shape a jit bundle."""
+    # Python's patch release changes no byte of an archive: with it every fleet would become stale.
     return Toolchain(
         python=".".join(platform.python_version_tuple()[:2]),
         torch=version("torch"),
@@ -24,7 +21,7 @@ def toolchain() -> Toolchain:
 
 
 def has_device() -> bool:
-    """Tell that every host has what runs a bundle: its CPU."""
+    """Return true: every host can run a bundle on its CPU."""
     return True
 
 

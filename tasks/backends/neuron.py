@@ -1,8 +1,8 @@
 """AWS Neuron through ``torch_neuron.trace``: Inf1, which AWS has archived.
 
 The package partitions a model by itself and leaves on the host's CPU what it can't compile, with
-no more than a line in its log: so the share of operators that are on the device is measured here,
-and a model that is half on the CPU is refused. Runs on Python 3.10 and torch 1.13.
+only a line in its log: the share of operators on the device is measured here, and a model with too
+small a share is refused. Runs on Python 3.10 and torch 1.13.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _NAME = "neuron"
 #: More constants than this don't fit neuron-cc's input (aws-neuron-sdk #420, #424).
 _INLINE_LIMIT = 1_900_000_000
-#: Operators that cost time, by what is left of their names without a leading underscore or
-#: ``native``. Lookups of ids and integer arithmetic on masks stay on the CPU by the SDK's design.
+#: Operators that cost time, by their names without a leading underscore or ``native``. Lookups of
+#: ids and integer arithmetic on masks stay on the CPU by the SDK's design.
 _COSTLY = re.compile(
     r"(linear|matmul|addmm|mm|bmm|baddbmm|einsum|conv\w*|scaled_dot_product\w*|layer_norm|group_norm"
     r"|batch_norm|softmax|log_softmax|gelu|silu|relu|tanh|sigmoid|erf|exp|topk|lstm|gru)"
@@ -40,7 +40,8 @@ _COSTLY = re.compile(
 
 
 def prepare(job: Job, log: Path) -> Prepared:
-    """See ``programs.prepare``; this SDK's own analysis only writes a share into its log."""
+    """See ``programs.prepare``."""
+    # Without an analysis of operators: this SDK's own only writes a share into its log.
     return programs.prepare(job, log)
 
 
@@ -48,13 +49,13 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
     """See ``programs.compile_program``.
 
     Raises:
-        CompilationError: reason ``device coverage``: too much of the model stayed on the CPU.
+        CompilationError: Reason ``device coverage``: too much of the model stayed on the CPU.
     """
     assert isinstance(job.compiling, NeuronOptions)
     options = job.compiling
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
-        compiled: torch.jit.ScriptModule = host.runtime(_NAME).trace(
+        compiled: torch.jit.ScriptModule = host.import_runtime(_NAME).trace(
             module,
             tuple(feed.values()),
             compiler_args=options.compiler_args,
@@ -72,11 +73,14 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
 def measure_coverage(
     eager: torch.jit.ScriptModule, compiled: torch.jit.ScriptModule
 ) -> tuple[float, str]:
-    """Return the share of costly operators that are on the device, and which are not, for people.
+    """Measure the share of costly operators that are on the device.
 
     Args:
-        eager: the module as ``torch.jit.trace`` records it.
-        compiled: as ``torch_neuron.trace`` returned it: what stayed on the CPU is in its graph.
+        eager: Module as ``torch.jit.trace`` records it.
+        compiled: Result of ``torch_neuron.trace``: its graph has the operators left on the CPU.
+
+    Returns:
+        The share, and the names of those on the CPU, for people.
     """
     before, left = _count_operators(eager), _count_operators(compiled)
     share = 1 - sum(left.values()) / max(sum(before.values()), 1)
@@ -103,7 +107,7 @@ def _check_coverage(
 
 def _count_operators(module: Any) -> Counter[str]:
     kinds: Counter[str] = Counter()
-    graph = module.inlined_graph  # held: its nodes don't outlive it
+    graph = module.inlined_graph  # kept in a variable: its nodes don't outlive it
     blocks = [graph]
     while blocks:
         for node in blocks.pop().nodes():

@@ -1,7 +1,7 @@
 """AWS Neuron through ``torch_neuronx.trace``: Inf2, Trn1 and Trn2.
 
 Written against the documented interface of torch_neuronx 2.9 (AWS Neuron 2.31, July 2026), the last
-one that compiles TorchScript; what it was run against is told in the README.
+one that compiles TorchScript; the README lists what it was run against.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _NAME = "neuronx"
 
 
 def prepare(job: Job, log: Path) -> Prepared:
-    """See ``programs.prepare``; unsupported operators are named before the long compilation.
+    """See ``programs.prepare``; names unsupported operators before the long compilation.
 
     Raises:
-        CompilationError: reason ``unsupported operator``.
+        CompilationError: Reason ``unsupported operator``.
     """
     _set_platform(job)
     options = _options(job)
@@ -45,7 +45,7 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
     options = _options(job)
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
-        package = host.runtime(_NAME)
+        package = host.import_runtime(_NAME)
         compiled: torch.jit.ScriptModule = package.trace(
             module,
             tuple(feed.values()),
@@ -66,13 +66,14 @@ def _options(job: Job) -> NeuronxOptions:
 
 
 def _set_platform(job: Job) -> None:
-    """Say what to compile for where no device can tell; read when the package is imported."""
+    """Name the platform to compile for on a host without a device."""
+    # The package reads it when it is imported.
     if not job.device:
         os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", _options(job).target)
 
 
 def _analyze(module: nn.Module, feed: Feed) -> None:
-    report: dict[str, Any] = host.runtime(_NAME).analyze(module, tuple(feed.values()))
+    report: dict[str, Any] = host.import_runtime(_NAME).analyze(module, tuple(feed.values()))
     refused = {one["kind"]: one["failureAt"] for one in report["unsupported_operators"]}
     if refused:
         named = ", ".join(f"{kind} (at {where})" for kind, where in sorted(refused.items()))

@@ -1,4 +1,4 @@
-"""What a request may choose about a Neuron compilation, typed, with AWS's advice as defaults.
+"""Typed options of a Neuron compilation, with AWS's advice as defaults.
 
 Every flag that changes numbers or shapes is passed, also where it is the compiler's own default:
 defaults moved between releases (``--auto-cast`` in 2025, the int64 flags after SDK 2.32). Sources:
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tracefleet.manifest_types import Tolerance
 
-#: What a cast of float32 operands may cost; none of it was measured on a device yet. With operands
+#: Bounds for a cast of float32 operands; none was measured on a device yet. With operands
 #: rounded on a CPU (the tests' double; BERT, DistilBERT and RoBERTa for three tasks, every probe)
 #: the largest error was 7.1e-3 for fp16 and tf32, 5.3e-2 for bf16, medians 1.1e-3 and 1.5e-2;
 #: faults start at 0.1 (docs/gate.md). Without a cast operators still differ from a CPU's (tables
@@ -33,12 +33,12 @@ class _Options(BaseModel):
 
     def _identity(self, backend: str, args: list[str], without: set[str]) -> dict[str, str]:
         chosen = self.model_dump(mode="json", exclude=without)
-        named = {f"{backend}.{name}": _text(value) for name, value in chosen.items()}
+        named = {f"{backend}.{name}": _format(value) for name, value in chosen.items()}
         return {**named, f"{backend}.compiler_args": shlex.join(args)}
 
 
 class NeuronxOptions(_Options):
-    """How torch_neuronx compiles, for Inf2 and Trn."""
+    """Options of torch_neuronx, for Inf2 and Trn."""
 
     target: Target = Field(default="inf2", description="Instance family that runs the artifact.")
     auto_cast: Literal["none", "matmult", "all"] = Field(
@@ -64,7 +64,7 @@ class NeuronxOptions(_Options):
     )
 
     @model_validator(mode="after")
-    def _compatible(self) -> NeuronxOptions:
+    def _refuse_both(self) -> NeuronxOptions:
         if self.separate_weights and self.dynamic_batch:
             raise ValueError(
                 "expected separate_weights or dynamic_batch, got both, which torch_neuronx can't "
@@ -89,17 +89,17 @@ class NeuronxOptions(_Options):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What of it is part of a conversion's key."""
+        """Options that are part of a conversion's key."""
         return self._identity("neuronx", self.compiler_args, {"analyze"})
 
     @property
     def tolerance(self) -> Tolerance:
-        """What the cast may cost."""
+        """Bound on differences for the cast."""
         return CAST_TOLERANCES["none" if self.auto_cast == "none" else self.auto_cast_type]
 
 
 class NeuronOptions(_Options):
-    """How torch_neuron compiles, for Inf1 (archived by AWS)."""
+    """Options of torch_neuron, for Inf1 (archived by AWS)."""
 
     fast_math: Literal[
         "fp32-cast-matmult-fp16",
@@ -135,17 +135,17 @@ class NeuronOptions(_Options):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What of it is part of a conversion's key."""
+        """Options that are part of a conversion's key."""
         return self._identity("neuron", self.compiler_args, set())
 
     @property
     def tolerance(self) -> Tolerance:
-        """What the cast may cost."""
+        """Bound on differences for the cast."""
         return CAST_TOLERANCES[self.fast_math.rpartition("-")[2]]
 
 
 Options = NeuronxOptions | NeuronOptions
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

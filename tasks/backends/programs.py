@@ -1,8 +1,8 @@
-"""What neuronx and neuron have in common: a program for each length, made by a compiler of AWS's.
+"""Steps that neuronx and neuron share: a program for each length, made by one of AWS's compilers.
 
 Each step is one child's whole job. Lengths are compiled in children of their own: a compiler that
 dies costs one length's work, its error names the length, its memory goes back to the machine, and
-an archive's bytes do not hang on what was compiled before.
+an archive's bytes do not depend on what was compiled before.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 
     from tasks.model.feeds import Feed
 
-#: How many failed compilations' folders are kept for people to look at.
+#: Number of failed compilations' folders that are kept for people to look at.
 _KEPT_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is known of a model before anything is compiled.
+    """Facts of a model's graph, found before anything is compiled.
 
     Attributes:
-        outputs: elements of the tuple that every program returns.
-        tied_groups: names that shared storage before untying.
-        has_topk_or_sort: it takes the largest of several values: which one may hang on padding.
+        outputs: Elements of the tuple that every program returns.
+        tied_groups: Names that shared storage before untying.
+        has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
+            differently.
     """
 
     outputs: tuple[OutputSpec, ...]
@@ -64,15 +65,15 @@ class Prepared:
 def prepare(
     job: Job, log: Path, analyze: Callable[[nn.Module, Feed], None] | None = None
 ) -> Prepared:
-    """Describe a model's outputs, prove its untying, and say early what can't be compiled.
+    """Describe a model's outputs, prove its untying, and refuse early what can't be compiled.
 
     Args:
-        job: what is to be compiled.
-        log: what this child writes, where the compiler's messages are.
-        analyze: raises where the compiler lacks an operator.
+        job: Job of the conversion.
+        log: Log of this child, with the compiler's messages.
+        analyze: Function that raises where the compiler lacks an operator.
 
     Raises:
-        ConversionError: eager can't run it, untying changed a bit, it can't be recorded, or the
+        ConversionError: Eager can't run it, untying changed a bit, it can't be recorded, or the
             compiler lacks an operator.
     """
     report_progress("loading the checkpoint")
@@ -82,7 +83,7 @@ def prepare(
     groups = untie_with_proof(model, job.facts, outputs, first, job.batch)
     traced = trace_lengths(model, job.facts, outputs, (first,), job.batch)
     if analyze is not None:
-        report_progress("asking which operators the compiler supports")
+        report_progress("checking which operators the compiler supports")
         module = program_module(model, job.facts, outputs)
         with recordable(model), _triaging_errors("operators", log):
             analyze(module, example_feed(job.facts, batch=job.batch, length=first))
@@ -101,14 +102,15 @@ def compile_program(
     """Load, untie, compile and save the program of one length.
 
     Args:
-        job: what is to be compiled.
-        prepared: its outputs.
-        length: the standard length.
-        log: what this child writes, where the compiler's messages are.
-        compile_module: calls the compiler; gets the module, its example inputs and a folder.
+        job: Job of the conversion.
+        prepared: Result of ``prepare``.
+        length: Standard length.
+        log: Log of this child, with the compiler's messages.
+        compile_module: Function that calls the compiler with a module, its example inputs and a
+            folder.
 
     Raises:
-        ConversionError: the compiler failed; its folder is kept, and the message says where.
+        ConversionError: The compiler failed; its folder is kept, and the message names it.
     """
     import torch
 
@@ -164,16 +166,16 @@ def validate_programs(
     """Run the whole gate on saved programs, on this host's device.
 
     Args:
-        programs: standard length -> its archive as it will be published.
-        reference: eager's outputs for every probe of its plan.
-        compiled_by: versions that compiled them.
-        target: instance family that they were compiled for.
+        programs: Archive of each standard length, as it will be published.
+        reference: Eager's outputs for every probe of its plan.
+        compiled_by: Versions that compiled them.
+        target: Instance family that they were compiled for.
         backend: ``neuronx`` or ``neuron``.
 
     Raises:
-        BackendUnavailableError: this host's packages or device don't fit.
-        TraceError: a program does not load.
-        NumericsMismatchError: a probe failed, or the gate missed a planted fault.
+        BackendUnavailableError: This host's packages or device don't fit.
+        TraceError: A program does not load.
+        NumericsMismatchError: A probe failed, or the gate missed a negative control.
     """
     from tasks.model.feeds import input_specs
 
@@ -193,7 +195,7 @@ def validate_programs(
 def _triaging_errors(
     what: str, log: Path, workdir: Path | None = None, kept: Path | None = None
 ) -> Iterator[None]:
-    """Say of any failure what it means; the compiler's folder is kept."""
+    """Raise any failure as a typed error with its cause, and keep the compiler's folder."""
     try:
         yield
     except ConversionError:
@@ -211,7 +213,7 @@ def _keep(workdir: Path, kept: Path) -> Path | None:
     target = kept / f"{workdir.parent.name}-{workdir.name}"
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(workdir, target)
-    older = sorted(kept.iterdir(), key=lambda one: one.stat().st_mtime)[:-_KEPT_FAILURES]
+    older = sorted(kept.iterdir(), key=lambda folder: folder.stat().st_mtime)[:-_KEPT_FAILURES]
     for folder in older:
         shutil.rmtree(folder, ignore_errors=True)
     return target

@@ -1,4 +1,4 @@
-"""Make an artifact and put it through the gate: the two ways of the backends.
+"""Make an artifact and run it through the gate: the two procedures of the backends.
 
 A jit bundle is traced first, because its programs decide which probes it needs. A device's programs
 are compiled last, because that takes longest, and a checkpoint that can't be a reference needs
@@ -56,13 +56,13 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
     """Trace one bundle for all lengths and run the gate on it.
 
     Raises:
-        ConversionError: it can't be made, or it is not what eager computes.
+        ConversionError: It can't be made, or does not compute what eager computes.
     """
     share = True
     while True:
         traced = _trace(job, steps, share=share)
         try:
-            reference = _compute_reference(job, steps, _bundle_plan(job, traced))
+            reference = _compute_reference(job, steps, _plan_bundle(job, traced))
         except PaddingChangesError:
             job = _require_exact_lengths(job)
             continue
@@ -81,15 +81,15 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
     """Compile a program for each length, or take a candidate's; run the gate on a device.
 
     Raises:
-        ConversionError: they can't be made, or they are not what eager computes.
+        ConversionError: They can't be made, or don't compute what eager computes.
     """
     if job.candidate is not None:
         return _prove_candidate(job, job.candidate, steps, compiler)
     job = replace(job, device=steps.child("device", compiler.has_device))
     prepared = steps.child("prepare", compiler.prepare, job, steps.log("prepare"))
-    checked, reference = _reference_of_programs(job, steps, prepared)
+    checked, reference = _compute_program_reference(job, steps, prepared)
     files = tuple(_compile(job, prepared, length, steps, compiler) for length in job.lengths)
-    traced = _trace_result(files, prepared)
+    traced = _make_trace_result(files, prepared)
     if not job.device:
         return Proved(facts=checked.facts, traced=traced, report=None)
     paths = {length: file.path for length, file in zip(job.lengths, files, strict=True)}
@@ -100,8 +100,8 @@ def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Com
     """Run a candidate's own programs through the gate, on this host's device."""
     job, manifest = replace(job, device=True), candidate.manifest
     prepared = steps.child("prepare", programs.prepare, job, steps.log("prepare"))
-    checked, reference = _reference_of_programs(job, steps, prepared)
-    traced = _candidate_result(candidate, prepared)
+    checked, reference = _compute_program_reference(job, steps, prepared)
+    traced = _describe_candidate(candidate, prepared)
     made = Proved(facts=checked.facts, traced=traced, report=None)
     if (made.inputs, reference.outputs) != (manifest.inputs, manifest.outputs):
         raise NumericsMismatchError(
@@ -128,19 +128,19 @@ def _trace(job: Job, steps: Steps, *, share: bool) -> TraceResult:
     )
 
 
-def _bundle_plan(job: Job, traced: TraceResult) -> ProbePlan:
+def _plan_bundle(job: Job, traced: TraceResult) -> ProbePlan:
     # What holds at one length shows nothing of another where the programs differ.
     whole = job.lengths[:1] if traced.same_program else job.lengths
     return job.plan(whole=whole, has_topk_or_sort=traced.has_topk_or_sort)
 
 
-def _reference_of_programs(job: Job, steps: Steps, prepared: Prepared) -> tuple[Job, Reference]:
-    """Compute eager's outputs for programs that share nothing but the weights."""
+def _compute_program_reference(job: Job, steps: Steps, prepared: Prepared) -> tuple[Job, Reference]:
+    """Compute eager's outputs for all probes of every length: the programs have no common graph."""
     plan = job.plan(whole=job.lengths, has_topk_or_sort=prepared.has_topk_or_sort, opaque=True)
     try:
         return job, _compute_reference(job, steps, plan)
     except PaddingChangesError:
-        return _reference_of_programs(_require_exact_lengths(job), steps, prepared)
+        return _compute_program_reference(_require_exact_lengths(job), steps, prepared)
 
 
 def _compute_reference(job: Job, steps: Steps, plan: ProbePlan) -> Reference:
@@ -173,7 +173,9 @@ def _judge(
     return Proved(facts=job.facts, traced=traced, report=report)
 
 
-def _trace_result(files: tuple[TracedFile, ...], prepared: Prepared, **known: Any) -> TraceResult:
+def _make_trace_result(
+    files: tuple[TracedFile, ...], prepared: Prepared, **known: Any
+) -> TraceResult:
     made: dict[str, Any] = {"outputs": prepared.outputs, "tied_groups": prepared.tied_groups}
     return TraceResult(
         files=files,
@@ -184,8 +186,8 @@ def _trace_result(files: tuple[TracedFile, ...], prepared: Prepared, **known: An
     )
 
 
-def _candidate_result(candidate: Candidate, prepared: Prepared) -> TraceResult:
-    """Return what tracing would have returned of a candidate's files."""
+def _describe_candidate(candidate: Candidate, prepared: Prepared) -> TraceResult:
+    """Return a candidate's files as tracing would have returned them."""
     manifest = candidate.manifest
     entries = {entry.path: entry for entry in manifest.archives}
     files = []
@@ -196,7 +198,7 @@ def _candidate_result(candidate: Candidate, prepared: Prepared) -> TraceResult:
         )
         files.append(file)
     known = {"outputs": manifest.outputs, "tied_groups": manifest.tied_groups}
-    return _trace_result(tuple(files), prepared, **known)
+    return _make_trace_result(tuple(files), prepared, **known)
 
 
 def _require_exact_lengths(job: Job) -> Job:
@@ -205,7 +207,7 @@ def _require_exact_lengths(job: Job) -> Job:
 
 
 def _refusal(error: NumericsMismatchError, job: Job, traced: TraceResult) -> NumericsMismatchError:
-    """Return the gate's error with what it refused, for the report."""
+    """Return the gate's error with the refused artifact, for the report."""
     if error.report is not None:
         error.refused = Proved(facts=job.facts, traced=traced, report=error.report)
     return error

@@ -1,4 +1,4 @@
-"""The one place that knows which backends there are: ``find_backend``."""
+"""Find a backend by its name: ``find_backend``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def find_backend(name: str) -> Backend:
     """Return a backend that can run here.
 
     Raises:
-        RequestError: there is no backend of that name.
-        BackendUnavailableError: its packages are not on this machine.
+        RequestError: There is no backend of that name.
+        BackendUnavailableError: Its packages are not on this machine.
     """
     if name not in _BY_NAME:
         raise RequestError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}.")

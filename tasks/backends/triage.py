@@ -1,7 +1,7 @@
-"""What a failed compilation means: a typed error with a reason and the next step.
+"""Find the cause of a failed compilation: a typed error with a reason and the next step.
 
 The compilers report by exit status and by lines on stderr; the packages by ``RuntimeError``. The
-table's texts are from AWS's list of error codes and from public issue threads (aws-neuron-sdk).
+table's patterns are from AWS's list of error codes and from public issue threads (aws-neuron-sdk).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Cause:
     """One row of the table.
 
     Attributes:
-        pattern: in the exception's text or in the compiler's last lines.
-        reason: one word or two, stable, for programs.
-        advice: the next step.
-        kind: the error's type.
+        pattern: Pattern in the exception's text or in the compiler's last lines.
+        reason: One or two words, stable, for programs.
+        advice: Next step for the user.
+        kind: Type of the error.
     """
 
     pattern: str
@@ -39,7 +39,7 @@ class Cause:
     kind: type[ConversionError] = CompilationError
 
 
-#: The first that fits counts: diagnostics before the exit status that follows them.
+#: The first match counts: diagnostics before the exit status that follows them.
 CAUSES = (
     Cause(
         pattern=r"num_devices > 0|could not be initialized",
@@ -142,20 +142,20 @@ _UNKNOWN = Cause(
 )
 
 
-def find_cause(error: BaseException, told: str) -> Cause:
+def find_cause(error: BaseException, log_tail: str) -> Cause:
     """Return what made a compilation fail.
 
     Args:
-        error: what was raised.
-        told: the last lines that the compiler wrote.
+        error: Exception that was raised.
+        log_tail: Last lines that the compiler wrote.
     """
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, subprocess.TimeoutExpired):
         return _HUNG
-    # Its own words first, as something earlier may have told of another thing; but Inf1's package
-    # says no more than that nothing is left, and why stands in the log alone.
+    # The exception first: earlier lines of the log may be about something else. But Inf1's package
+    # raises no more than that nothing is left; the cause is in the log alone.
     silent = re.search(_NOTHING.pattern, text)
-    places = (told, text) if silent else (text, told)
+    places = (log_tail, text) if silent else (text, log_tail)
     status = _EXIT.search("\n".join(places) if silent else text)
     if status and int(status[1]) in (-9, 137):
         return _KILLED
@@ -174,15 +174,15 @@ def triage(
     """Return the typed error of a failed compilation.
 
     Args:
-        error: what was raised.
-        what: what was being compiled.
-        log: file of what the child and its compiler wrote.
-        kept: the compiler's folder, if there is something in it.
+        error: Exception that was raised.
+        what: Name of what was being compiled.
+        log: File that the child and its compiler wrote to.
+        kept: Folder of the compiler, if there is something in it.
     """
-    told = log.read_text(errors="replace")[-_TAIL:] if log.exists() else ""
-    cause = find_cause(error, told)
+    log_tail = log.read_text(errors="replace")[-_TAIL:] if log.exists() else ""
+    cause = find_cause(error, log_tail)
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    diagnostic = next((line.strip() for line in told.splitlines() if "NCC_" in line), "")
+    diagnostic = next((line.strip() for line in log_tail.splitlines() if "NCC_" in line), "")
     shown = "; ".join(part for part in (lines[0], diagnostic) if part)
     where = f" Its folder is kept: {kept}." if kept else ""
     message = (
@@ -190,5 +190,5 @@ def triage(
         f"{cause.advice}{where}"
     )
     if issubclass(cause.kind, ConversionCrashedError | CompilationError):
-        return cause.kind(message, reason=cause.reason, log_tail=told[-2000:])
+        return cause.kind(message, reason=cause.reason, log_tail=log_tail[-2000:])
     return cause.kind(message)

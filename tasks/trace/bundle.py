@@ -38,11 +38,11 @@ class TracedFile:
     """A TorchScript archive on disk: a bundle, or the program of one length.
 
     Attributes:
-        path: where it lies.
-        size: in bytes.
-        sha256: of the bytes that were written.
-        weight_bytes: how many of them are weights.
-        published: where it will lie in the conversion's folder.
+        path: Path on this machine.
+        size: Size in bytes.
+        sha256: Digest of the bytes that were written.
+        weight_bytes: Size of the weights in it.
+        published: Path in the conversion's folder.
     """
 
     path: Path
@@ -65,12 +65,12 @@ def write_bundle(
     The module's weights are on the meta device afterwards: it can't be run any more.
 
     Args:
-        traced: the recorded module.
-        inputs: arguments of every method, in order.
-        outputs: elements of the returned tuple.
-        graphs: standard length, ascending -> name of the traced method that serves it.
-        batch: rows in one traced call.
-        target: the file to write.
+        traced: Recorded module.
+        inputs: Arguments of every method, in order.
+        outputs: Elements of the returned tuple.
+        graphs: Name of the traced method that serves each standard length, ascending.
+        batch: Rows in one traced call.
+        target: File to write.
 
     Raises:
         TraceError: torch.jit can't save the module (a Python function in its graph, for one).
@@ -99,7 +99,7 @@ def write_bundle(
 
 
 class _HashingFile:
-    """A write-only stream that knows the digest and size of what went through."""
+    """A write-only stream with the digest and size of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash, self.size = file, hashlib.sha256(), 0
@@ -116,15 +116,15 @@ class _HashingFile:
 
 
 def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path) -> TracedFile:
-    """Copy the skeleton's records and put each weight's bytes where its empty record stands."""
+    """Copy the skeleton's records, with each weight's bytes in place of its empty record."""
     import torch
 
     reader = torch._C.PyTorchFileReader(skeleton)
     structure = reader.get_record("data.pkl")
     layouts = _storage_layouts(structure)
-    # Where the record lies depends on the version itself.
-    place = next(name for name in reader.get_all_records() if name in (".data/version", "version"))
-    version = int(reader.get_record(place))
+    # The record's name depends on the version itself.
+    record = next(name for name in reader.get_all_records() if name in (".data/version", "version"))
+    version = int(reader.get_record(record))
     weight_bytes = 0
     with target.open("wb") as file:
         stream = _HashingFile(file)
@@ -154,7 +154,7 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where a named tensor lies in its storage: numbers of elements."""
+    """Place of a named tensor in its storage, in numbers of elements."""
 
     name: str
     offset: int
@@ -163,7 +163,7 @@ class _Layout:
     elements: int
 
     def bytes_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the storage's bytes, shape ``(n,)`` uint8; no copy where they lie as they are."""
+        """Return the storage's bytes, shape ``(n,)`` uint8; copied only where they must move."""
         import torch
 
         flat = tensor.detach()

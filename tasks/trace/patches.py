@@ -1,7 +1,7 @@
-"""What ``torch.jit.trace`` can't record as it is written, in a form that it can.
+"""Replace what ``torch.jit.trace`` can't record, while it records a model.
 
-Three habits of model code bake the traced input in, or can't be saved. While a model is recorded
-they are replaced by something that computes the same for every input:
+Three constructs in model code bake the traced input in, or can't be saved. While a model is
+recorded they are replaced by something that computes the same for every input:
 
 * Python autograd functions (Bloom's GeLU, RecurrentGemma's square root) can't be stored in an
   archive: their ``forward`` is called directly. Serving needs no backward.
@@ -9,7 +9,7 @@ they are replaced by something that computes the same for every input:
   one that was not hit gets no tokens. Only where there is no batched implementation.
 * ``scatter`` with a Python bool has no overload in the tracer: it gets the same value as an int.
 
-Masks that transformers 4 makes with ``vmap`` are ``tasks.model.versions``' to replace.
+Masks that transformers 4 makes with ``vmap`` are replaced by ``tasks.model.versions``.
 
 None of it is trusted: the gate compares the saved bundle with the untouched eager model.
 """
@@ -32,7 +32,7 @@ def recordable(model: nn.Module) -> Iterator[None]:
     """Replace what can't be recorded, while the block runs.
 
     Args:
-        model: what is recorded inside the block.
+        model: Model that is recorded inside the block.
     """
     with ExitStack() as stack:
         for function in _autograd_functions(model):
@@ -46,7 +46,7 @@ def _autograd_functions(model: nn.Module) -> list[Any]:
     """Return the Python autograd functions in the modules that define the model's classes."""
     found = set()
     for name in {type(module).__module__ for module in model.modules()}:
-        # Our own classes keep the names that stand in archives: no module bears some of these.
+        # Our own classes keep the module names of archives, some of which no longer exist.
         if name in sys.modules:
             found |= _functions_in(sys.modules[name])
     return sorted(found, key=lambda one: one.__qualname__)
@@ -61,7 +61,7 @@ def _functions_in(module: Any) -> set[Any]:
 
 
 class _Context:
-    """Takes what ``forward`` keeps for a backward pass that never comes."""
+    """Context of a ``forward`` without a backward pass: it keeps nothing."""
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keep nothing."""
@@ -82,12 +82,12 @@ def _bypassing_autograd(function: Any) -> Iterator[None]:
 
 @contextmanager
 def _visiting_every_expert(model: nn.Module) -> Iterator[None]:
-    """Answer "which experts were hit?" with all of them, and scatter's bools with ints."""
+    """Make loops over experts visit all of them, and pass scatter's bools as ints."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     inside: list[nn.Module] = []
-    asking = hit_functions()
+    functions = hit_functions()
 
     class Recordable(TorchFunctionMode):
         def __torch_function__(
@@ -97,14 +97,16 @@ def _visiting_every_expert(model: nn.Module) -> Iterator[None]:
             args: tuple[Any, ...] = (),
             kwargs: dict[str, Any] | None = None,
         ) -> Any:
-            if func in asking and inside and _asks_for_hits(args):
+            if func in functions and inside and _selects_hit_experts(args):
                 known = torch.arange(args[0].numel(), device=args[0].device)
                 return known < _count_experts(inside[-1], args[0].numel())
             if func in (torch.Tensor.scatter, torch.Tensor.scatter_):
-                args = tuple(int(one) if isinstance(one, bool) else one for one in args)
+                args = tuple(map(_without_bool, args))
             result = func(*args, **(kwargs or {}))
-            # LongCat leaves an expert out that gets no tokens: then it would be left out for ever.
-            return result or 1 if func is torch.Tensor.numel and inside else result
+            if func is torch.Tensor.numel and inside:
+                # LongCat skips an expert that gets no tokens: the graph would skip it for ever.
+                return result or 1
+            return result
 
     with ExitStack() as stack:
         for module in model.modules():
@@ -121,8 +123,12 @@ def _leave(inside: list[nn.Module]) -> None:
     inside.pop()
 
 
-def _asks_for_hits(arguments: tuple[Any, ...]) -> bool:
-    """``torch.greater(tokens of each expert, 0)``: transformers' loops begin with it."""
+def _without_bool(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def _selects_hit_experts(arguments: tuple[Any, ...]) -> bool:
+    """Recognise ``torch.greater(tokens of each expert, 0)``, which begins transformers' loops."""
     counts, bound = arguments
     integers = counts.dim() == 1 and not counts.is_floating_point()
     return integers and type(bound) is int and bound == 0

@@ -1,11 +1,11 @@
 """Record a checkpoint's graphs for its standard lengths, in one process, over one set of weights.
 
-Most architectures give the same program at every length: then one graph serves all of them, and
-only the shortest and the longest length are traced to see it. Others (Longformer, LED, models that
-bake a length in) get a graph for each. Either way the gate proves every length it serves.
+Most architectures have the same program at every length: then one graph serves all of them, and
+only the shortest and the longest length are traced to compare. Others (Longformer, LED, models that
+bake a length in) get a graph for each. Either way the gate proves every length that is served.
 
-The recorded module has a method ``_traced_<length>`` for each graph; ``tasks.trace.bundle`` gives
-it the guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
+The recorded module has a method ``_traced_<length>`` for each graph; ``tasks.trace.bundle`` adds
+the guarded public methods and the dispatcher. Runs in a child of its own: each trace leaks a few
 megabytes, and only a fresh process makes the same bytes twice (class names count up).
 """
 
@@ -37,22 +37,23 @@ if TYPE_CHECKING:
 
 _SELECTING = ("aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue")
 _INTEGER = re.compile(r"-?\d+")
-#: Source positions, and the counters that keep class names apart within one process.
+#: Source positions, and the counters that make class names unique within one process.
 _NOISE = re.compile(r"#.*|___torch_mangle_\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceResult:
-    """What tracing made.
+    """Result of tracing.
 
     Attributes:
-        files: the bundle on disk, or the program of each length.
-        outputs: elements of the returned tuple.
-        tied_groups: names that shared storage before untying.
-        same_program: the graphs of all lengths are one program but for literal lengths, so that
-            what the whole probe set proves at one length holds for the others.
-        shared: one and the same graph serves every length.
-        has_topk_or_sort: it takes the largest of several values: which one may hang on padding.
+        files: Bundle on disk, or the program of each length.
+        outputs: Elements of the returned tuple.
+        tied_groups: Names that shared storage before untying.
+        same_program: Whether the graphs of all lengths are one program but for literal lengths, so
+            that what the whole probe set proves at one length holds for the others.
+        shared: Whether one graph serves every length.
+        has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
+            differently.
     """
 
     files: tuple[TracedFile, ...]
@@ -81,18 +82,18 @@ def trace_checkpoint(
     """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
 
     Args:
-        folder: the checkpoint.
-        options: task, dtype and what is trusted.
-        facts: from ``tasks.model.preflight.inspect``.
-        lengths: standard lengths, ascending.
-        batch: rows in one traced call.
-        target: where the bundle is written; its name should be ``model.pt``.
-        share: whether one graph may serve all lengths where it looks as if it could.
+        folder: Folder of the checkpoint.
+        options: Task, dtype and what is trusted.
+        facts: Facts of the model, from ``tasks.model.preflight.inspect``.
+        lengths: Standard lengths, ascending.
+        batch: Rows in one traced call.
+        target: File of the bundle; its name should be ``model.pt``.
+        share: Whether one graph may serve all lengths if the shortest and the longest are equal.
 
     Raises:
-        UnsupportedCheckpointError: eager can't run it from ids, or int8 has nothing to quantise.
-        BackendUnavailableError: dtype int8, and no engine for it here.
-        TiedWeightsError: untying changed an output bit.
+        UnsupportedCheckpointError: Eager can't run it from ids, or int8 has nothing to quantise.
+        BackendUnavailableError: The dtype is int8 and this machine has no engine for it.
+        TiedWeightsError: Untying changed an output bit.
         TraceError: torch.jit can't record or save it.
     """
     report_progress("loading the checkpoint")
@@ -109,9 +110,12 @@ def trace_checkpoint(
     if several and not shared:
         traced = record(lengths)
     same = shared or same_program(traced, lengths)
+    topk = has_topk_or_sort(traced, lengths[0])
+    graphs = {length: f"_traced_{length}" for length in lengths}
+    if shared:
+        graphs = dict.fromkeys(lengths, f"_traced_{lengths[0]}")
     report_progress(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
-    graphs = {length: f"_traced_{lengths[0] if shared else length}" for length in lengths}
-    selecting = has_topk_or_sort(traced, lengths[0])
+    # Nothing can be read from the module afterwards: its weights move to the meta device.
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
     return TraceResult(
         files=(file,),
@@ -119,7 +123,7 @@ def trace_checkpoint(
         tied_groups=groups,
         same_program=same,
         shared=shared,
-        has_topk_or_sort=selecting,
+        has_topk_or_sort=topk,
     )
 
 
@@ -133,7 +137,7 @@ def trace_lengths(
     """Trace an untied model in eval mode; see ``trace_checkpoint`` for the arguments.
 
     Raises:
-        TraceError: the model can't be recorded; the message names the length.
+        TraceError: The model can't be recorded; the message names the length.
     """
     import torch
 
@@ -166,7 +170,7 @@ def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
 
 
 def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
-    """Tell whether a module's graphs differ in nothing but integers that are their own lengths."""
+    """Tell whether a module's graphs are equal but for integers that are their own lengths."""
     first, reference = lengths[0], _read_program(traced, lengths[0])
     return all(
         _are_equal(
@@ -179,7 +183,7 @@ def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
 
 
 def has_topk_or_sort(traced: Any, length: int) -> bool:
-    """Tell whether a length's program sorts values or takes the largest of them."""
+    """Tell whether a length's program uses top-k or sort."""
     graph = getattr(traced, f"_traced_{length}").inlined_graph
     return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
 

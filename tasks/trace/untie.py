@@ -1,4 +1,4 @@
-"""Find every tied group by storage, give each name its own copy, prove that none is left.
+"""Find every tied group by storage, make a copy for each name, prove that no tie is left.
 
 transformers 5 accepts ``torchscript=True`` and does nothing with it, and untying through
 ``tie_word_embeddings`` re-initialises the head at load or rescales logits (both measured): so the
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
 
 def tied_groups(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of parameter and buffer names whose elements overlap in memory.
-
-    Overlap of byte ranges, and not equality of storages, also finds views of one storage and does
-    not mistake two tensors of one memory-mapped file for a tie.
-    """
+    """Return the groups of parameter and buffer names whose elements overlap in memory."""
+    # Overlap of byte ranges, and not equality of storages, also finds views of one storage and does
+    # not mistake two tensors of one memory-mapped file for a tie.
     spans = sorted(_spans(model), key=lambda span: (span[0], span[2]))
     groups: list[list[str]] = []
     end = -1
@@ -47,15 +45,16 @@ def untie(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Clone all but the first name of every tied group, in place, and return the groups.
 
     Raises:
-        TiedWeightsError: a group is still there afterwards.
+        TiedWeightsError: A group still shares memory afterwards.
     """
     groups = tied_groups(model)
     for group in groups:
         for name in group[1:]:
             _replace_by_copy(model, name)
-    # Nothing may tie them again: transformers re-reads the class's mapping on every call.
+    # transformers reads the class's mapping on every call, and would tie them again.
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
-    if left := tied_groups(model):
+    left = tied_groups(model)
+    if left:
         raise TiedWeightsError(
             f"untie: expected no shared storage, got {left} after cloning. The model shares "
             "memory in a way that tracefleet does not know; please report the architecture."
@@ -72,7 +71,7 @@ def _spans(model: nn.Module) -> Iterator[tuple[int, int, str]]:
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each module object once, so that a shared module is not taken for tied weights."""
+    """Yield the tensors of each module object once: a shared module is no weight tying."""
     for path, module in model.named_modules():
         own = {**module._parameters, **module._buffers}
         for name, tensor in own.items():
@@ -96,10 +95,10 @@ def _replace_by_copy(model: nn.Module, name: str) -> None:
 def untie_with_proof(
     model: nn.Module, facts: ModelFacts, outputs: tuple[OutputSpec, ...], length: int, batch: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Untie and show that no output bit moved; return the groups.
+    """Untie, prove that no output bit changed, and return the groups.
 
     Raises:
-        TiedWeightsError: one did.
+        TiedWeightsError: One did.
     """
     import torch
 

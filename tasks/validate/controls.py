@@ -12,6 +12,7 @@ from tasks.validate.faults import FACTOR, corrupting_weight, dense_weights, samp
 from tasks.validate.plan import first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run
+from tasks.validate.verdict import all_passed
 
 
 def run_controls(artifact: Artifact) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -48,7 +49,7 @@ def catches_wrong_weight(artifact: Artifact) -> bool:
     for corruption in _corruptions(artifact):
         with corruption:
             found = artifact.compare(0, probe, probe.feed)
-        if not all(difference.passed for difference in found):
+        if not all_passed(found):
             return True
     return False
 
@@ -71,7 +72,7 @@ def _differs_from_corrupted(artifact: Artifact, corrupted: Path, probe: Probe) -
     except (torch.jit.Error, RuntimeError):
         return False  # every probe has failed already
     found = artifact.compare_with(corrupted, probe, outputs)
-    return not all(difference.passed for difference in found)
+    return not all_passed(found)
 
 
 def _find_masked_probe(artifact: Artifact) -> tuple[int, Probe] | None:
@@ -98,4 +99,4 @@ def _catches_dropped_mask(artifact: Artifact, index: int, probe: Probe) -> bool:
     """Call the artifact with its mask ignored; the probe must fail."""
     assert probe.control is not None
     found = artifact.compare(index, probe, probe.control)
-    return not all(difference.passed for difference in found)
+    return not all_passed(found)

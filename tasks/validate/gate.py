@@ -21,7 +21,7 @@ from tasks.validate.controls import run_controls
 from tasks.validate.plan import first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
-from tasks.validate.verdict import ProbeResult, ValidationReport
+from tasks.validate.verdict import ProbeResult, ValidationReport, all_passed
 from tracefleet.manifest_types import DIFFERS, HOLDS, RAISES
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _measure(artifact: Artifact, index: int, probe: Probe) -> str:
     except (torch.jit.Error, RuntimeError):
         return RAISES
     found = artifact.compare_with(artifact.path(index), probe, outputs)
-    return HOLDS if all(difference.passed for difference in found) else DIFFERS
+    return HOLDS if all_passed(found) else DIFFERS
 
 
 def _check_profiled(artifact: Artifact) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _check_profiled(artifact: Artifact) -> Iterator[str]:
     probe = first_probe(artifact.plan)
     for attempt in _EXECUTOR_CALLS:
         found = artifact.compare(0, probe, probe.feed)
-        if not all(difference.passed for difference in found):
+        if not all_passed(found):
             worst = max(found, key=lambda difference: difference.max_rel)
             yield (
                 f"{probe.name} at length {probe.length}, {attempt} call with the default "

@@ -87,7 +87,7 @@ class ReferencePass:
         for weight in dense_weights(self.model):
             with corrupting_weight(weight):
                 outputs = self.outputs(probe.eager_feed)
-            if any(self._moves(probe, outputs, stored)):
+            if any(self._find_movement(probe.eager_feed, outputs, stored)):
                 path = self.folder / "wrong-weight.safetensors"
                 save_outputs(path, outputs)
                 return path
@@ -166,28 +166,19 @@ class ReferencePass:
         control = first
         if probe.control is not None:
             control = self.outputs(probe.control)
+        # The first probe may have fewer rows than this one.
         rows = min(outputs[0].shape[0], control[0].shape[0])
         feed = {name: tensor[:rows] for name, tensor in probe.eager_feed.items()}
-        found = compare_outputs(
-            self.specs,
-            self.plan.tolerance,
-            tuple(tensor[:rows] for tensor in control),
-            tuple(tensor[:rows] for tensor in outputs),
-            feed,
-            self.scales,
-        )
-        moved = find_movement(found, self.plan.tolerance)
+        moved = self._find_movement(feed, _cut(control, rows), _cut(outputs, rows))
         if not any(moved):
             self.vacuous.add(probe.key)
         if probe.control is None:
             pairs = zip(self.ever_moved, moved, strict=True)
             self.ever_moved = [before or now for before, now in pairs]
 
-    def _moves(self, probe: Probe, outputs: Outputs, stored: Outputs) -> list[bool]:
+    def _find_movement(self, feed: Feed, one: Outputs, two: Outputs) -> list[bool]:
         tolerance = self.plan.tolerance
-        found = compare_outputs(
-            self.specs, tolerance, outputs, stored, probe.eager_feed, self.scales
-        )
+        found = compare_outputs(self.specs, tolerance, one, two, feed, self.scales)
         return find_movement(found, tolerance)
 
     def refusal(self, complaint: str) -> UnsupportedCheckpointError:
@@ -201,3 +192,7 @@ class ReferencePass:
 def _largest_value(output: torch.Tensor) -> float:
     finite = output[output.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _cut(outputs: Outputs, rows: int) -> Outputs:
+    return tuple(tensor[:rows] for tensor in outputs)

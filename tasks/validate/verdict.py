@@ -277,6 +277,11 @@ def worst_of(differences: Sequence[Difference]) -> Difference:
     return worst
 
 
+def all_passed(differences: Sequence[Difference]) -> bool:
+    """Tell whether every difference is within the tolerance."""
+    return all(difference.passed for difference in differences)
+
+
 def incomparable(reason: str) -> Difference:
     """Return the worst difference there is, with its reason."""
     worst = float("inf")
