@@ -35,6 +35,7 @@ from tasks.errors import ConversionError
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
 _POLL_SECONDS = 0.2
+#: ``__main__`` is changed while a child starts: one thread at a time.
 _starting = threading.Lock()
 _stopping = threading.Event()
 
@@ -217,6 +218,7 @@ def _measure_resident(pid: int | None) -> int:
 
 def _kill_group(process: ForkServerProcess) -> None:
     """Kill the child and all processes it started; harmless if it is gone already."""
+    # The child leads its group (os.setsid): a compiler that it started is in it too.
     if process.pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -78,7 +78,8 @@ class NumericsMismatchError(ConversionError):
         super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Carry the report across the process boundary."""
+        """Keep the report when a child's error is pickled."""
+        # By default an exception is made again from its message alone.
         return NumericsMismatchError, (str(self), self.report)
 
 

@@ -87,12 +87,12 @@ def test_the_gate_catches(fault: Fault, checkpoint, tmp_path, monkeypatch):
     )
     if fault.exact:
         bench.facts = bench.facts.without_padding()
-    spoil = None
+    corrupt = None
     if fault.where == "architecture":
         faulty.change_class(monkeypatch, bench.facts.architecture, fault.changed)
     else:
-        spoil = lambda model: faulty.change_instance(model, fault.changed)  # noqa: E731
-    bundle = bench.trace(spoil)
+        corrupt = lambda model: faulty.change_instance(model, fault.changed)  # noqa: E731
+    bundle = bench.trace(corrupt)
     assert (_error(bench, bundle) <= 1e-5) == fault.silent
     failed, passed = _refused(bench, bundle)
     assert set(fault.caught_by) <= failed
@@ -124,12 +124,12 @@ def test_a_model_that_minds_any_padding_is_refused_before_it_is_compared(
 def test_train_mode_in_the_trace_is_caught(checkpoint, tmp_path):
     """Dropout is recorded, and .eval() on the saved module does not take it back."""
 
-    def spoil(model):
+    def corrupt(model):
         model.train()
         model.train = lambda mode=True: model
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
-    failed, _ = _refused(bench, bench.trace(spoil))
+    failed, _ = _refused(bench, bench.trace(corrupt))
     assert {"traced-input", "fresh-0"} <= failed
 
 
@@ -203,7 +203,7 @@ def _generality(report):
 def test_lengths_are_proved_each_at_its_own_graph(
     name, task, exact, shared, lengths, batches, real, tmp_path
 ):
-    """Wrong or loud at other lengths and batches: there the guard refuses, and is told so."""
+    """Wrong or raising at other lengths and batches: the guard refuses them, the manifest says so."""
     bench = _bench(real(name), tmp_path, task, lengths=(8, 16))
     if exact:
         bench.facts = bench.facts.without_padding()
@@ -331,12 +331,12 @@ def test_big_bird_is_compared_with_a_fresh_one_for_every_input(tmp_path):
     ],
 )
 def test_experts_that_the_traced_ids_chose_are_caught(model_type, task, loud, tmp_path, as_written):
-    def spoil(model):
+    def corrupt(model):
         if model_type == "mixtral":
             model.set_experts_implementation("eager")
 
     bench = _case(tmp_path, model_type, task)
-    bundle = bench.trace(spoil)
+    bundle = bench.trace(corrupt)
     assert _error(bench, bundle) <= 1e-5
     with pytest.raises(NumericsMismatchError) as caught:
         bench.validate(bundle)
@@ -439,10 +439,10 @@ def test_a_value_that_no_probe_reads_is_caught_bit_for_bit(name, checkpoint, tmp
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
     row = _unread(bench) if name.startswith("word") else 0
 
-    def spoil(model):
+    def corrupt(model):
         named_tensors(model.embeddings)[name].data[row, -1] += 1
 
-    bundle = bench.trace(spoil)
+    bundle = bench.trace(corrupt)
     assert _error(bench, bundle) <= 1e-5
     assert bench.validate(bundle, bits=False).passed  # the probes alone can't see it
     with pytest.raises(UnsafeCheckpointError, match=name):
@@ -470,7 +470,7 @@ def test_a_byte_that_saving_changes_is_caught(checkpoint, tmp_path, monkeypatch)
 def test_state_inside_the_graph_is_caught(checkpoint, tmp_path):
     """A counter that the graph itself moves: only the first call is eager's."""
 
-    def spoil(model):
+    def corrupt(model):
         model.register_buffer("calls", torch.zeros(()))
 
         def counting(run, **feed):
@@ -480,7 +480,7 @@ def test_state_inside_the_graph_is_caught(checkpoint, tmp_path):
         faulty.change_instance(model, counting)
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
-    bundle = bench.trace(spoil)
+    bundle = bench.trace(corrupt)
     assert _error(bench, bundle) <= 1e-5
     with pytest.raises(UnsafeCheckpointError, match="calls"):
         bench.validate(bundle)

@@ -192,7 +192,7 @@ def test_counting_from_the_other_end_stays_in_bounds():
     assert mirror(columns, tensor).tolist() == [[[1, 9], [0, 0]]]
 
 
-# --- what the tokenizer says ---------------------------------------------------------------------
+# --- inputs of the tokenizer ---------------------------------------------------------------------
 
 
 def _tokenizer(folder, text):
@@ -297,10 +297,10 @@ def test_languages_and_task_types_are_proved_alone(tmp_path):
         assert _counting(report, name)
 
 
-def _spoiled(bench, change):
+def _failures_of(bench, change):
     """Trace a model whose feed is changed first, and return the names of the failed probes."""
 
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         @functools.wraps(forward)
@@ -310,7 +310,7 @@ def _spoiled(bench, change):
         model.forward = changed
 
     with pytest.raises(NumericsMismatchError) as caught:
-        bench.validate(bench.trace(spoil))
+        bench.validate(bench.trace(corrupt))
     report = caught.value.report
     assert report is not None
     return {result.name for result in report.probes if not result.difference.passed}
@@ -319,7 +319,7 @@ def _spoiled(bench, change):
 def test_boxes_that_are_ignored_are_caught(made, tmp_path):
     task = "token-classification"
     bench = Bench(folder=made("layoutlm", task), work=tmp_path, task=task, lengths=(8,))
-    failed = _spoiled(bench, lambda feed: {"bbox": torch.zeros_like(feed["bbox"])})
+    failed = _failures_of(bench, lambda feed: {"bbox": torch.zeros_like(feed["bbox"])})
     assert {"other-bbox", "fresh-0", "traced-input"} <= failed
 
 
@@ -331,7 +331,7 @@ def test_segments_that_are_baked_in_are_caught(checkpoint, tmp_path):
         types = (torch.arange(8) >= 4).long()
         return {TYPES: types.expand(2, 8) if feed[TYPES].shape == (2, 8) else feed[TYPES]}
 
-    failed = _spoiled(bench, baked)
+    failed = _failures_of(bench, baked)
     assert f"other-{TYPES}" in failed
     assert "fresh-0" not in failed
 
@@ -340,7 +340,7 @@ def test_shapes_of_characters_that_are_taken_for_sounds_are_caught(made, tmp_pat
     bench = Bench(
         folder=made("roc_bert", "fill-mask"), work=tmp_path, task="fill-mask", lengths=(8,)
     )
-    failed = _spoiled(bench, lambda feed: {"input_shape_ids": feed["input_pronunciation_ids"]})
+    failed = _failures_of(bench, lambda feed: {"input_shape_ids": feed["input_pronunciation_ids"]})
     assert {"other-input_shape_ids", "fresh-0"} <= failed
 
 

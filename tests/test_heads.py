@@ -18,10 +18,10 @@ def _folder(tmp_path, **config):
 
 
 def _with_modules(folder, *types):
-    listed = [
-        {"idx": i, "name": str(i), "path": f"{i}_X" if i else "", "type": one}
-        for i, one in enumerate(types)
-    ]
+    listed = []
+    for i, one in enumerate(types):
+        path = f"{i}_X" if i else ""
+        listed.append({"idx": i, "name": str(i), "path": path, "type": one})
     (folder / "modules.json").write_text(json.dumps(listed))
     return folder
 

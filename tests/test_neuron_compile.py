@@ -183,7 +183,7 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "reason"),
+    ("error", "log_tail", "reason"),
     [
         (RuntimeError("Init: error condition !(num_devices > 0)"), "", "no device"),
         (RuntimeError("neuronx-cc failed with 70"), "[NCC_EVRF004] complex", "complex numbers"),
@@ -195,8 +195,8 @@ def test_garbage_of_an_old_runtime_is_caught_by_the_gate(job, prepared, tmp_path
         (RuntimeError("something else"), "", "unknown"),
     ],
 )
-def test_what_compilers_say(error: Exception, told: str, reason: str):
-    assert find_cause(error, told).reason == reason
+def test_what_compilers_say(error: Exception, log_tail: str, reason: str):
+    assert find_cause(error, log_tail).reason == reason
 
 
 def test_the_diagnostic_of_the_log_is_in_the_message(tmp_path):

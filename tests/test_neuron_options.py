@@ -52,7 +52,7 @@ def test_a_coarser_dtype_keeps_its_own_tolerance():
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"neuron": {}}, "neuron: expected none for backend neuronx"),
         ({"backend": "jit", "neuronx": {}}, "neuronx: expected none for backend jit"),
@@ -64,8 +64,8 @@ def test_a_coarser_dtype_keeps_its_own_tolerance():
         ({"backend": "neuron", "neuron": {"min_coverage": 2}}, "neuron.min_coverage"),
     ],
 )
-def test_nonsense_is_refused_before_any_work(fields, says: str):
-    with pytest.raises(RequestError, match=says):
+def test_nonsense_is_refused_before_any_work(fields, message: str):
+    with pytest.raises(RequestError, match=message):
         make_request({**BASE, **fields})
 
 

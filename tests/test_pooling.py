@@ -46,15 +46,11 @@ LEFT = RIGHT[:, ::-1].copy()
 
 def write(folder, modes=("mean",), kinds=("Transformer", "Pooling"), *, old=True, **pooling):
     """Write modules.json and the pooling's config as sentence-transformers does."""
-    listed = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": f"{i}_{kind}" if i else "",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, kind in enumerate(kinds)
-    ]
+    listed = []
+    for i, kind in enumerate(kinds):
+        path = f"{i}_{kind}" if i else ""
+        full = f"sentence_transformers.models.{kind}"
+        listed.append({"idx": i, "name": str(i), "path": path, "type": full})
     (folder / "modules.json").write_text(json.dumps(listed, indent=2))
     one_or_more = modes[0] if len(modes) == 1 else list(modes)
     config = {"embedding_dimension": 32, "pooling_mode": one_or_more, "include_prompt": True}
@@ -94,8 +90,11 @@ def pool_row(tokens, mode):
 
 
 def pool(tokens, mask, modes):
-    rows = [row[shown.astype(bool)] for row, shown in zip(tokens, mask, strict=True)]
-    return np.stack([np.concatenate([pool_row(row, mode) for mode in modes]) for row in rows])
+    pooled = []
+    for row, shown in zip(tokens, mask, strict=True):
+        real = row[shown.astype(bool)]
+        pooled.append(np.concatenate([pool_row(real, mode) for mode in modes]))
+    return np.stack(pooled)
 
 
 def unit(vectors):
@@ -488,10 +487,10 @@ def test_a_projection_of_other_weights_is_caught(dense_checkpoint, tmp_path):
     folder, _ = dense_checkpoint
     bench = Bench(folder=folder, work=tmp_path / "work", task=TASK, lengths=(8,))
 
-    def spoil(model):
+    def corrupt(model):
         model.dense[0].linear.weight.data[0, 0] += 0.5
 
-    bundle = bench.trace(spoil)
+    bundle = bench.trace(corrupt)
     with pytest.raises(UnsafeCheckpointError, match=r"dense\.0\.linear\.weight"):
         bench.validate(bundle)
     with pytest.raises(NumericsMismatchError, match="sentence_embedding"):

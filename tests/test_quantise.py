@@ -216,7 +216,7 @@ def test_one_wrong_int8_weight_is_caught_by_the_probes(checkpoint, tmp_path):
 
 
 def test_another_scale_is_caught_bit_for_bit(checkpoint, tmp_path):
-    def spoil(model: Any) -> None:
+    def corrupt(model: Any) -> None:
         layer = model.cls.predictions.decoder
         weight, _ = torch.ops.quantized.linear_unpack(layer.packed)
         scales = weight.q_per_channel_scales().clone()
@@ -225,28 +225,28 @@ def test_another_scale_is_caught_bit_for_bit(checkpoint, tmp_path):
 
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
     with pytest.raises(UnsafeCheckpointError, match=r"decoder\.packed\.scales"):
-        bench.validate(bench.trace(spoil))
+        bench.validate(bench.trace(corrupt))
 
 
 def test_a_layer_that_was_left_in_float32_is_caught_bit_for_bit(checkpoint, tmp_path):
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
 
-    def spoil(model: Any) -> None:
+    def corrupt(model: Any) -> None:
         exact = load_eager(bench.folder, bench.options)
         model.cls.predictions.transform.dense = exact.cls.predictions.transform.dense
 
     with pytest.raises(UnsafeCheckpointError, match=r"transform\.dense\.weight"):
-        bench.validate(bench.trace(spoil))
+        bench.validate(bench.trace(corrupt))
 
 
-def test_a_fault_that_is_planted_into_packed_weights_is_taken_back(checkpoint, tmp_path):
+def test_corrupted_packed_weights_are_restored(checkpoint, tmp_path):
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
     module = torch.jit.load(bench.trace().path)
     layer = next(iter(quantise.packed_layers(module).values()))
     before = {name: tensor.clone() for name, tensor in named_tensors(module).items()}
     with quantise.corrupting_layer(layer, 1.5):
-        spoiled = named_tensors(module)
-        assert sum(not torch.equal(spoiled[name], before[name]) for name in before) == 2
+        corrupted = named_tensors(module)
+        assert sum(not torch.equal(corrupted[name], before[name]) for name in before) == 2
     after = named_tensors(module)
     assert all(torch.equal(after[name], before[name]) for name in before)
 

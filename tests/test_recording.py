@@ -55,7 +55,7 @@ class Layer(nn.Module):
         self.experts = Experts()
 
     def forward(self, x, chosen):
-        kept = torch.greater(chosen, 0).sum()  # asked outside of the experts: left as it is
+        kept = torch.greater(chosen, 0).sum()  # outside of the experts: left as it is
         return self.experts(x, chosen) + kept
 
 

@@ -38,7 +38,7 @@ from tracefleet.manifest_types import OutputSpec
 
 IMAGES = [name for name in tiny_samples.MODELS if "Image" in tiny_samples.MODELS[name][0]]
 SOUNDS = [name for name in tiny_samples.MODELS if name not in IMAGES]
-#: Eager itself minds padding, whatever the mask says.
+#: Padding changes the outputs of eager itself, whatever the mask is.
 LEAKY = "wav2vec2-group-masked"
 #: torch's own complaint about WavLM's two kinds of mask.
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
@@ -254,10 +254,10 @@ def test_padding_that_leaks_past_the_mask_is_found(lengths, folder, tmp_path):
         bench.reference()
 
 
-def _failures(bench: Bench, spoil: Callable[[Any], None]) -> set[str]:
+def _failures(bench: Bench, corrupt: Callable[[Any], None]) -> set[str]:
     """Plant a fault in what is traced and return the probes that caught it."""
     with pytest.raises(NumericsMismatchError) as caught:
-        bench.validate(bench.trace(spoil), bits=False)
+        bench.validate(bench.trace(corrupt), bits=False)
     assert caught.value.report is not None
     return {p.name for p in caught.value.report.probes if not p.difference.passed}
 
@@ -265,11 +265,11 @@ def _failures(bench: Bench, spoil: Callable[[Any], None]) -> set[str]:
 def _before(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], None]:
     """Let a model see one of its inputs changed."""
 
-    def spoil(model: Any) -> None:
+    def corrupt(model: Any) -> None:
         forward = model.forward
         model.forward = lambda **feed: forward(**{**feed, name: change(feed[name])})
 
-    return spoil
+    return corrupt
 
 
 @pytest.mark.parametrize(
@@ -283,24 +283,24 @@ def test_pixels_in_another_order_are_caught(name, change, folder, tmp_path):
     assert {"traced-input", "fresh-0", "dispatch-32", "batch-3"} <= failed
 
 
-def test_a_spoiled_weight_is_caught(folder, tmp_path):
-    def spoil(model: Any) -> None:
+def test_a_corrupted_weight_is_caught(folder, tmp_path):
+    def corrupt(model: Any) -> None:
         model.classifier[-1].weight.data[1] *= 1.5
 
-    failed = _failures(_bench(folder, "resnet", tmp_path / "numbers"), spoil)
+    failed = _failures(_bench(folder, "resnet", tmp_path / "numbers"), corrupt)
     assert {"traced-input", "fresh-0"} <= failed
     bench = _bench(folder, "resnet", tmp_path / "bits")
     with pytest.raises(UnsafeCheckpointError, match=r"classifier\.1\.weight"):
-        bench.validate(bench.trace(spoil))
+        bench.validate(bench.trace(corrupt))
 
 
 def test_batch_statistics_in_place_of_the_learned_ones_are_caught(folder, tmp_path):
-    def spoil(model: Any) -> None:
+    def corrupt(model: Any) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean = module.running_var = None
 
-    failed = _failures(_bench(folder, "resnet", tmp_path), spoil)
+    failed = _failures(_bench(folder, "resnet", tmp_path), corrupt)
     assert {"traced-input", "batch-3"} <= failed
 
 
@@ -468,7 +468,7 @@ def test_sounds_of_any_length_with_a_mask(fleet):
 
 @pytest.mark.parametrize("name", ["wav2vec2", LEAKY])
 def test_sounds_that_can_not_be_padded_take_the_standard_lengths_alone(name, fleet):
-    """Without a mask; and where eager itself minds padding, whatever its mask says."""
+    """Without a mask; and where padding changes eager itself, whatever its mask is."""
     model, eager = fleet.open(name), fleet.eager(name)
     assert {spec.pad_value for spec in model.manifest.inputs} == {None}
     assert ("attention_mask" in model.input_names) == (name == LEAKY)

@@ -114,7 +114,7 @@ def test_an_exact_method_is_the_dispatcher_without_its_work(loaded):
 
 
 @pytest.mark.parametrize(
-    ("method", "rows", "tokens", "says"),
+    ("method", "rows", "tokens", "message"),
     [
         ("forward", 1, 17, "at most 16"),
         ("forward_8", 2, 9, r"expected shape \(2, 8\)"),
@@ -122,10 +122,10 @@ def test_an_exact_method_is_the_dispatcher_without_its_work(loaded):
         ("forward_16", 2, 8, r"expected shape \(2, 16\)"),
     ],
 )
-def test_other_shapes_raise(loaded, method, rows, tokens, says):
+def test_other_shapes_raise(loaded, method, rows, tokens, message):
     bench, module, _ = loaded
     feed = random_feed(bench.facts, batch=rows, length=tokens, seed=1)
-    with pytest.raises(torch.jit.Error, match=says):
+    with pytest.raises(torch.jit.Error, match=message):
         getattr(module, method)(*feed.values())
 
 
@@ -143,7 +143,9 @@ def test_encoder_and_decoder_may_differ_in_length(checkpoint, tmp_path):
     module = torch.jit.load(bench.trace().path)
     eager = load_eager(bench.folder, bench.options)
     feed = random_feed(bench.facts, batch=2, length=12, seed=4)
-    feed = {n: t[:, :5].contiguous() if n.startswith("decoder") else t for n, t in feed.items()}
+    for name, tensor in feed.items():
+        if name.startswith("decoder"):
+            feed[name] = tensor[:, :5].contiguous()
     with torch.no_grad():
         logits, encoded = module(*feed.values())
         expected = call_tuple(eager, feed, bench.outputs)
@@ -238,14 +240,14 @@ def test_longformer_needs_a_program_for_each_length(checkpoint, tmp_path):
 def test_a_model_that_can_not_be_recorded_is_a_trace_error(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
 
-    def spoil(model):
+    def corrupt(model):
         def fail(**_):
             raise RuntimeError("unordered_map::at")
 
         model.forward = fail
 
     with pytest.raises(TraceError, match=r"length 8.*unordered_map"):
-        bench.trace(spoil)
+        bench.trace(corrupt)
 
 
 class _PythonOp(torch.autograd.Function):
@@ -261,7 +263,7 @@ class _PythonOp(torch.autograd.Function):
 def test_a_model_that_can_not_be_saved_is_a_trace_error(checkpoint, tmp_path):
     """As BLOOM and YOSO: a Python autograd function traces and then can't be stored."""
 
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         def doubled(**feed):
@@ -273,7 +275,7 @@ def test_a_model_that_can_not_be_saved_is_a_trace_error(checkpoint, tmp_path):
 
     bench = _bench(checkpoint, tmp_path)
     with pytest.raises(TraceError, match="save"):
-        bench.trace(spoil)
+        bench.trace(corrupt)
 
 
 def test_the_dispatcher_of_one_length_and_output_compiles():

@@ -230,7 +230,7 @@ def _feed(manifest: Manifest) -> dict[str, np.ndarray]:
     sizes = {"batch": 2, "length": manifest.lengths[0] - 1, "decoder_length": 5}
     feed: dict[str, np.ndarray] = {}
     for spec in manifest.inputs:
-        shape = [sizes[axis] if axis in sizes else int(axis) for axis in spec.axes]
+        shape = [int(sizes.get(axis, axis)) for axis in spec.axes]
         if spec.dtype != "int64":
             feed[spec.name] = rng.standard_normal(shape).astype(np.float32)
         elif spec.name.endswith("input_ids"):

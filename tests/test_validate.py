@@ -1,4 +1,4 @@
-"""The gate: it passes sound bundles and catches every planted fault."""
+"""The gate: it passes correct bundles and catches every fault."""
 
 from __future__ import annotations
 
@@ -71,40 +71,40 @@ def _failures(bench: Bench, bundle) -> set[str]:
 
 
 def test_a_wrong_weight_is_caught_by_the_probes(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         model.encoder.layer[0].attention.self.query.weight.data[3] *= 1.5
 
     bench = _bench(checkpoint, tmp_path)
-    failed = _failures(bench, bench.trace(spoil))
+    failed = _failures(bench, bench.trace(corrupt))
     assert "traced-input" in failed
 
 
 def test_a_wrong_element_that_no_probe_reads_is_caught_bit_for_bit(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         model.embeddings.position_embeddings.weight.data[100, 0] += 1e-3
 
     bench = _bench(checkpoint, tmp_path)
-    bundle = bench.trace(spoil)
+    bundle = bench.trace(corrupt)
     assert bench.validate(bundle, bits=False).passed  # numerics alone can't see it
     with pytest.raises(UnsafeCheckpointError, match="position_embeddings"):
         bench.validate(bundle)
 
 
 def test_a_baked_mask_is_caught(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
         model.forward = lambda attention_mask, **rest: forward(
             attention_mask=torch.ones_like(attention_mask), **rest
         )
 
     bench = _bench(checkpoint, tmp_path)
-    failed = _failures(bench, bench.trace(spoil))
+    failed = _failures(bench, bench.trace(corrupt))
     assert {"left-pad", "hole", "one-token", "right-pad-4"} <= failed
     assert "fresh-0" not in failed
 
 
 def test_a_constant_output_is_caught(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
         feed = {n: torch.ones(2, 1, dtype=torch.long) for n in ("input_ids", "attention_mask")}
         constant = forward(**feed).last_hidden_state.detach()
@@ -117,7 +117,7 @@ def test_a_constant_output_is_caught(checkpoint, tmp_path):
         model.forward = fixed
 
     bench = _bench(checkpoint, tmp_path)
-    failed = _failures(bench, bench.trace(spoil))
+    failed = _failures(bench, bench.trace(corrupt))
     assert {"traced-input", "fresh-0", "constant-ids", "edge-ids"} <= failed
 
 
@@ -132,20 +132,20 @@ def test_a_swapped_input_order_is_caught(checkpoint, tmp_path):
 def test_dropout_left_on_is_caught(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
 
-    def spoil(model):
+    def corrupt(model):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 drop = functools.partial(torch.nn.functional.dropout, p=0.1, training=True)
                 setattr(module, "forward", drop)  # noqa: B010
 
-    failed = _failures(bench, bench.trace(spoil))
+    failed = _failures(bench, bench.trace(corrupt))
     assert "traced-input" in failed
 
 
 def test_control_flow_on_token_ids_is_caught(checkpoint, tmp_path):
     """The traced ids take one branch for good: equal on its own input, wrong elsewhere."""
 
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         def branching(input_ids, **rest):
@@ -163,15 +163,15 @@ def test_control_flow_on_token_ids_is_caught(checkpoint, tmp_path):
 
     example = example_feed(bench.facts, batch=2, length=8)["input_ids"]
     traced = [int(example[0, 0]) % 2]
-    # eager (the reference) is the unspoiled model: a graph that took the other branch is wrong
+    # eager (the reference) is the untouched model: a graph that took the other branch is wrong
     traced[0] = 1 - traced[0]
-    assert "fresh-0" in _failures(bench, bench.trace(spoil))
+    assert "fresh-0" in _failures(bench, bench.trace(corrupt))
 
 
 def test_positions_baked_at_the_traced_padding_are_caught(checkpoint, tmp_path):
     """A mask recorded from the traced input, and not computed from the given one."""
 
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         def baked(attention_mask, **rest):
@@ -181,13 +181,13 @@ def test_positions_baked_at_the_traced_padding_are_caught(checkpoint, tmp_path):
         model.forward = baked
 
     bench = _bench(checkpoint, tmp_path)
-    failed = _failures(bench, bench.trace(spoil))
+    failed = _failures(bench, bench.trace(corrupt))
     assert "traced-input" not in failed
     assert {"fresh-0", "left-pad"} <= failed
 
 
 def test_rows_that_see_each_other_are_caught(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         def leaking(**rest):
@@ -199,30 +199,30 @@ def test_rows_that_see_each_other_are_caught(checkpoint, tmp_path):
         model.forward = leaking
 
     bench = _bench(checkpoint, tmp_path)
-    assert "batch-3" in _failures(bench, bench.trace(spoil))
+    assert "batch-3" in _failures(bench, bench.trace(corrupt))
 
 
 def test_an_untied_copy_is_compared_bit_for_bit(checkpoint, tmp_path):
     """The file stores a tied weight once; the copy that has no name there counts too."""
 
-    def spoil(model):
+    def corrupt(model):
         model.model.decoder.embed_tokens.weight.data[1] += 5
 
     bench = _bench(checkpoint, tmp_path, "bart")
     with pytest.raises(UnsafeCheckpointError, match=r"decoder\.embed_tokens"):
-        bench.validate(bench.trace(spoil))
+        bench.validate(bench.trace(corrupt))
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "marian"])
 def test_an_ignored_decoder_mask_is_caught(name, checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
         model.forward = lambda decoder_attention_mask, **rest: forward(
             decoder_attention_mask=torch.ones_like(decoder_attention_mask), **rest
         )
 
     bench = _bench(checkpoint, tmp_path, name)
-    assert "decoder-hole" in _failures(bench, bench.trace(spoil))
+    assert "decoder-hole" in _failures(bench, bench.trace(corrupt))
 
 
 def test_outputs_sliced_to_the_wrong_side_are_caught(checkpoint, tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_a_length_without_a_counting_probe_is_not_proved(checkpoint, tmp_path, m
 
 
 def test_a_bundle_that_raises_has_failed_its_probes(checkpoint, tmp_path):
-    def spoil(model):
+    def corrupt(model):
         forward = model.forward
 
         def fixed(input_ids, **rest):
@@ -278,7 +278,7 @@ def test_a_bundle_that_raises_has_failed_its_probes(checkpoint, tmp_path):
 
     bench = _bench(checkpoint, tmp_path)
     with pytest.raises(NumericsMismatchError, match="raised"):
-        bench.validate(bench.trace(spoil), bits=False)
+        bench.validate(bench.trace(corrupt), bits=False)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (1, 2, 3), (5,)])
@@ -290,7 +290,7 @@ def test_the_shortest_lengths_are_lengths_too(lengths, checkpoint, tmp_path):
 
 
 def test_a_blind_gate_is_refused(checkpoint, tmp_path, monkeypatch):
-    """If a planted fault passes, the gate proves nothing and must not let anything through."""
+    """A gate that misses a negative control proves nothing and must not pass anything."""
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
     monkeypatch.setattr("tasks.validate.faults._corrupt", lambda weight: weight)
@@ -360,7 +360,7 @@ def test_a_model_whose_padding_leaks_is_refused(checkpoint, tmp_path, monkeypatc
         bench.validate(bundle)
 
 
-def test_the_planted_fault_is_taken_back(checkpoint, tmp_path):
+def test_the_corrupted_weight_is_restored(checkpoint, tmp_path):
     bench = _bench(checkpoint, tmp_path)
     bundle = bench.trace()
     module = torch.jit.load(bundle.path)

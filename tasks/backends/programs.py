@@ -19,7 +19,7 @@ from tasks.backends.triage import triage
 from tasks.child_main import report_progress
 from tasks.errors import BackendUnavailableError, ConversionError, TraceError
 from tasks.model.facts import ModelFacts
-from tasks.model.feeds import example_feed
+from tasks.model.feeds import example_feed, input_specs
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
 from tasks.trace.bundle import TracedFile
@@ -116,7 +116,7 @@ def compile_program(
 
     report_progress(f"compiling length {length}")
     model = load_eager(job.folder, job.options)
-    untie(model)
+    untie(model)  # proved by prepare
     module = program_module(model, job.facts, prepared.outputs)
     feed = example_feed(job.facts, batch=job.batch, length=length)
     workdir = job.work / f"compiler-{length}"
@@ -177,8 +177,6 @@ def validate_programs(
         TraceError: A program does not load.
         NumericsMismatchError: A probe failed, or the gate missed a negative control.
     """
-    from tasks.model.feeds import input_specs
-
     report_progress("loading the programs onto the device")
     try:
         neuron.check_host(backend, compiled_by, target)
@@ -198,7 +196,7 @@ def _triaging_errors(
     """Raise any failure as a typed error with its cause, and keep the compiler's folder."""
     try:
         yield
-    except ConversionError:
+    except ConversionError:  # has its cause already
         raise
     except Exception as error:
         found = None if workdir is None or kept is None else _keep(workdir, kept)

@@ -237,6 +237,7 @@ def _uneven_lengths(batch: int, length: int) -> Sequence[int]:
     return [short + (length - short) * row // span for row in range(batch)]
 
 
+# Every feed needs them, and filtering a large vocabulary takes longer than drawing from it.
 @functools.lru_cache(maxsize=4)
 def _ordinary_ids(vocabulary: Vocabulary) -> torch.Tensor:
     import torch

@@ -71,6 +71,7 @@ def compare_with_files(model: nn.Module, folder: Path) -> int:
                 "wrongly; nothing that is computed from it can be trusted. Check the file, then "
                 "try another version of transformers."
             )
+    # Renamed weights match nothing: then none of the comparisons above proved anything.
     if files and matched == 0:
         raise UnsafeCheckpointError(
             f"{folder.name}: expected the model's weights under their names in the files, got no "

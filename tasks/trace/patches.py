@@ -4,7 +4,7 @@ Three constructs in model code bake the traced input in, or can't be saved. Whil
 recorded they are replaced by something that computes the same for every input:
 
 * Python autograd functions (Bloom's GeLU, RecurrentGemma's square root) can't be stored in an
-  archive: their ``forward`` is called directly. Serving needs no backward.
+  archive: their ``forward`` is called directly.
 * A loop over the experts that were hit bakes their number and names in: it visits every expert, and
   one that was not hit gets no tokens. Only where there is no batched implementation.
 * ``scatter`` with a Python bool has no overload in the tracer: it gets the same value as an int.
@@ -72,6 +72,7 @@ class _Context:
 
 @contextmanager
 def _bypassing_autograd(function: Any) -> Iterator[None]:
+    # Serving needs no backward pass.
     forward = function.forward
     function.apply = staticmethod(lambda *arguments: forward(_Context(), *arguments))
     try:
@@ -111,6 +112,7 @@ def _visiting_every_expert(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in model.modules():
             if _count_experts(module, 0):
+                # Only calls inside of experts are replaced: others compare with 0 as well.
                 before = module.register_forward_pre_hook(lambda m, _: inside.append(m))
                 after = module.register_forward_hook(lambda *_: _leave(inside))
                 stack.callback(before.remove)

@@ -55,6 +55,7 @@ class Artifact:
         """Call and compare; an artifact that raises has failed the probe like one that differs."""
         import torch
 
+        # TorchScript raises torch.jit.Error, an operator RuntimeError.
         try:
             outputs = self.call(probe, feed)
         except (torch.jit.Error, RuntimeError) as error:
@@ -72,7 +73,8 @@ class Artifact:
             probe.eager_feed,
             self.reference.scales,
         )
-        if probe.dispatch:  # sliced by the dispatcher: even the shape must be eager's
+        # The dispatcher slices its outputs: even their shape must be eager's.
+        if probe.dispatch:
             for place, (one, two) in enumerate(zip(outputs, stored, strict=True)):
                 if one.shape != two.shape:
                     wrong = f"expected shape {tuple(two.shape)}, got {tuple(one.shape)}"

@@ -46,6 +46,7 @@ def catches_wrong_weight(artifact: Artifact) -> bool:
     probe = first_probe(artifact.plan)
     if artifact.reference.corrupted is not None:
         return _differs_from_corrupted(artifact, artifact.reference.corrupted, probe)
+    # One weight alone may be without effect on this input: an expert's that was not hit.
     for corruption in _corruptions(artifact):
         with corruption:
             found = artifact.compare(0, probe, probe.feed)
@@ -79,6 +80,7 @@ def _find_masked_probe(artifact: Artifact) -> tuple[int, Probe] | None:
     """Return the first probe whose mask moves the model, with its index."""
     reference = artifact.reference
     for index, probe in enumerate(plan_probes(artifact.plan)):
+        # A vacuous probe passes without its mask as well.
         counts = probe.key not in reference.vacuous | reference.refused
         if counts and _changes_mask(probe):
             return index, as_run(probe, reference.padded)

@@ -111,6 +111,7 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
 
 def _check_weights(module: torch.jit.ScriptModule, reference: Reference) -> int:
     """Compare every name in the bundle, untied copies and fused tensors included."""
+    # Probes read few rows of an embedding: a wrong value in another one changes no output.
     for name, digest in digests(named_tensors(module)).items():
         inner = name.removeprefix("model.")
         if reference.weights.get(inner) != digest:
@@ -137,13 +138,14 @@ class _Findings:
 
 
 def _run_probes(artifact: Artifact) -> _Findings:
-    """Compare every probe; all of them, so that the report shows the whole picture."""
+    """Compare every probe, after a failure too: the report shows them all."""
     findings, reference = _Findings(), artifact.reference
     announced = 0
     for index, planned in enumerate(plan_probes(artifact.plan)):
         if planned.length != announced:
             announced = planned.length
             report_progress(f"validating length {announced}")
+        # Eager stored nothing for an optional probe or another shape that it refuses.
         without_reference = not artifact.path(index).exists()
         if planned.probes_axis and not without_reference:
             measured = _measure(artifact, index, planned)
@@ -207,6 +209,8 @@ def _check_every_length_counts(artifact: Artifact, findings: _Findings) -> Itera
 
 def _check_refusals(artifact: Artifact) -> Iterator[str]:
     """Require that other shapes than were traced raise, and inputs that are too long."""
+    # Longformer, LED, Funnel and BigBird compute nonsense at other lengths without an error: only
+    # the bundle's guards can refuse them.
     plan, facts = artifact.plan, artifact.plan.facts
     varies = any(length_axis(argument) is not None for argument in facts.arguments)
     if varies:

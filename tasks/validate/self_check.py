@@ -48,6 +48,7 @@ def check_second_run(eager: ReferencePass) -> None:
         UnsupportedCheckpointError: They differ.
     """
     probe = first_probe(eager.plan)
+    # Nothing is restored between the two calls: state that a model keeps shows in the second.
     with restoring_module_state(eager.model):
         eager.run_eager(probe)
         again = eager.run_eager(probe)

@@ -29,19 +29,19 @@ class Fault:
     """One way to be wrong.
 
     Attributes:
-        name: for the test's name.
-        cause: in one line.
-        caught_by: probes that must fail, all of them.
-        changed: the faulty forward.
-        where: who computes it; see the module.
-        checkpoint: name of a tiny model.
-        task: of the conversion.
-        spared: probes that must pass, since the fault does not touch them.
-        alone: no other probe fails than those.
-        silent: the trace equals eager on the traced input.
-        exact: eager minds the fault's padding, and lengths are taken as they are.
-        length: the one standard length.
-        batch: rows in one traced call.
+        name: Name in the test's name.
+        cause: Cause in one line.
+        caught_by: Probes that must fail, all of them.
+        changed: The faulty forward.
+        where: Place that computes it; see the module.
+        checkpoint: Name of a tiny model.
+        task: Task of the conversion.
+        spared: Probes that must pass, since the fault does not touch them.
+        alone: Whether no other probe fails.
+        silent: Whether the trace equals eager on the traced input.
+        exact: Whether padding changes eager's outputs, so that only exact lengths are taken.
+        length: The one standard length.
+        batch: Rows in one traced call.
     """
 
     name: str

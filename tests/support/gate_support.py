@@ -1,4 +1,4 @@
-"""The way through without processes: trace, reference and gate on tiny models, faults planted."""
+"""The way through without processes: trace, reference and gate on tiny models, with faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.validate.verdict import TOLERANCES, ValidationReport
 
 @dataclasses.dataclass(kw_only=True)
 class Bench:
-    """One checkpoint on the bench; ``spoil`` plants a fault into the model that is traced."""
+    """One checkpoint on the bench; ``corrupt`` changes the model that is traced."""
 
     folder: Path
     work: Path
@@ -45,7 +45,7 @@ class Bench:
 
     def trace(
         self,
-        spoil: Callable[[Any], None] | None = None,
+        corrupt: Callable[[Any], None] | None = None,
         *,
         traced_facts: ModelFacts | None = None,
     ) -> TracedFile:
@@ -54,8 +54,8 @@ class Bench:
         untie(model)
         if self.dtype == INT8:
             quantise(model)
-        if spoil is not None:
-            spoil(model)
+        if corrupt is not None:
+            corrupt(model)
         facts = traced_facts or self.facts
         traced = trace_lengths(model, facts, self.outputs, self.lengths, self.batch)
         self.same = same_program(traced, self.lengths)
