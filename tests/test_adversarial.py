@@ -203,7 +203,7 @@ def _generality(report):
 def test_lengths_are_proved_each_at_its_own_graph(
     name, task, exact, shared, lengths, batches, real, tmp_path
 ):
-    """Wrong or raising at other lengths and batches: the guard refuses them, the manifest says so."""
+    """Wrong or raising at other lengths and batches: the guard refuses; the manifest has it."""
     bench = _bench(real(name), tmp_path, task, lengths=(8, 16))
     if exact:
         bench.facts = bench.facts.without_padding()
