@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Completed
+from prefect.states import Completed, Crashed
 from pydantic import BaseModel, ConfigDict
 
 from flows.convert_checkpoint import convert_checkpoint
@@ -71,6 +71,9 @@ def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = 
         How many conversions ended how; what became of each is its own run's state.
     """
     engine.show_progress()
+    if int(flow_run.run_count or 1) > 1:
+        # Prefect would take the runs of the first time, by their number, for those of other entries.
+        return Crashed(message="It was interrupted. Its fleet hands out what is left in a new run.")
     own = UUID(str(flow_run.id))
     above = [own] if fleet is None else [own, fleet]
     # Heartbeats tell of a lost host, and this run's do; a conversion's would cost it a second.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.convert_fleet import convert_fleet
+from flows.fan_out import pool_runs
+from flows.fan_out.assignment import Assignment
 from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
 from infra.provision import put_automation
 from tests.support import tiny
@@ -27,7 +32,12 @@ from tests.support.prefect_platform import Platform
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
 
-pytestmark = pytest.mark.prefect
+pytestmark = [
+    pytest.mark.prefect,
+    # Third-party code on the way, where a fleet runs in this process.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 #: Layers and lengths enough for a trace that can be hit while it runs.
 DEEP = 12
@@ -207,7 +217,7 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
     assert len(first) <= 10  # the poisoned one is refused by the plan or by its own run
     assert set(first.values()) == {1}
 
-    rest = platform.run("python", "-m", "flows", "fleet", fleet)
+    rest = platform.run(*FLEET, fleet)
     assert rest.returncode == 1
     assert "10 entries: 9 fresh, 0 published, 1 failed" in rest.stdout
     assert len(platform.conversions(store)) <= len(first) + 1
@@ -215,7 +225,7 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
     del folders[3]
     fleet = fleet_file(tmp_path, all_of(folders), store=store)
     runs = len(platform.conversions(store))
-    fresh = platform.run("python", "-m", "flows", "fleet", fleet, timeout=60)
+    fresh = platform.run(*FLEET, fleet, timeout=60)
     assert fresh.returncode == 0, fresh.stderr
     assert "9 entries: 9 fresh, 0 published, 0 failed" in fresh.stdout
     assert len(platform.conversions(store)) == runs
@@ -229,7 +239,7 @@ def test_two_backends_side_by_side_and_a_device_that_comes_later(
     entries = all_of(checkpoints(2))
     fleet = fleet_file(tmp_path, entries, store=store, backend=["jit", "neuronx"])
     worker = platform.start_worker("neuronx", limit=1, **neuron_host("none"))
-    done = platform.run("python", "-m", "flows", "fleet", fleet)
+    done = platform.run(*FLEET, fleet)
     assert "4 entries: 0 fresh, 4 published, 0 failed" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("a device has to validate it") == 2
     assert _channels(store) == {("jit", "latest"): 2, ("neuronx", "candidate"): 2}
@@ -243,7 +253,7 @@ def test_two_backends_side_by_side_and_a_device_that_comes_later(
     validated = platform.run(*run, f"conversion=file://{first.parent}")
     assert validated.returncode == 0, validated.stdout
     assert _channels(store)[("neuronx", "latest")] == 1
-    rest = platform.run("python", "-m", "flows", "fleet", fleet)
+    rest = platform.run(*FLEET, fleet)
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert "4 entries: 3 fresh, 1 published, 0 failed" in rest.stdout
     assert _channels(store)[("neuronx", "latest")] == 2
@@ -303,7 +313,7 @@ def test_a_lost_host_is_detected_and_another_takes_over(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
     fleet = fleet_file(tmp_path, all_of(checkpoints(1, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+    with platform.running(*FLEET, fleet) as process:
         tracing(platform, store)
         assert platform.jit
         platform.lose(platform.jit)
@@ -332,14 +342,51 @@ def test_a_lost_fleet_is_scheduled_again_and_joins_its_runs(
 def test_two_fleets_at_once_share_their_runs(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    command = ("python", "-m", "flows", "fleet", fleet)
-    with platform.running(*command) as one, platform.running(*command) as two:
-        for process in (one, two):
+    """Also where they overlap in part, so that their batches are others."""
+    entries = all_of(checkpoints(5, layers=DEEP))
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, names in ((same, sorted(entries)[:3]), (other, sorted(entries)[1:])):
+        folder.mkdir()
+        fleet_file(folder, {name: entries[name] for name in names}, store=store, lengths=SLOW)
+    with contextlib.ExitStack() as stack:
+        files = (same, same, other)
+        fleets = [platform.running(*FLEET, str(folder / "fleet.yaml")) for folder in files]
+        for process in [stack.enter_context(fleet) for fleet in fleets]:
             told, _ = process.communicate(timeout=240)
             assert process.returncode == 0, told
-    assert states(platform, store) == {"Completed": 3}
-    assert published(store) == 3
+    assert states(platform, store) == {"Completed": 5}
+    assert published(store) == 5
+
+
+def test_a_place_that_is_free_takes_work_over(
+    platform: Platform, checkpoints, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where one batch takes ten times as long as its weights have told."""
+    entries = all_of(checkpoints(12))
+    share = pool_runs.share
+
+    def uneven(work: list[Assignment], places: int) -> list[list[Assignment]]:
+        return [work[:-1], work[-1:]] if len(work) == len(entries) else share(work, places)
+
+    def gap(*lengths: int) -> tuple[int, float]:
+        """Convert; return the number of batch runs, and for how long the last one ran alone."""
+        fleet = fleet_file(tmp_path, entries, store=store, lengths=[*lengths])
+        known = len(platform.batches(store))
+        with temporary_settings({PREFECT_API_URL: platform.url}):
+            facts = convert_fleet(fleet=fleet)
+        assert len(facts.ended("published")) == len(entries)
+        batches = platform.batches(store)[known:]
+        ends = sorted(datetime.fromisoformat(batch["end_time"]) for batch in batches)
+        return len(batches), (ends[-1] - ends[-2]).total_seconds()
+
+    monkeypatch.setattr(pool_runs, "share", uneven)
+    number, shared = gap(8, 16)
+    assert number > 2
+    assert states(platform, store) == {"Completed": len(entries)}
+    monkeypatch.setattr(pool_runs, "half_of", lambda _: [])
+    number, alone = gap(8, 24)
+    assert number == 2
+    assert alone > shared
 
 
 def test_a_cancelled_fleet_stops_its_runs(
@@ -360,11 +407,42 @@ def test_a_cancelled_fleet_stops_its_runs(
     assert (verified.returncode == 0) == (published(store) > 0), verified.stdout
 
 
+def test_one_conversion_that_is_cancelled_ends_alone(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
+    with platform.running(*FLEET, fleet, "--places", "1") as process:
+        run = tracing(platform, store)
+        assert platform.run("prefect", "flow-run", "cancel", run).returncode == 0
+        told, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "3 entries: 0 fresh, 2 published, 0 failed, 1 cancelled" in told
+    assert states(platform, store) == {"Cancelled": 1, "Completed": 2}
+    assert platform.ask(f"flow_runs/{run}")["state_name"] == "Cancelled"
+    assert [batch["state_name"] for batch in platform.batches(store)] == ["Completed"]
+
+
+def test_what_lost_batches_left_behind_is_ended_by_the_next_fleet(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    fleet = fleet_file(tmp_path, all_of(checkpoints(2, layers=DEEP)), store=store, lengths=SLOW)
+    with platform.running(*FLEET, fleet, "--places", "1") as process:
+        run = tracing(platform, store)
+        process.kill()
+        platform.process_of(platform.batch_of(run)).kill()
+    batch = platform.batch_of(run)
+    platform.wait(lambda: platform.ask(f"flow_runs/{batch}")["state_name"] == "Crashed")
+    assert platform.ask(f"flow_runs/{run}")["state_name"] == "Running"
+    again = platform.run(*FLEET, fleet)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert states(platform, store) == {"Crashed": 1, "Completed": 2}
+
+
 def test_a_fleet_that_is_terminated_takes_its_runs_along(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
     fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+    with platform.running(*FLEET, fleet) as process:
         tracing(platform, store)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
@@ -377,7 +455,7 @@ def test_a_server_that_restarts_costs_nothing(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
     fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running("python", "-m", "flows", "fleet", fleet) as process:
+    with platform.running(*FLEET, fleet) as process:
         tracing(platform, store)
         platform.stop_server()
         platform.start_server()
@@ -385,3 +463,43 @@ def test_a_server_that_restarts_costs_nothing(
     assert process.returncode == 0, told
     assert "3 published" in told
     assert published(store) == 3
+
+
+def test_a_worker_of_prefect_3_8_serves_this_server(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    """As on Inf1, whose Python 3.10 has no newer one."""
+    older = tmp_path / "prefect-3.8"
+    install = ("pip", "install", "--quiet", "--no-deps", "--target", str(older), "prefect==3.8.8")
+    installed = platform.run("python", "-m", *install)
+    if installed.returncode:
+        pytest.skip(f"prefect 3.8.8 can't be installed here: {installed.stderr.strip()[-200:]}")
+    assert platform.jit is not None
+    platform.lose(platform.jit)
+    platform.jit = platform.start_worker("jit", PYTHONPATH=str(older))
+    fleet = fleet_file(tmp_path, all_of(checkpoints(3)), store=store)
+    done = platform.run(*FLEET, fleet)
+    assert done.returncode == 0, done.stdout + done.stderr
+    versions = {batch["labels"].get("prefect.version") for batch in platform.batches(store)}
+    assert states(platform, store) == {"Completed": 3}
+    print(versions)
+
+
+def test_a_fleet_is_cancelled_after_an_outage_too(
+    platform: Platform, checkpoints, store: str, tmp_path: Path
+):
+    """Prefect's observers have given up by then: the runs look for themselves."""
+    fleet = fleet_file(tmp_path, all_of(checkpoints(8, layers=DEEP)), store=store, lengths=SLOW)
+    parent = start_fleet(platform, fleet)
+    tracing(platform, store)
+    platform.stop_server()
+    time.sleep(40)
+    platform.start_server()
+    before = published(store)
+    platform.wait(lambda: published(store) > before)
+    assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
+    at_cancel = published(store)
+    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
+    platform.wait(lambda: set(states(platform, store)) <= {"Cancelled", "Completed"}, 30)
+    assert published(store) <= at_cancel + 2  # what was in its last step in either place
+    assert {batch["state_name"] for batch in platform.batches(store)} <= {"Cancelled"}

@@ -17,6 +17,7 @@ OLDEST = (3, 10)
 #: What a worker begins with; the import closure is what has to be importable.
 STEPS = (
     "flows.__main__",
+    "flows.convert_batch",
     "flows.convert_checkpoint",
     "flows.convert",
     "flows.validate_conversion",
