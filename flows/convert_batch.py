@@ -72,7 +72,7 @@ def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = 
     """
     engine.show_progress()
     if int(flow_run.run_count or 1) > 1:
-        # Prefect would take the runs of the first time, by their number, for those of other entries.
+        # Prefect would take runs of the first time, by their number, for those of other entries.
         return Crashed(message="It was interrupted. Its fleet hands out what is left in a new run.")
     own = UUID(str(flow_run.id))
     above = [own] if fleet is None else [own, fleet]

@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.convert_fleet import convert_fleet
-from flows.fan_out import pool_runs
+from flows.fan_out import pool_runs, sharing
 from flows.fan_out.assignment import Assignment
 from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
 from infra.provision import put_automation
@@ -363,7 +363,7 @@ def test_a_place_that_is_free_takes_work_over(
 ):
     """As where one batch takes ten times as long as its weights have told."""
     entries = all_of(checkpoints(12))
-    share = pool_runs.share
+    share = sharing.share
 
     def uneven(work: list[Assignment], places: int) -> list[list[Assignment]]:
         return [work[:-1], work[-1:]] if len(work) == len(entries) else share(work, places)
