@@ -97,12 +97,13 @@ def convert_fleet(
             stop_if_cancelled()
     except RunCancelledError as error:
         return cast("FleetFacts", cancelled(error))
+    in_order = tuple(ended[row.name] for row in rows)
     facts = FleetFacts(
         name=PurePosixPath(fleet).name if fleet else "fleet",
         run=str(flow_run.name),
         started=started,
         finished=_now(),
-        rows=tuple(ended[row.name] for row in rows),
+        rows=in_order,
     )
     return _checked(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
 
@@ -148,11 +149,18 @@ def _requests(
     found = (spec or read_fleet(str(fleet))).with_store(store).requests()
     if not only:
         return found
-    if unknown := [one for one in only if not any(_is_of(name, one) for name in found)]:
+    chosen: set[str] = set()
+    unknown: list[str] = []
+    for entry in only:
+        names = [name for name in found if _is_of(name, entry)]
+        chosen.update(names)
+        if not names:
+            unknown.append(entry)
+    if unknown:
         raise RequestError(
             f"only: expected entries of the fleet ({', '.join(found)}), got {', '.join(unknown)}"
         )
-    return {name: r for name, r in found.items() if any(_is_of(name, one) for one in only)}
+    return {name: request for name, request in found.items() if name in chosen}
 
 
 def _is_of(name: str, entry: str) -> bool:

@@ -76,8 +76,9 @@ def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
         rows: in the order of the fleet file.
         whole: show the fresh rows too, however many there are.
     """
-    shown = [row for row in rows if whole or len(rows) < _SHORT or row.state != "fresh"]
-    lines = _aligned([_COLUMNS, *(_cells(row) for row in shown)]) if shown else []
+    everything = whole or len(rows) < _SHORT
+    shown = [_cells(row) for row in rows if everything or row.state != "fresh"]
+    lines = _align([_COLUMNS, *shown]) if shown else []
     errors = [f"{row.name}: {row.error}: {row.message}" for row in rows if row.error]
     return "\n".join([*lines, *errors, summary_line(rows)])
 
@@ -97,12 +98,13 @@ def _plan(options: argparse.Namespace) -> int:
     with _few_lines():
         rows = plan(requests)
     print(_as_json(rows) if options.json else table(rows, whole=options.all))
-    return EXIT_INVALID if any(row.state == "invalid" for row in rows) else 0
+    states = {row.state for row in rows}
+    return EXIT_INVALID if "invalid" in states else 0
 
 
 @contextmanager
 def _few_lines() -> Iterator[None]:
-    """Silence what each source says of itself: of a thousand that hides the rest."""
+    """Silence the line of each source: a thousand of them hide the rest."""
     sources = logging.getLogger("tasks.fetch")
     before = sources.level
     sources.setLevel(logging.WARNING)
@@ -113,12 +115,10 @@ def _few_lines() -> Iterator[None]:
 
 
 def _as_json(rows: Sequence[PlanRow]) -> str:
-    counts = Counter(row.state for row in rows)
-    found = {
-        "counts": {state: counts[state] for state in _STATES},
-        "rows": [_row_as_json(row) for row in rows],
-    }
-    return json.dumps(found, indent=2)
+    states = Counter(row.state for row in rows)
+    counts = {state: states[state] for state in _STATES}
+    found = [_row_as_json(row) for row in rows]
+    return json.dumps({"counts": counts, "rows": found}, indent=2)
 
 
 def _row_as_json(row: PlanRow) -> dict[str, Any]:
@@ -136,9 +136,6 @@ def _cells(row: PlanRow) -> tuple[str, ...]:
     return row.name, row.state, why, number, commit
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -76,19 +76,19 @@ def _rows(result: Conversion) -> list[tuple[str, ...]]:
     report = result.report
     eager = report.latency_eager if report else {}
     traced = report.latency_traced if report else {}
-    return [
-        (
-            str(v.length),
-            f"{v.max_abs_error:.2e}",
-            f"{v.max_rel_error:.2e}",
-            "passed" if v.passed else "FAILED",
-            f"{eager[v.length]:.1f}" if v.length in eager else "-",
-            f"{traced[v.length]:.1f}" if v.length in traced else "-",
-        )
-        for v in result.manifest.validation.lengths
-    ]
+    rows: list[tuple[str, ...]] = []
+    for one in result.manifest.validation.lengths:
+        verdict = "passed" if one.passed else "FAILED"
+        errors = (f"{one.max_abs_error:.2e}", f"{one.max_rel_error:.2e}")
+        times = (_milliseconds(eager, one.length), _milliseconds(traced, one.length))
+        rows.append((str(one.length), *errors, verdict, *times))
+    return rows
+
+
+def _milliseconds(latency: dict[int, float], length: int) -> str:
+    return f"{latency[length]:.1f}" if length in latency else "-"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.rjust, row, widths)) for row in rows]

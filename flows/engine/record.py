@@ -120,6 +120,8 @@ def report_facts(identity: Identity, proved: Proved, steps: Steps) -> ReportFact
     """Return what a report shows beside the gate's findings."""
     assert identity.toolchain is not None
     traced = proved.traced
+    sizes = [file.size for file in traced.files]
+    weights = [file.weight_bytes for file in traced.files]
     return ReportFacts(
         source=identity.source,
         commit=identity.commit,
@@ -133,8 +135,8 @@ def report_facts(identity: Identity, proved: Proved, steps: Steps) -> ReportFact
         tied_groups=traced.tied_groups,
         seconds=steps.seconds,
         peak_bytes=steps.peak_bytes,
-        bundle_bytes=sum(file.size for file in traced.files),
-        weight_bytes=max(file.weight_bytes for file in traced.files),
+        bundle_bytes=sum(sizes),
+        weight_bytes=max(weights),
     )
 
 
@@ -146,6 +148,7 @@ def _attest(
     steps: Steps,
 ) -> None:
     """Write who, when, where and how fast; what is published stays so if that fails."""
+    eager, traced = (report.latency_eager, report.latency_traced) if report else ({}, {})
     facts = {
         "revision": request.revision,
         # Not datetime.UTC: Inf1's Python 3.10 has none.
@@ -154,8 +157,8 @@ def _attest(
         "user": _user(),
         "seconds": _rounded(steps.seconds),
         "peak_bytes": steps.peak_bytes,
-        "latency_eager_ms": _rounded(report.latency_eager if report else {}),
-        "latency_traced_ms": _rounded(report.latency_traced if report else {}),
+        "latency_eager_ms": _rounded(eager),
+        "latency_traced_ms": _rounded(traced),
     }
     try:
         attest(store, manifest, steps.run_id, facts)

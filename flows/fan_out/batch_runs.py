@@ -80,16 +80,15 @@ def _create(
 ) -> FlowRun:
     entries = [one.entry for one in batch]
     others = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+    parameters = {"entries": [entry.model_dump(mode="json") for entry in entries]}
+    tags = [entry.tag for entry in entries]
     name = deployment(batch[0])
     try:
         run: Any = run_deployment(
             name,
-            parameters={
-                "entries": [entry.model_dump(mode="json") for entry in entries],
-                "fleet": str(fleet),
-            },
+            parameters={**parameters, "fleet": str(fleet)},
             flow_run_name=f"{entries[0].name}{others}",
-            tags=[*(entry.tag for entry in entries), batch[0].fleet_tag],
+            tags=[*tags, batch[0].fleet_tag],
             idempotency_key=key,
             timeout=0,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -18,7 +19,7 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 
 from flows.engine.names import artifact_key
-from tasks.plan.fleet import PlanRow
+from tasks.plan.fleet import PlanRow, State
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tasks.report.fleet.markdown import failure_table, fleet_markdown, fleet_table
 from tasks.report.fleet.page import fleet_report
@@ -72,10 +73,8 @@ class Progress:
 
 def plan_table(rows: list[PlanRow]) -> None:
     """Show what there is to do, before it is done."""
-    counts = ", ".join(
-        f"{sum(row.state == state for row in rows)} {state}"
-        for state in ("fresh", "stale", "missing", "invalid")
-    )
+    states = Counter(row.state for row in rows)
+    counts = ", ".join(f"{states[state]} {state}" for state in get_args(State))
     logger.info("plan: %d entries: %s", len(rows), counts)
     work = [row for row in rows if row.state != "fresh"]
     if work:

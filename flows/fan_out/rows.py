@@ -114,16 +114,19 @@ def published_row(assignment: Assignment, *, run: str, url: str | None) -> Fleet
     candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
         return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+    report = None if candidate else _report(store.url, run)
     if candidate:
         row = replace(row, why=f"{row.why}; {WAITS}")
+    errors = [one.max_rel_error for one in manifest.validation.lengths]
+    sizes = [archive.size for archive in manifest.archives]
     return replace(
         row,
-        worst_error=max((one.max_rel_error for one in manifest.validation.lengths), default=None),
+        worst_error=max(errors, default=None),
         tolerance=manifest.validation.tolerance.rtol,
         seconds=sum(attested["seconds"].values()),
         peak_bytes=max(map(int, attested["peak_bytes"].values()), default=None),
-        bundle_bytes=sum(archive.size for archive in manifest.archives),
-        report_url=None if candidate else _report(store.url, run),
+        bundle_bytes=sum(sizes),
+        report_url=report,
     )
 
 

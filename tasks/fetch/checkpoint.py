@@ -80,13 +80,14 @@ def fetch(resolved: Resolved) -> Checkpoint:
     """
     folder, files = _module_of(resolved.source).fetch(resolved)
     verify.check_files(folder, files)
+    paths = {file.path for file in files}
     return Checkpoint(
         source=resolved.source,
         revision=resolved.revision,
         commit=resolved.commit,
         folder=folder,
         files=files,
-        license=_license(folder) if CARD in {file.path for file in files} else None,
+        license=_license(folder) if CARD in paths else None,
     )
 
 

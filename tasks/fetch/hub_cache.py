@@ -98,7 +98,7 @@ def remember_revision(resolved: Resolved) -> None:
 def not_cached(source: str, revision: str | None, *, why: str = "") -> RequestError:
     """Return the error for an offline run that can't be served."""
     refs = repo_folder(source) / "refs"
-    names = [ref.name for ref in refs.iterdir()] if refs.is_dir() else []
+    names = [ref.name for ref in refs.glob("*")]
     return RequestError(
         f"{source}: offline, and expected revision {revision or _DEFAULT_BRANCH!r} whole in the "
         f"cache {root()}, got {why or f'these revisions: {shown(names)}'}. Unset HF_HUB_OFFLINE "

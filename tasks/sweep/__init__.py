@@ -1,4 +1,1 @@
-"""Try the conversion on tiny checkpoints of every model type that transformers has.
-
-The command calls ``run_sweep`` in ``run``; each checkpoint is made by ``build`` in ``tiny``.
-"""
+"""Every architecture through the whole conversion; the front door is ``run_sweep`` in ``run``."""

@@ -94,11 +94,12 @@ def proof(report: ValidationReport) -> list[str]:
     error = f"the worst relative error is {figure(worst)}{margin} the tolerance of {number(rtol)}"
     counted = sum(verdict.probes for verdict in verdicts)
     lengths = ", ".join(str(verdict.length) for verdict in verdicts)
+    plural = "s" if len(verdicts) > 1 else ""
+    agreement = error if worst else "every output is exact"
     model = "untouched" if report.accuracy is None else "quantised"
     return [
         f"The saved bundle agrees with the {model} model on {counted} probes at the standard "
-        f"length{'s' if len(verdicts) > 1 else ''} {lengths}: "
-        f"{error if worst else 'every output is exact'}.",
+        f"length{plural} {lengths}: {agreement}.",
         f"{weights(report)}.",
         f"Planted faults were caught: {', '.join(report.negative_controls) or 'none'}.",
     ]

@@ -38,14 +38,14 @@ def error_histogram(shares: Sequence[float]) -> Chart:
     ends = ((_EXACT, "exact"), (last + 1, "no figure"))
     groups = [_group(counts, place, tolerance) for place in range(first, end)]
     decades = range(low, high + 1, 1 + (high - low) // 7)
+    ticks = [Tick(at=(n - low) * _STEPS - first, text=f"{number(10.0**n)}×") for n in decades]
+    notes = [Tick(at=at - first + 0.5, text=text) for at, text in ends if counts[at]]
     return Chart(
         label="Number of conversions by worst error against tolerance",
         groups=tuple(groups),
         filled=1.0,
-        x_ticks=tuple(
-            Tick(at=(n - low) * _STEPS - first, text=f"{number(10.0**n)}×") for n in decades
-        ),
-        notes=tuple(Tick(at=at - first + 0.5, text=text) for at, text in ends if counts[at]),
+        x_ticks=tuple(ticks),
+        notes=tuple(notes),
         limit=Tick(at=tolerance - first, text="the tolerance"),
     )
 

@@ -152,19 +152,22 @@ def totals(facts: FleetFacts) -> dict[str, str]:
     at_a_time = f", {worked / wall:.1f} at a time" if wall and worked else ""
     peaks = [row.peak_bytes for row in facts.rows if row.peak_bytes]
     rate = len(facts.ended("published")) * 60 / wall if wall else 0.0
+    saved = sum(row.bytes_saved for row in kept)
+    memory = size(max(peaks)) if peaks else "not measured"
     return {
         "bytes stored": f"{_sum(kept)}, of which {_sum(new)} are new",
-        "bytes saved": f"{size(sum(row.bytes_saved for row in kept))} against one file per length",
+        "bytes saved": f"{size(saved)} against one file per length",
         "wall time": f"{duration(wall)}, from {facts.started:%Y-%m-%d %H:%M:%S %Z}".rstrip(),
         "conversion time": f"{duration(worked)}{at_a_time}",
         "per minute": f"{number(rate)} published",
-        "peak memory": size(max(peaks)) if peaks else "not measured",
+        "peak memory": memory,
     }
 
 
 def _sum(rows: list[FleetRow]) -> str:
-    count = f"{len(rows):,} bundle{'' if len(rows) == 1 else 's'}"
-    return f"{size(sum(row.bundle_bytes or 0 for row in rows))} in {count}"
+    total = sum(row.bundle_bytes or 0 for row in rows)
+    plural = "" if len(rows) == 1 else "s"
+    return f"{size(total)} in {len(rows):,} bundle{plural}"
 
 
 def size(count: int) -> str:
