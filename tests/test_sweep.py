@@ -88,7 +88,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     def never(*_: object) -> Row:
         raise AssertionError("it has a row already")
 
-    monkeypatch.setattr("flows.commands.sweep.try_case", never)
+    monkeypatch.setattr("tasks.sweep.run.try_case", never)
     again = run_sweep(out, types=["bert"], tasks=["fill-mask"], jobs=1, convert=convert)
     assert again.rows == first.rows
     with pytest.raises(AssertionError, match="has a row already"):
