@@ -379,7 +379,7 @@ def test_untying_through_the_config_rescales_the_logits(model_type, tmp_path, mo
     failed, _ = _refused(bench, bundle)
     assert "traced-input" in failed
 
-    monkeypatch.setattr("tasks.trace.record.untie", lambda model: flip(model) or (("a", "b"),))
+    monkeypatch.setattr("tasks.trace.untie.untie", lambda model: flip(model) or (("a", "b"),))
     with pytest.raises(TiedWeightsError, match="bit-identical"):
         _traced(bench)
 
