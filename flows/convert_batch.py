@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.convert_checkpoint import convert_checkpoint
 from flows.engine import settings as engine
-from flows.engine.cancelled import RunCancelledError, cancelled, stop_if_cancelled, under
+from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.names import fleet_tag
 from tasks.request.conversion import ConversionRequest
 from tracefleet.channel import channel_folder, read_current
@@ -82,7 +82,7 @@ def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = 
             with tags(*([] if fleet is None else [fleet_tag(fleet)])):
                 ends = Counter(_convert_all(entries, backend, own))
         except RunCancelledError as error:
-            return cancelled(error)
+            return end_cancelled(error)
     counts = ", ".join(f"{number} {end}" for end, number in ends.items())
     return Completed(message=f"{len(entries)} conversions: {counts}")
 

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.convert import convert
 from flows.engine import settings
-from flows.engine.cancelled import RunCancelledError, cancelled
+from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.names import run_name
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
@@ -44,7 +44,7 @@ def convert_checkpoint(request: ConversionRequest, backend: str | None = None) -
         with TagsContext(current_tags=set()):
             return convert(request, steps)
     except RunCancelledError as error:
-        return cast("Conversion", cancelled(error))
+        return cast("Conversion", end_cancelled(error))
 
 
 def with_backend(request: ConversionRequest, backend: str | None) -> ConversionRequest:

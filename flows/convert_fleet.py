@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.engine import settings as engine
-from flows.engine.cancelled import RunCancelledError, cancelled, stop_if_cancelled, under
+from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
@@ -82,11 +82,11 @@ def convert_fleet(
     started = _now()
     if engine.has_server():
         end_orphans()
-    rows = _planned(_requests(fleet, spec, store, only))
+    rows = _plan_requests(_requests(fleet, spec, store, only))
     work = [
         Assignment(planned=row, fleet=str(own)) for row in rows if row.state in ("stale", "missing")
     ]
-    ended = {row.name: row for row in _without_work(rows)}
+    ended = {row.name: row for row in _settle_without_work(rows)}
     shown = fleet_show.Progress(total=len(rows), done=len(ended))
     options: dict[str, Any] = {"in_flight": in_flight, "places": places, "jobs": jobs}
     try:
@@ -96,7 +96,7 @@ def convert_fleet(
                 shown.tell(row)
             stop_if_cancelled()
     except RunCancelledError as error:
-        return cast("FleetFacts", cancelled(error))
+        return cast("FleetFacts", end_cancelled(error))
     in_order = tuple(ended[row.name] for row in rows)
     facts = FleetFacts(
         name=PurePosixPath(fleet).name if fleet else "fleet",
@@ -105,7 +105,7 @@ def convert_fleet(
         finished=_now(),
         rows=in_order,
     )
-    return _checked(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
+    return _require_all_current(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
 
 
 def _check_lives() -> None:
@@ -117,7 +117,7 @@ def _check_lives() -> None:
         )
 
 
-def _planned(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
+def _plan_requests(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
     """Plan; what the network hid of a checkpoint is asked again before it counts as a failure."""
     rows: list[PlanRow] = plan_fleet(requests)
     hidden = {row.name: row.request for row in rows if row.transient}
@@ -168,7 +168,7 @@ def _is_of(name: str, entry: str) -> bool:
     return name == entry or name.startswith(f"{entry}/")
 
 
-def _without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:
+def _settle_without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:
     for row in rows:
         if row.state == "fresh":
             yield planned_row(row, "fresh")
@@ -176,7 +176,7 @@ def _without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:
             yield invalid_row(row)
 
 
-def _checked(facts: FleetFacts) -> FleetFacts:
+def _require_all_current(facts: FleetFacts) -> FleetFacts:
     """Return the facts of a fleet whose every entry is current.
 
     Raises:

@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.convert import validate
 from flows.engine import settings
-from flows.engine.cancelled import RunCancelledError, cancelled
+from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
 from tasks.child import Limits
@@ -56,4 +56,4 @@ def validate_conversion(
             timeout_seconds=timeout_seconds,
         )
     except RunCancelledError as error:
-        return cast("Conversion", cancelled(error))
+        return cast("Conversion", end_cancelled(error))

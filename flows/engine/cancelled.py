@@ -70,7 +70,7 @@ def stop_if_cancelled() -> None:
             raise RunCancelledError(f"{run['name']} is {run['state_name']}")
 
 
-def cancelled(error: RunCancelledError) -> State[Any]:
+def end_cancelled(error: RunCancelledError) -> State[Any]:
     """Return the end of a flow that stopped: what a flow returns as a state is its state."""
     return Cancelled(message=str(error))
 

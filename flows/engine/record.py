@@ -155,10 +155,10 @@ def _attest(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017
         "host": platform.node(),
         "user": _user(),
-        "seconds": _rounded(steps.seconds),
+        "seconds": _round(steps.seconds),
         "peak_bytes": steps.peak_bytes,
-        "latency_eager_ms": _rounded(eager),
-        "latency_traced_ms": _rounded(traced),
+        "latency_eager_ms": _round(eager),
+        "latency_traced_ms": _round(traced),
     }
     try:
         attest(store, manifest, steps.run_id, facts)
@@ -178,7 +178,7 @@ def _write_report(store: Store, facts: ReportFacts, report: ValidationReport, st
     return url
 
 
-def _rounded(figures: dict[str, float] | dict[int, float]) -> dict[str, float]:
+def _round(figures: dict[str, float] | dict[int, float]) -> dict[str, float]:
     return {str(name): round(figure, 3) for name, figure in figures.items()}
 
 
