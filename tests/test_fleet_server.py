@@ -395,7 +395,7 @@ def test_a_cancelled_fleet_stops_its_runs(
     fleet = fleet_file(tmp_path, all_of(checkpoints(6, layers=DEEP)), store=store, lengths=SLOW)
     parent = start_fleet(platform, fleet)
     tracing(platform, store)
-    assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
+    platform.cancel(parent)
     platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
     over = {"Cancelled", "Completed"}
     platform.wait(lambda: set(states(platform, store)) <= over)
@@ -413,7 +413,7 @@ def test_one_conversion_that_is_cancelled_ends_alone(
     fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
     with platform.running(*FLEET, fleet, "--places", "1") as process:
         run = tracing(platform, store)
-        assert platform.run("prefect", "flow-run", "cancel", run).returncode == 0
+        platform.cancel(run)
         told, _ = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "3 entries: 0 fresh, 2 published, 0 failed, 1 cancelled" in told
@@ -497,7 +497,7 @@ def test_a_fleet_is_cancelled_after_an_outage_too(
     platform.start_server()
     before = published(store)
     platform.wait(lambda: published(store) > before)
-    assert platform.run("prefect", "flow-run", "cancel", parent).returncode == 0
+    platform.cancel(parent)
     at_cancel = published(store)
     platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
     platform.wait(lambda: set(states(platform, store)) <= {"Cancelled", "Completed"}, 30)

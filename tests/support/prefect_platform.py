@@ -124,6 +124,11 @@ class Platform:
         answer.raise_for_status()
         return answer.json()
 
+    def cancel(self, run: str) -> None:
+        """Cancel a run as `prefect flow-run cancel` does, which takes seconds to start."""
+        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        self.ask(f"flow_runs/{run}/set_state", state)
+
     def conversions(self, store: str) -> list[dict[str, Any]]:
         """Return every run of convert-checkpoint into a store, oldest first."""
         runs = self._runs("convert-checkpoint")
