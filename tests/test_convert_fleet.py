@@ -123,7 +123,9 @@ def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
         convert_fleet(fleet="fleet.yaml", spec=fleet)
     with pytest.raises(RequestError, match=r"only: expected entries of the fleet \(good\), got o"):
         convert_fleet(spec=fleet, only=["other"])
-    wrong = spec(tmp_path / "store", {"a": {"source": "x"}, "b": {"source": "hf://o/n", "zzz": 1}})
+    wrong = spec(
+        tmp_path / "store", {"a": {"source": "x y"}, "b": {"source": "hf://o/n", "zzz": 1}}
+    )
     with pytest.raises(RequestError) as caught:
         convert_fleet(spec=wrong)
     assert "a.source" in str(caught.value)
