@@ -198,8 +198,11 @@ def cancel_fleet(fleet: UUID) -> None:
 
 def cancel(client: SyncPrefectClient, run: FlowRun) -> None:
     """Ask for the end of a run; what goes wrong is logged."""
+    # What has not begun has nobody who would end it; a process that starts all the same looks.
+    running = run.state is not None and run.state.is_running()
+    wanted: State[Any] = Cancelling() if running else Cancelled(message="It was not begun.")
     try:
-        client.set_flow_run_state(run.id, Cancelling())
+        client.set_flow_run_state(run.id, wanted)
         before = client.read_flow_run_states(run.id)[-2:-1]
         # A batch looks for itself too: the server lets one that has ended begin to end again.
         if before and before[0].is_final():
