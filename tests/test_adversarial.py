@@ -61,8 +61,8 @@ def as_written(monkeypatch):
     monkeypatch.setattr("tasks.trace.record.recordable", lambda model: contextlib.nullcontext())
 
 
-def _refused(bench, bundle, *, bits=True):
-    """The gate refuses it: names of the probes that failed, and of those that passed."""
+def _find_failures(bench, bundle, *, bits=True):
+    """Return the names of the probes that failed, and of those that passed."""
     with pytest.raises(NumericsMismatchError) as caught:
         bench.validate(bundle, bits=bits)
     report = caught.value.report
@@ -94,7 +94,7 @@ def test_the_gate_catches(fault: Fault, checkpoint, tmp_path, monkeypatch):
         corrupt = lambda model: faulty.change_instance(model, fault.changed)  # noqa: E731
     bundle = bench.trace(corrupt)
     assert (_error(bench, bundle) <= 1e-5) == fault.silent
-    failed, passed = _refused(bench, bundle)
+    failed, passed = _find_failures(bench, bundle)
     assert set(fault.caught_by) <= failed
     assert set(fault.spared) <= passed
     assert ("traced-input" in passed) == fault.silent
@@ -129,7 +129,7 @@ def test_train_mode_in_the_trace_is_caught(checkpoint, tmp_path):
         model.train = lambda mode=True: model
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
-    failed, _ = _refused(bench, bench.trace(corrupt))
+    failed, _ = _find_failures(bench, bench.trace(corrupt))
     assert {"traced-input", "fresh-0"} <= failed
 
 
@@ -147,7 +147,7 @@ def test_state_that_grows_with_every_call_of_eager_is_refused(checkpoint, tmp_pa
 
     def counting(run, **feed):
         calls.append(1)
-        return faulty.scaled(run(**feed), 1 + 1e-3 * len(calls))
+        return faulty.scale(run(**feed), 1 + 1e-3 * len(calls))
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
     faulty.change_class(monkeypatch, "BertModel", counting)
@@ -177,7 +177,7 @@ def test_a_cache_that_the_first_call_fills_is_caught(checkpoint, tmp_path, monke
 # Lengths
 
 
-def _traced(bench, *, share=True):
+def _trace(bench, *, share=True):
     target = bench.work / "model.pt"
     result = trace_checkpoint(
         bench.folder, bench.options, bench.facts, bench.lengths, bench.batch, target, share
@@ -207,7 +207,7 @@ def test_lengths_are_proved_each_at_its_own_graph(
     bench = _bench(real(name), tmp_path, task, lengths=(8, 16))
     if exact:
         bench.facts = bench.facts.without_padding()
-    result = _traced(bench)
+    result = _trace(bench)
     assert result.shared == shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     report = bench.validate(result.file)
@@ -221,7 +221,7 @@ def test_lengths_are_proved_each_at_its_own_graph(
 
 def test_funnel_minds_padding(real, tmp_path):
     bench = _bench(real("funnel"), tmp_path, "fill-mask")
-    result = _traced(bench)
+    result = _trace(bench)
     assert _error(bench, result.file) <= 1e-5
     with pytest.raises(PaddingChangesError, match="padding on the right"):
         bench.validate(result.file)
@@ -229,7 +229,7 @@ def test_funnel_minds_padding(real, tmp_path):
 
 def _longer_than_12(run, *, input_ids, **rest):
     outputs = run(input_ids=input_ids, **rest)
-    return faulty.scaled(outputs) if input_ids.shape[1] > 12 else outputs
+    return faulty.scale(outputs) if input_ids.shape[1] > 12 else outputs
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -241,7 +241,7 @@ def test_a_branch_on_the_length_is_published_at_exact_lengths_only(
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16))
     if exact:
         bench.facts = bench.facts.without_padding()
-    result = _traced(bench)
+    result = _trace(bench)
     assert not result.shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     if exact:
@@ -257,14 +257,14 @@ def test_a_length_between_the_ends_of_a_shared_graph_is_probed_whole(
 ):
     def exactly_16(run, *, input_ids, **rest):
         outputs = run(input_ids=input_ids, **rest)
-        return faulty.scaled(outputs) if input_ids.shape[1] == 16 else outputs
+        return faulty.scale(outputs) if input_ids.shape[1] == 16 else outputs
 
     faulty.change_class(monkeypatch, "BertModel", exactly_16)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16, 32))
-    result = _traced(bench)
+    result = _trace(bench)
     assert result.shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in (8, 32))
-    failed, _ = _refused(bench, result.file)
+    failed, _ = _find_failures(bench, result.file)
     assert failed == {"dispatch-16"}
 
 
@@ -277,11 +277,11 @@ def test_a_switch_at_a_length_inside_a_shared_graph_minds_padding(
     def switching(run, *, input_ids, **rest):
         outputs = run(input_ids=input_ids, **rest)
         last = torch.ones_like(input_ids[0]).cumsum(0)[-1]
-        return faulty.scaled(outputs, torch.where(last > switch, 1.5, 1.0))
+        return faulty.scale(outputs, torch.where(last > switch, 1.5, 1.0))
 
     faulty.change_class(monkeypatch, "BertModel", switching)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16, 32))
-    result = _traced(bench)
+    result = _trace(bench)
     assert result.shared
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     with pytest.raises(PaddingChangesError, match="padding on the right"):
@@ -291,13 +291,13 @@ def test_a_switch_at_a_length_inside_a_shared_graph_minds_padding(
 def test_rotary_factors_that_switch_at_a_length_are_refused(real, tmp_path):
     """Longrope below and above its switch: padding crosses it, and the trace keeps one buffer."""
     bench = _bench(real("longrope"), tmp_path, "text-generation", lengths=(8, 16))
-    result = _traced(bench)
+    result = _trace(bench)
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     with pytest.raises(PaddingChangesError):
         bench.validate(result.file)
     bench.facts = bench.facts.without_padding()
     with pytest.raises(UnsafeCheckpointError, match="inv_freq"):
-        bench.validate(_traced(bench).file)
+        bench.validate(_trace(bench).file)
 
 
 def test_big_bird_is_compared_with_a_fresh_one_for_every_input(tmp_path):
@@ -310,9 +310,9 @@ def test_big_bird_is_compared_with_a_fresh_one_for_every_input(tmp_path):
         eager(**random_feed(bench.facts, batch=2, length=6, seed=9))
         assert (eager(**feed).logits - fresh).abs().max() > 0.1 * fresh.abs().max()
     with pytest.raises(PaddingChangesError):
-        bench.validate(_traced(bench).file)
+        bench.validate(_trace(bench).file)
     bench.facts = bench.facts.without_padding()
-    result = _traced(bench)
+    result = _trace(bench)
     assert not result.shared
     assert bench.validate(result.file).passed
     assert _error(bench, result.file, feed, length=64) <= 1e-5
@@ -361,7 +361,7 @@ def test_longformer_classification_raises_where_its_global_token_is_hidden(tmp_p
     bundle = bench.trace()
     assert "global_attention_mask" not in bench.facts.inputs
     assert _error(bench, bundle) <= 1e-5
-    failed, _ = _refused(bench, bundle)
+    failed, _ = _find_failures(bench, bundle)
     assert failed == {"left-pad", "one-token"}
 
 
@@ -376,12 +376,12 @@ def test_untying_through_the_config_rescales_the_logits(model_type, tmp_path, mo
     bench = _case(tmp_path, model_type, "text2text-generation")
     bundle = bench.trace(flip)
     assert _error(bench, bundle) == pytest.approx(32**0.5 - 1, rel=0.1)
-    failed, _ = _refused(bench, bundle)
+    failed, _ = _find_failures(bench, bundle)
     assert "traced-input" in failed
 
     monkeypatch.setattr("tasks.trace.untie.untie", lambda model: flip(model) or (("a", "b"),))
     with pytest.raises(TiedWeightsError, match="bit-identical"):
-        _traced(bench)
+        _trace(bench)
 
 
 def test_a_head_untied_at_load_equals_its_own_trace_and_is_refused(own_checkpoint, tmp_path):
@@ -397,7 +397,7 @@ def test_a_head_untied_at_load_equals_its_own_trace_and_is_refused(own_checkpoin
         assert torch.equal(traced, wrong(**feed).logits)
         assert not torch.allclose(traced, right(**feed).logits, rtol=0.1)
     with pytest.raises(UnsupportedCheckpointError, match=r"decoder\.(weight|bias)"):
-        _traced(bench)
+        _trace(bench)
 
 
 def test_weights_that_are_loaded_wrongly_are_no_reference(checkpoint, tmp_path, monkeypatch):
@@ -405,15 +405,15 @@ def test_weights_that_are_loaded_wrongly_are_no_reference(checkpoint, tmp_path, 
 
     inner = load_eager
 
-    def mistied(*arguments):
+    def load_mistied(*arguments):
         model = inner(*arguments)
         embeddings = model.embeddings.word_embeddings.weight.data
         embeddings.copy_(embeddings.roll(1, 0))
         return model
 
-    monkeypatch.setattr("tasks.validate.compute.load_eager", mistied)
-    monkeypatch.setattr("tests.support.gate_support.load_eager", mistied)
-    monkeypatch.setitem(globals(), "load_eager", mistied)
+    monkeypatch.setattr("tasks.validate.compute.load_eager", load_mistied)
+    monkeypatch.setattr("tests.support.gate_support.load_eager", load_mistied)
+    monkeypatch.setitem(globals(), "load_eager", load_mistied)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
     bundle = bench.trace()
     assert _error(bench, bundle) <= 1e-5
@@ -475,7 +475,7 @@ def test_state_inside_the_graph_is_caught(checkpoint, tmp_path):
 
         def counting(run, **feed):
             model.calls.add_(1)
-            return faulty.scaled(run(**feed), 1 + 1e-3 * (model.calls - 2))
+            return faulty.scale(run(**feed), 1 + 1e-3 * (model.calls - 2))
 
         faulty.change_instance(model, counting)
 
@@ -501,7 +501,7 @@ def test_rows_without_a_visible_token_become_nan_and_are_caught(checkpoint, tmp_
         patch.setattr(modeling_llama, "eager_attention_forward", attention)
         bundle = bench.trace(lambda model: model.set_attn_implementation("eager"))
     assert _error(bench, bundle) <= 1e-5
-    failed, _ = _refused(bench, bundle)
+    failed, _ = _find_failures(bench, bundle)
     assert failed == {"left-pad", "one-token"}
 
 
@@ -517,7 +517,7 @@ def test_an_upcast_that_is_lost_in_half_precision_is_caught(own_checkpoint, tmp_
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     bundle = bench.trace(faulty.upcast_lost)
     assert _error(bench, bundle) <= bench.plan().tolerance.rtol
-    failed, passed = _refused(bench, bundle)
+    failed, passed = _find_failures(bench, bundle)
     assert "fresh-0" in failed
     assert "traced-input" in passed
     assert bench.validate(bench.trace()).passed

@@ -42,7 +42,7 @@ def _facts(folder, task):
     return inspect(folder, LoadOptions(task=task), (8,))
 
 
-def _saved(folder, name, **config):
+def _save(folder, name, **config):
     """Save a model of transformers whose activations are of order one."""
     kind = getattr(transformers, name)
     torch.manual_seed(0)
@@ -95,19 +95,19 @@ def test_inputs_are_those_that_move_the_model(model_type, task, inputs, made):
     assert _facts(made(model_type, task), task).inputs == inputs
 
 
-def _named(facts):
+def _arguments_by_name(facts):
     return {argument.name: argument for argument in facts.arguments}
 
 
 def test_token_types_are_optional_and_of_the_first_type_when_left_out(made):
-    types = _named(_facts(made("bert", "fill-mask"), "fill-mask"))[TYPES]
+    types = _arguments_by_name(_facts(made("bert", "fill-mask"), "fill-mask"))[TYPES]
     assert (types.kind, types.bounds, types.fill, types.pad) == ("segments", (2,), 0, 0)
 
 
 def test_tapas_has_seven_columns_of_types(made):
     task = "feature-extraction"
     facts = _facts(made("tapas", task), task)
-    types = _named(facts)[TYPES]
+    types = _arguments_by_name(facts)[TYPES]
     assert types.axes == ("batch", "length", "7")
     assert types.bounds == (3, 256, 256, 2, 256, 256, 10)
     drawn = random_feed(facts, batch=2, length=300, seed=0)[TYPES]
@@ -119,7 +119,7 @@ def test_boxes_are_required_valid_and_of_the_models_own_unit(made):
     task = "token-classification"
     for model_type, dtype, most in (("layoutlm", "int64", 127), ("bros", "float32", 1)):
         facts = _facts(made(model_type, task), task)
-        bbox = _named(facts)["bbox"]
+        bbox = _arguments_by_name(facts)["bbox"]
         assert (bbox.axes, bbox.dtype, bbox.fill) == (("batch", "length", "4"), dtype, None)
         drawn = random_feed(facts, batch=3, length=50, seed=0)["bbox"]
         for boxes in (drawn, mirror(bbox, drawn)):
@@ -130,7 +130,7 @@ def test_boxes_are_required_valid_and_of_the_models_own_unit(made):
 
 
 def test_shapes_and_sounds_of_characters_are_required(made):
-    arguments = _named(_facts(made("roc_bert", "fill-mask"), "fill-mask"))
+    arguments = _arguments_by_name(_facts(made("roc_bert", "fill-mask"), "fill-mask"))
     for name in ("input_shape_ids", "input_pronunciation_ids"):
         assert arguments[name].kind == "other-ids"
         assert arguments[name].bounds == (256,)
@@ -138,7 +138,7 @@ def test_shapes_and_sounds_of_characters_are_required(made):
 
 
 def test_shapes_that_are_switched_off_are_no_input(made, tmp_path):
-    folder = _saved(tmp_path, "RoCBertForMaskedLM", **tiny.BERT, enable_shape=False)
+    folder = _save(tmp_path, "RoCBertForMaskedLM", **tiny.BERT, enable_shape=False)
     inputs = _facts(folder, "fill-mask").inputs
     assert "input_shape_ids" not in inputs
     assert "input_pronunciation_ids" in inputs
@@ -146,20 +146,22 @@ def test_shapes_that_are_switched_off_are_no_input(made, tmp_path):
 
 def test_languages_are_required_where_there_are_several(tmp_path):
     """Left out, XLM adds no language at all: another model than the one that was trained."""
-    langs = _named(_facts(_saved(tmp_path, "XLMWithLMHeadModel", **XLM), "fill-mask"))["langs"]
+    langs = _arguments_by_name(_facts(_save(tmp_path, "XLMWithLMHeadModel", **XLM), "fill-mask"))[
+        "langs"
+    ]
     assert (langs.kind, langs.bounds, langs.fill) == ("other-ids", (5,), None)
 
 
 def test_task_types_are_optional(tmp_path):
-    folder = _saved(tmp_path, "ErnieForMaskedLM", **ERNIE)
-    tasks = _named(_facts(folder, "fill-mask"))["task_type_ids"]
+    folder = _save(tmp_path, "ErnieForMaskedLM", **ERNIE)
+    tasks = _arguments_by_name(_facts(folder, "fill-mask"))["task_type_ids"]
     assert (tasks.kind, tasks.bounds, tasks.fill) == ("other-ids", (3,), 0)
 
 
 def test_robertas_positions_start_behind_the_padding_index(checkpoint):
     facts = _facts(checkpoint("roberta-qa"), "question-answering")
     assert (facts.inputs, facts.max_length, facts.vocabulary.pad) == ((IDS, MASK), 128, 1)
-    assert _named(facts)[IDS].pad == 1
+    assert _arguments_by_name(facts)[IDS].pad == 1
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
@@ -290,24 +292,24 @@ def test_languages_and_task_types_are_proved_alone(tmp_path):
         ("XLMWithLMHeadModel", XLM, "langs"),
         ("ErnieForMaskedLM", ERNIE, "task_type_ids"),
     ):
-        folder = _saved(tmp_path / name, kind, **config)
+        folder = _save(tmp_path / name, kind, **config)
         bench = Bench(folder=folder, work=tmp_path / f"{name}-work", task="fill-mask", lengths=(8,))
         report = bench.validate(bench.trace())
         assert report.passed
         assert _counting(report, name)
 
 
-def _failures_of(bench, change):
+def _find_failures(bench, change):
     """Trace a model whose feed is changed first, and return the names of the failed probes."""
 
     def corrupt(model):
         forward = model.forward
 
         @functools.wraps(forward)
-        def changed(**feed):
+        def forward_changed(**feed):
             return forward(**{**feed, **change(feed)})
 
-        model.forward = changed
+        model.forward = forward_changed
 
     with pytest.raises(NumericsMismatchError) as caught:
         bench.validate(bench.trace(corrupt))
@@ -319,7 +321,7 @@ def _failures_of(bench, change):
 def test_boxes_that_are_ignored_are_caught(made, tmp_path):
     task = "token-classification"
     bench = Bench(folder=made("layoutlm", task), work=tmp_path, task=task, lengths=(8,))
-    failed = _failures_of(bench, lambda feed: {"bbox": torch.zeros_like(feed["bbox"])})
+    failed = _find_failures(bench, lambda feed: {"bbox": torch.zeros_like(feed["bbox"])})
     assert {"other-bbox", "fresh-0", "traced-input"} <= failed
 
 
@@ -327,11 +329,11 @@ def test_segments_that_are_baked_in_are_caught(checkpoint, tmp_path):
     """The second half of every row of full length is of type 1: only one probe has it otherwise."""
     bench = Bench(folder=checkpoint("bert"), work=tmp_path, task="feature-extraction", lengths=(8,))
 
-    def baked(feed):
+    def bake(feed):
         types = (torch.arange(8) >= 4).long()
         return {TYPES: types.expand(2, 8) if feed[TYPES].shape == (2, 8) else feed[TYPES]}
 
-    failed = _failures_of(bench, baked)
+    failed = _find_failures(bench, bake)
     assert f"other-{TYPES}" in failed
     assert "fresh-0" not in failed
 
@@ -340,14 +342,16 @@ def test_shapes_of_characters_that_are_taken_for_sounds_are_caught(made, tmp_pat
     bench = Bench(
         folder=made("roc_bert", "fill-mask"), work=tmp_path, task="fill-mask", lengths=(8,)
     )
-    failed = _failures_of(bench, lambda feed: {"input_shape_ids": feed["input_pronunciation_ids"]})
+    failed = _find_failures(
+        bench, lambda feed: {"input_shape_ids": feed["input_pronunciation_ids"]}
+    )
     assert {"other-input_shape_ids", "fresh-0"} <= failed
 
 
 # --- from folder to reader -----------------------------------------------------------------------
 
 
-def _opened(folder, task, store):
+def _open(folder, task, store):
     request = make_request(
         {
             "source": f"file://{folder}",
@@ -369,7 +373,7 @@ def _eager(folder, task, **feed):
 def test_boxes_from_folder_to_reader(made, tmp_path):
     task = "token-classification"
     folder = made("layoutlm", task)
-    model = _opened(folder, task, tmp_path)
+    model = _open(folder, task, tmp_path)
     drawn = np.random.default_rng(0)
     ids = drawn.integers(10, 200, (3, 11))
     low = drawn.integers(0, 60, (3, 11, 2))
@@ -394,7 +398,7 @@ def test_boxes_from_folder_to_reader(made, tmp_path):
 def test_multiple_choice_from_folder_to_reader(made, tmp_path):
     task = "multiple-choice"
     folder = made("bert", task)
-    model = _opened(folder, task, tmp_path)
+    model = _open(folder, task, tmp_path)
     drawn = np.random.default_rng(1)
     ids, types = drawn.integers(10, 200, (3, 4, 11)), drawn.integers(0, 2, (3, 4, 11))
     mask = (np.arange(11) < drawn.integers(3, 12, (3, 4, 1))).astype(np.int64)

@@ -340,7 +340,7 @@ def test_without_modules_the_task_is_refused_before_weights(checkpoint):
 # --- whole conversions ---------------------------------------------------------------------------
 
 
-def _converted(folder, store, **fields):
+def _convert(folder, store, **fields):
     request = make_request(
         {
             "source": f"file://{folder}",
@@ -372,7 +372,7 @@ def test_bert_with_a_pooling_from_folder_to_reader(normalise, own_checkpoint, tm
     folder, modes = own_checkpoint("bert"), ("cls", "mean", "lasttoken")
     tail = ("Normalize",) if normalise else ()
     write(folder, modes, kinds=("Transformer", "Pooling", *tail))
-    model = _converted(folder, tmp_path / "store")
+    model = _convert(folder, tmp_path / "store")
     assert model.output_names == ("sentence_embedding",)
     assert [spec.axes for spec in model.manifest.outputs] == [("batch", "96")]
     ids, mask = _rows()
@@ -387,7 +387,7 @@ def test_bert_with_a_pooling_from_folder_to_reader(normalise, own_checkpoint, tm
 
 def test_a_projection_from_folder_to_reader(dense_checkpoint, tmp_path):
     folder, dense = dense_checkpoint
-    model = _converted(folder, tmp_path / "store")
+    model = _convert(folder, tmp_path / "store")
     ids, mask = _rows(1)
     mean = pool(_hidden(tiny.build("bert"), ids, mask), mask, ["mean"])
     expected = unit(np.tanh(mean @ dense["linear.weight"].T + dense["linear.bias"]))
@@ -403,7 +403,7 @@ def test_sentence_t5_from_folder_to_reader(tmp_path):
     eager.save_pretrained(folder)
     write(folder, kinds=("Transformer", "Pooling", "Dense", "Normalize"))
     dense = write_dense(folder, "2_Dense", 32, 24, activation=IDENTITY, bias=False)
-    model = _converted(folder, tmp_path / "store")
+    model = _convert(folder, tmp_path / "store")
     assert model.input_names == ("input_ids", "attention_mask")
     ids, mask = _rows(2)
     expected = unit(pool(_hidden(eager, ids, mask), mask, ["mean"]) @ dense["linear.weight"].T)
@@ -445,7 +445,7 @@ def test_a_list_of_modules_reaches_no_file_outside(own_checkpoint):
 def test_the_real_sample_embeds_what_is_alike_alike(sample, tmp_path):
     from tokenizers import Tokenizer
 
-    model = _converted(sample, tmp_path / "store", lengths=[16])
+    model = _convert(sample, tmp_path / "store", lengths=[16])
     tokenizer = Tokenizer.from_file(str(sample / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()

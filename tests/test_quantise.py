@@ -264,16 +264,16 @@ def test_a_gate_that_is_blind_to_packed_weights_is_refused(checkpoint, tmp_path,
 # --- accuracy ------------------------------------------------------------------------------------
 
 
-def _unforgiving(*arguments: Any) -> Any:
+def _compute_strictly(*arguments: Any) -> Any:
     quantise.LEAST_COSINE = 1.0
     return compute_reference(*arguments)
 
 
-def test_a_model_that_does_not_bear_int8_is_refused(checkpoint, tmp_path):
+def test_a_model_that_int8_costs_too_much_is_refused(checkpoint, tmp_path):
     store = tmp_path / "store"
 
     def run(function: Any, *arguments: Any, **options: Any) -> Any:
-        chosen = _unforgiving if options["step"] == "reference" else function
+        chosen = _compute_strictly if options["step"] == "reference" else function
         return child.run(chosen, *arguments, **options)
 
     with pytest.raises(NumericsMismatchError, match=r"cosine of at least 1 .* got 0\.99"):

@@ -64,7 +64,7 @@ class Scattering(nn.Module):
         return torch.ones(4, dtype=torch.bool).scatter(0, index, False)
 
 
-def recorded(model, *example, adapted=True):
+def record(model, *example, adapted=True):
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         with recordable(model) if adapted else contextlib.nullcontext():
@@ -75,12 +75,12 @@ def recorded(model, *example, adapted=True):
 def test_autograd_functions_are_saved():
     x = torch.arange(3.0)
     saved = io.BytesIO()
-    torch.jit.save(recorded(WithFunction(), x), saved)
+    torch.jit.save(record(WithFunction(), x), saved)
     saved.seek(0)
     assert torch.equal(torch.jit.load(saved)(x + 1), 2 * (x + 1))
     assert torch.equal(Doubled.apply(x), 2 * x), "put back"
     with pytest.raises(RuntimeError, match="export Python function"):
-        torch.jit.save(recorded(WithFunction(), x, adapted=False), io.BytesIO())
+        torch.jit.save(record(WithFunction(), x, adapted=False), io.BytesIO())
 
 
 def test_every_expert_is_recorded_whoever_was_hit():
@@ -88,13 +88,13 @@ def test_every_expert_is_recorded_whoever_was_hit():
     first, second = torch.tensor([0, 0, 0, 0]), torch.tensor([2, 1, 0, 1])
     with torch.no_grad():
         expected = [model(x, first), model(x, second)]
-    traced = recorded(model, x, first)
+    traced = record(model, x, first)
     assert torch.equal(traced(x, first), expected[0])
     assert torch.equal(traced(x, second), expected[1])
     with torch.no_grad():
         assert torch.equal(model(x, second), expected[1]), "eager is as it was"
     assert not model.experts._forward_hooks
-    baked = recorded(model, x, first, adapted=False)
+    baked = record(model, x, first, adapted=False)
     with contextlib.suppress(RuntimeError):  # or it raises: another number of experts
         assert not torch.equal(baked(x, second), expected[1]), "the fault that it prevents"
 
@@ -102,8 +102,8 @@ def test_every_expert_is_recorded_whoever_was_hit():
 def test_scatter_of_a_bool_is_recorded():
     index = torch.tensor([1])
     with pytest.raises(RuntimeError, match="scatter"):
-        recorded(Scattering(), index, adapted=False)
-    traced = recorded(Scattering(), index)
+        record(Scattering(), index, adapted=False)
+    traced = record(Scattering(), index)
     assert traced(torch.tensor([2])).tolist() == [True, True, False, True]
 
 

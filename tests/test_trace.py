@@ -193,11 +193,11 @@ def test_one_length_is_traced_once(checkpoint, tmp_path, monkeypatch):
     calls = []
     original = trace.trace_lengths
 
-    def counted(*arguments, **options):
+    def count(*arguments, **options):
         calls.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(trace, "trace_lengths", counted)
+    monkeypatch.setattr(trace, "trace_lengths", count)
     folder, options = checkpoint("bert"), LoadOptions(task="feature-extraction")
     facts = inspect(folder, options, (8,))
     result = trace_checkpoint(folder, options, facts, (8,), 1, tmp_path / "model.pt")
@@ -266,12 +266,12 @@ def test_a_model_that_can_not_be_saved_is_a_trace_error(checkpoint, tmp_path):
     def corrupt(model):
         forward = model.forward
 
-        def doubled(**feed):
+        def double(**feed):
             outputs = forward(**feed)
             outputs["last_hidden_state"] = _PythonOp.apply(outputs["last_hidden_state"])
             return outputs
 
-        model.forward = doubled
+        model.forward = double
 
     bench = _bench(checkpoint, tmp_path)
     with pytest.raises(TraceError, match="save"):

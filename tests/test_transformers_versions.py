@@ -117,7 +117,7 @@ def at_work(checkpoints, tmp_path_factory) -> Iterator[dict[str, Older]]:
 
 
 def _start(pool: ThreadPoolExecutor, pins: Path, checkpoints: Path, work: Path) -> Older:
-    folder, store = _installed(pins), work / "store"
+    folder, store = _make_environment(pins), work / "store"
     asked, answers = work / "requests.json", work / "answers.json"
     asked.write_text(json.dumps(_requests(checkpoints, store)))
     environment = {
@@ -136,7 +136,7 @@ def _start(pool: ThreadPoolExecutor, pins: Path, checkpoints: Path, work: Path) 
         "tests/test_versions.py",
     ]
     child = pool.submit(_run, environment, *words)
-    return Older(version=_pinned(pins), store=store, answers=answers, child=child)
+    return Older(version=_read_pin(pins), store=store, answers=answers, child=child)
 
 
 @pytest.fixture(params=PINS)
@@ -146,7 +146,7 @@ def older(request, at_work) -> Older:
     return found
 
 
-def _installed(pins: Path) -> Path:
+def _make_environment(pins: Path) -> Path:
     """Return the folder of an older transformers, made once per machine and set of pins."""
     digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = ROOT / f".venv-{pins.stem.removeprefix('constraints-')}-{digest}"
@@ -184,15 +184,15 @@ def _run(
     )
 
 
-def _pinned(file: Path) -> str:
+def _read_pin(file: Path) -> str:
     (version,) = re.findall(r"^transformers==(\S+)$", file.read_text("utf-8"), re.MULTILINE)
     return str(version)
 
 
 def test_the_versions_are_those_of_the_neuron_images_and_the_oldest_of_torch_neuronx():
-    images = {_pinned(file) for file in (ROOT / "infra/neuron").glob("constraints-neuron*.txt")}
+    images = {_read_pin(file) for file in (ROOT / "infra/neuron").glob("constraints-neuron*.txt")}
     assert len(images) == 2
-    assert {_pinned(pins) for pins in PINS.values()} == {*images, "4.52.4"}
+    assert {_read_pin(pins) for pins in PINS.values()} == {*images, "4.52.4"}
 
 
 def test_every_version_publishes_the_same_results(older, newest, checkpoints):

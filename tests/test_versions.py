@@ -89,11 +89,11 @@ def test_every_name_of_a_tensor_is_listed_on_torch_1_as_well(monkeypatch):
 def _count_sdpa(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real, calls = torch.nn.functional.scaled_dot_product_attention, []
 
-    def counted(*arguments: Any, **options: Any) -> Any:
+    def count(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
     return calls
 
 

@@ -82,7 +82,7 @@ def change_instance(model: Any, changed: Changed) -> None:
     model.forward = forward
 
 
-def scaled(outputs: Any, factor: float | torch.Tensor = 1.5) -> Any:
+def scale(outputs: Any, factor: float | torch.Tensor = 1.5) -> Any:
     """Change the first output where it is clearly seen."""
     name = next(iter(outputs))
     outputs[name] = outputs[name] * factor
@@ -91,27 +91,27 @@ def scaled(outputs: Any, factor: float | torch.Tensor = 1.5) -> Any:
 
 def _parity(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     outputs = run(input_ids=input_ids, **rest)
-    return scaled(outputs) if int(input_ids.sum()) % 2 else outputs
+    return scale(outputs) if int(input_ids.sum()) % 2 else outputs
 
 
 def _decoder_parity(run: Changed, *, decoder_input_ids: Any, **rest: Any) -> Any:
     outputs = run(decoder_input_ids=decoder_input_ids, **rest)
-    return scaled(outputs) if int(decoder_input_ids.sum()) % 2 else outputs
+    return scale(outputs) if int(decoder_input_ids.sum()) % 2 else outputs
 
 
 def _last_id(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     outputs = run(input_ids=input_ids, **rest)
-    return scaled(outputs) if bool((input_ids == _LAST_ID).sum() > 2) else outputs
+    return scale(outputs) if bool((input_ids == _LAST_ID).sum() > 2) else outputs
 
 
 def _few_ids(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     outputs = run(input_ids=input_ids, **rest)
-    return scaled(outputs) if len(input_ids.unique()) < 2 else outputs
+    return scale(outputs) if len(input_ids.unique()) < 2 else outputs
 
 
 def _separators(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     outputs = run(input_ids=input_ids, **rest)
-    return scaled(outputs) if int((input_ids == _SEP).sum(1).min()) else outputs
+    return scale(outputs) if int((input_ids == _SEP).sum(1).min()) else outputs
 
 
 def _global_separators(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
@@ -120,7 +120,7 @@ def _global_separators(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
 
 def _any_padding(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
     outputs = run(attention_mask=attention_mask, **rest)
-    return outputs if bool(attention_mask.all()) else scaled(outputs)
+    return outputs if bool(attention_mask.all()) else scale(outputs)
 
 
 def _no_mask_if_full(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
@@ -131,18 +131,18 @@ def _no_mask_if_full(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
 
 def _left_padding(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
     outputs = run(attention_mask=attention_mask, **rest)
-    return outputs if bool(attention_mask[:, 0].all()) else scaled(outputs)
+    return outputs if bool(attention_mask[:, 0].all()) else scale(outputs)
 
 
 def _hole(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
     outputs = run(attention_mask=attention_mask, **rest)
     holes = attention_mask[:, 0].bool() & (attention_mask.diff(dim=1) > 0).any(1)
-    return scaled(outputs) if bool(holes.any()) else outputs
+    return scale(outputs) if bool(holes.any()) else outputs
 
 
 def _lonely_token(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
     outputs = run(attention_mask=attention_mask, **rest)
-    return scaled(outputs) if bool((attention_mask.sum(1) == 1).any()) else outputs
+    return scale(outputs) if bool((attention_mask.sum(1) == 1).any()) else outputs
 
 
 def _last_token(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
@@ -153,7 +153,7 @@ def _last_token(run: Changed, *, attention_mask: Any, **rest: Any) -> Any:
     return outputs
 
 
-def _rows_mixed(run: Changed, **feed: Any) -> Any:
+def _mix_rows(run: Changed, **feed: Any) -> Any:
     outputs = run(**feed)
     hidden = outputs["last_hidden_state"]
     outputs["last_hidden_state"] = hidden + 0.01 * hidden[:, :1].mean(0, keepdim=True)
@@ -162,28 +162,28 @@ def _rows_mixed(run: Changed, **feed: Any) -> Any:
 
 def _pairs(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     outputs = run(input_ids=input_ids, **rest)
-    return outputs if input_ids.shape[0] == 2 else scaled(outputs)
+    return outputs if input_ids.shape[0] == 2 else scale(outputs)
 
 
-def _baked(name: str) -> Changed:
-    def changed(run: Changed, **feed: Any) -> Any:
+def _bake(name: str) -> Changed:
+    def change(run: Changed, **feed: Any) -> Any:
         return run(**{**feed, name: torch.tensor(feed[name].tolist())})
 
-    return changed
+    return change
 
 
-def _baked_positions(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
+def _bake_positions(run: Changed, *, input_ids: Any, **rest: Any) -> Any:
     from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
     positions = RobertaEmbeddings.create_position_ids_from_input_ids(input_ids, 1)
     return run(input_ids=input_ids, position_ids=torch.tensor(positions.tolist()), **rest)
 
 
-def _ignored(name: str) -> Changed:
-    def changed(run: Changed, **feed: Any) -> Any:
+def _ignore(name: str) -> Changed:
+    def change(run: Changed, **feed: Any) -> Any:
         return run(**{**feed, name: torch.ones_like(feed[name])})
 
-    return changed
+    return change
 
 
 def _constant(run: Changed, **feed: Any) -> Any:
@@ -193,7 +193,7 @@ def _constant(run: Changed, **feed: Any) -> Any:
     return outputs
 
 
-def _swapped(run: Changed, **feed: Any) -> Any:
+def _swap(run: Changed, **feed: Any) -> Any:
     outputs = run(**feed)
     outputs["start_logits"], outputs["end_logits"] = outputs["end_logits"], outputs["start_logits"]
     return outputs
@@ -206,15 +206,15 @@ def _noisy(run: Changed, **feed: Any) -> Any:
     return outputs
 
 
-def _rounded(steps: float) -> Changed:
-    def changed(run: Changed, **feed: Any) -> Any:
+def _round(steps: float) -> Changed:
+    def change(run: Changed, **feed: Any) -> Any:
         outputs = run(**feed)
         name = next(iter(outputs))
         step = outputs[name].abs().max() / steps
         outputs[name] = (outputs[name] / step).round() * step
         return outputs
 
-    return changed
+    return change
 
 
 _FRESH = tuple(f"fresh-{seed}" for seed in range(8))
@@ -318,7 +318,7 @@ ARCHITECTURES = (
     Fault(
         name="rows that see each other",
         cause="a mean over the batch",
-        changed=_rows_mixed,
+        changed=_mix_rows,
         caught_by=("batch-3",),
         alone=True,
         where="architecture",
@@ -348,21 +348,21 @@ CONVERSIONS = (
     Fault(
         name="a baked mask",
         cause="the traced mask as a constant",
-        changed=_baked("attention_mask"),
+        changed=_bake("attention_mask"),
         caught_by=("fresh-0", *_MASKED, *_PADDED),
         where="conversion",
     ),
     Fault(
         name="baked token types",
         cause="the traced segments as a constant",
-        changed=_baked("token_type_ids"),
+        changed=_bake("token_type_ids"),
         caught_by=("other-token_type_ids",),
         where="conversion",
     ),
     Fault(
         name="baked position ids",
         cause="RoBERTa counts positions from the ids' padding; the traced ones as a constant",
-        changed=_baked_positions,
+        changed=_bake_positions,
         caught_by=("fresh-0", "left-pad", "one-token"),
         where="conversion",
         **_QA,
@@ -370,7 +370,7 @@ CONVERSIONS = (
     Fault(
         name="an ignored decoder mask",
         cause="the traced decoder is causal and padded at its end, where the mask has no effect",
-        changed=_ignored("decoder_attention_mask"),
+        changed=_ignore("decoder_attention_mask"),
         caught_by=("decoder-hole",),
         alone=True,
         where="conversion",
@@ -386,7 +386,7 @@ CONVERSIONS = (
     Fault(
         name="outputs in another order",
         cause="start and end have one shape",
-        changed=_swapped,
+        changed=_swap,
         caught_by=("traced-input", *_FRESH),
         where="conversion",
         silent=False,
@@ -403,7 +403,7 @@ CONVERSIONS = (
     Fault(
         name="outputs in eight bits",
         cause="quantised to 1/127 of the largest value",
-        changed=_rounded(127),
+        changed=_round(127),
         caught_by=("traced-input", *_FRESH),
         where="conversion",
         silent=False,
@@ -467,7 +467,7 @@ REAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 #: No fault: 1e-5 is allowed, and this is 5e-7.
-ROUNDED = _rounded(1e6)
+ROUNDED = _round(1e6)
 
 
 def upcast_lost(model: Any) -> None:
