@@ -81,6 +81,8 @@ def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = 
         try:
             with tags(*([] if fleet is None else [fleet_tag(fleet)])):
                 ends = Counter(_convert_all(entries, backend, own))
+            if ends["cancelled"]:
+                stop_if_cancelled(always=True)
         except RunCancelledError as error:
             return end_cancelled(error)
     counts = ", ".join(f"{number} {end}" for end, number in ends.items())
@@ -91,7 +93,8 @@ def _convert_all(entries: list[BatchEntry], backend: str, own: UUID) -> Iterator
     """Convert one after another, last what another run converts now; yield how each ended."""
     elsewhere: list[BatchEntry] = []
     for entry in entries:
-        stop_if_cancelled()
+        # Always: what the conversion before has seen a moment ago may be for the batch too.
+        stop_if_cancelled(always=True)
         place = _place(entry, own)
         if place == "elsewhere":
             elsewhere.append(entry)

@@ -51,8 +51,11 @@ def under(*runs: UUID) -> Iterator[None]:
         _above.reset(token)
 
 
-def stop_if_cancelled() -> None:
+def stop_if_cancelled(*, always: bool = False) -> None:
     """Look, in one request; a server that does not answer now is asked the next time.
+
+    Args:
+        always: look even if a run of this process did so a moment ago.
 
     Raises:
         RunCancelledError: this run or one above it is being cancelled, or this run was given up
@@ -61,7 +64,7 @@ def stop_if_cancelled() -> None:
     own = flow_run.id
     if own is None or not engine.has_server():
         return
-    if time.monotonic() - _looked.get() < _LOOK_EVERY_SECONDS:
+    if not always and time.monotonic() - _looked.get() < _LOOK_EVERY_SECONDS:
         return
     _looked.set(time.monotonic())
     for run in _ended_from_outside([own, *map(str, _above.get())]):
