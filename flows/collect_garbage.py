@@ -14,6 +14,7 @@ from tracefleet.errors import StoreError
 from tracefleet.store import open_writable
 
 _DAY = 86400.0
+#: Prefect's UI draws every row of a table at once.
 _ROWS = 200
 
 
@@ -35,6 +36,7 @@ def collect_garbage(
     Raises:
         StoreError: something could not be judged or removed; it was kept, the rest was done.
     """
+    # A publish may take that long between its first file and its channel.
     if older_than_days * _DAY < 3600:
         raise ValueError(f"older_than_days: expected at least an hour, got {older_than_days}")
     found: Collection = collect_store(store, older_than_days * _DAY, keep, dry_run)

@@ -118,6 +118,7 @@ def _place(entry: BatchEntry, own: UUID) -> Literal["here", "elsewhere", "nowher
     )
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=wanted)
+    # Runs of conversions carry the tag too, but belong to no deployment.
     batches = {run.id for run in runs if run.deployment_id is not None}
     if own not in batches:
         return "nowhere"

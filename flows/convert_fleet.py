@@ -8,7 +8,6 @@ entry never stops the others, and a repeat does only what is left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Annotated, Any, cast
 from uuid import UUID
@@ -19,19 +18,21 @@ from pydantic import Field
 
 from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
+from flows.engine.clock import now
 from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.batch_runs import end_orphans
 from flows.fan_out.convert_entries import convert_entries
 from flows.fan_out.pool_runs import RunLostError
-from flows.fan_out.rows import invalid_row, planned_row
+from flows.fan_out.rows import make_invalid_row, make_planned_row
 from tasks.errors import RequestError
 from tasks.fleet.spec import FleetSpec, read_fleet
 from tasks.plan.fleet import PlanRow, plan
 from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
 from tasks.request.conversion import ConversionRequest
 
+#: Workers take up a coordinator that was lost with its host as often as it is lost.
 _LIVES = 5
 IN_FLIGHT = 32
 PLACES = 2
@@ -40,11 +41,7 @@ PLACES = 2
 def _run_name() -> str:
     parameters = flow_run.parameters
     fleet = PurePosixPath(parameters.get("fleet") or "fleet").stem
-    return f"{fleet} {_now():%Y-%m-%d %H:%M}"
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC
+    return f"{fleet} {now():%Y-%m-%d %H:%M}"
 
 
 @flow(name="convert-fleet", flow_run_name=_run_name, validate_parameters=True)
@@ -79,7 +76,8 @@ def convert_fleet(
     engine.show_progress()
     _check_lives()
     own = UUID(str(flow_run.id))
-    started = _now()
+    started = now()
+    # What a lost host left running would be joined, and waited for.
     if engine.has_server():
         end_orphans()
     rows = _plan_requests(_requests(fleet, spec, store, only))
@@ -97,12 +95,13 @@ def convert_fleet(
             stop_if_cancelled()
     except RunCancelledError as error:
         return cast("FleetFacts", end_cancelled(error))
+    # As in the fleet file, whichever ended first: reports of two days can be compared.
     in_order = tuple(ended[row.name] for row in rows)
     facts = FleetFacts(
         name=PurePosixPath(fleet).name if fleet else "fleet",
         run=str(flow_run.name),
         started=started,
-        finished=_now(),
+        finished=now(),
         rows=in_order,
     )
     return _require_all_current(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
@@ -120,6 +119,7 @@ def _check_lives() -> None:
 def _plan_requests(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
     """Plan; what the network hid of a checkpoint is asked again before it counts as a failure."""
     rows: list[PlanRow] = plan_fleet(requests)
+    # Asked once more, those alone: a fleet of a thousand is not listed twice.
     hidden = {row.name: row.request for row in rows if row.transient}
     if hidden:
         state = plan_again(hidden, return_state=True)
@@ -132,6 +132,7 @@ def _plan_requests(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
 
 def _again(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
     rows = plan(requests)
+    # Raised, so that Prefect tries again; the last one still brings the rows.
     if any(row.transient for row in rows):
         raise PlanIncompleteError(rows)
     return rows
@@ -171,9 +172,9 @@ def _is_of(name: str, entry: str) -> bool:
 def _settle_without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:
     for row in rows:
         if row.state == "fresh":
-            yield planned_row(row, "fresh")
+            yield make_planned_row(row, "fresh")
         elif row.state == "invalid":
-            yield invalid_row(row)
+            yield make_invalid_row(row)
 
 
 def _require_all_current(facts: FleetFacts) -> FleetFacts:

@@ -19,7 +19,7 @@ from tasks.errors import (
 from tasks.model.feeds import example_feed, random_feed
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
-from tasks.model.weights import named_tensors
+from tasks.model.weights import list_tensors
 from tasks.sweep.tiny import Case, build
 from tasks.trace.bundle import _Layout
 from tasks.trace.record import trace_checkpoint, trace_lengths
@@ -440,7 +440,7 @@ def test_a_value_that_no_probe_reads_is_caught_bit_for_bit(name, checkpoint, tmp
     row = _unread(bench) if name.startswith("word") else 0
 
     def corrupt(model):
-        named_tensors(model.embeddings)[name].data[row, -1] += 1
+        list_tensors(model.embeddings)[name].data[row, -1] += 1
 
     bundle = bench.trace(corrupt)
     assert _error(bench, bundle) <= 1e-5

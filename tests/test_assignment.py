@@ -12,7 +12,7 @@ import pytest
 from flows.engine.names import artifact_key, run_name
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.convert_entries import StoppedError, convert_here
-from flows.fan_out.rows import failed_row, invalid_row, planned_row, split_message
+from flows.fan_out.rows import make_failed_row, make_invalid_row, make_planned_row, split_message
 from flows.fan_out.sharing import MOST_BYTES, half_of, share
 from tasks.plan.fleet import PlanRow
 from tasks.request.conversion import make_request
@@ -98,7 +98,7 @@ def test_the_type_of_an_error_is_found_in_a_states_message(told: str, error: str
 def test_rows_of_what_did_not_work(tmp_path):
     one = assignment(store=f"file://{tmp_path}/store")
     told = ("NumericsMismatchError", "fill-mask:\n differs")
-    row = failed_row(one, *told, run="run-1", url="http://ui/run-1")
+    row = make_failed_row(one, *told, run="run-1", url="http://ui/run-1")
     assert (row.ending, row.error, row.why) == (
         "failed",
         "NumericsMismatchError",
@@ -108,11 +108,11 @@ def test_rows_of_what_did_not_work(tmp_path):
     assert row.report_url is None  # none was written
     (tmp_path / "store/reports/run-1").mkdir(parents=True)
     (tmp_path / "store/reports/run-1/index.html").write_text("x")
-    assert failed_row(one, *told, run="run-1").report_url is not None
-    assert failed_row(one, *told).report_url is None
+    assert make_failed_row(one, *told, run="run-1").report_url is not None
+    assert make_failed_row(one, *told).report_url is None
     gone = assignment(store="s3://none/none")  # a link never costs a row
-    assert failed_row(gone, *told, run="run-1").report_url is None
-    assert planned_row(one.planned, "cancelled").conversion_url is None
+    assert make_failed_row(gone, *told, run="run-1").report_url is None
+    assert make_planned_row(one.planned, "cancelled").conversion_url is None
     bad = PlanRow(
         name="entry",
         request=one.request,
@@ -120,8 +120,8 @@ def test_rows_of_what_did_not_work(tmp_path):
         error="RequestError",
         message="no such folder",
     )
-    assert invalid_row(bad).next_step == "Correct the entry in the fleet file."
-    assert invalid_row(bad).variant == "?.jit.float32.b1"
+    assert make_invalid_row(bad).next_step == "Correct the entry in the fleet file."
+    assert make_invalid_row(bad).variant == "?.jit.float32.b1"
 
 
 def test_artifact_keys_are_what_prefect_takes():

@@ -27,7 +27,7 @@ from tasks.model import quantise
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.preflight import inspect
-from tasks.model.weights import named_tensors
+from tasks.model.weights import list_tensors
 from tasks.publish.find import check_publishable
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
@@ -131,7 +131,7 @@ def test_a_conv1d_model_is_converted_and_opened(checkpoint, tmp_path):
     assert _cost(result.manifest.validation) > 0.99
     model = tracefleet.open(f"file://{store}", result.manifest.source)
     exact, quantised = _eager(folder, "text-generation")
-    assert len(quantise.packed_layers(quantised)) == 9  # four in each block, and the head
+    assert len(quantise.find_packed_layers(quantised)) == 9  # four in each block, and the head
     rows = [list(range(10, 26)), list(range(40, 51))]
     together = model([*rows])["logits"]
     for row, logits in zip(rows, together, strict=True):
@@ -242,12 +242,12 @@ def test_a_layer_that_was_left_in_float32_is_caught_bit_for_bit(checkpoint, tmp_
 def test_corrupted_packed_weights_are_restored(checkpoint, tmp_path):
     bench = _bench(checkpoint("bert-mlm"), tmp_path, "fill-mask")
     module = torch.jit.load(bench.trace().path)
-    layer = next(iter(quantise.packed_layers(module).values()))
-    before = {name: tensor.clone() for name, tensor in named_tensors(module).items()}
+    layer = next(iter(quantise.find_packed_layers(module).values()))
+    before = {name: tensor.clone() for name, tensor in list_tensors(module).items()}
     with quantise.corrupting_layer(layer, 1.5):
-        corrupted = named_tensors(module)
+        corrupted = list_tensors(module)
         assert sum(not torch.equal(corrupted[name], before[name]) for name in before) == 2
-    after = named_tensors(module)
+    after = list_tensors(module)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
@@ -360,7 +360,7 @@ def test_a_shared_layer_stays_shared_and_a_hooked_one_is_left_alone():
     model = nn.ModuleDict({"one": shared, "two": shared, "three": hooked})
     quantise.quantise(model)
     assert model["one"] is model["two"]
-    assert list(quantise.packed_layers(model)) == ["one", "two"]
+    assert list(quantise.find_packed_layers(model)) == ["one", "two"]
     assert model["three"] is hooked
 
 

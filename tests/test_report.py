@@ -21,10 +21,10 @@ from tasks.errors import NumericsMismatchError
 from tasks.report import render as rendering
 from tasks.report.bars import Bar, Chart
 from tasks.report.conversion import words as wording
-from tasks.report.conversion.charts import error_chart, latency_chart, shown_outputs
+from tasks.report.conversion.charts import choose_outputs, error_chart, latency_chart
 from tasks.report.conversion.facts import ReportFacts
-from tasks.report.conversion.markdown import markdown_report
-from tasks.report.conversion.page import html_report
+from tasks.report.conversion.markdown import render_markdown
+from tasks.report.conversion.page import render_html
 from tasks.report.render import environment, render
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
@@ -149,7 +149,7 @@ def _words(page: str) -> str:
 
 @pytest.mark.parametrize("report", [PASSED, FAILED, _report()], ids=["passed", "failed", "empty"])
 def test_the_page_is_whole_and_loads_nothing(report):
-    page = html_report(FACTS, report)
+    page = render_html(FACTS, report)
     seen = _walk(page)
     assert "http" not in page.replace("http-equiv", "")
     assert not {tag for tag, _ in seen} & {"script", "link", "img", "iframe", "object"}
@@ -165,7 +165,7 @@ def test_the_page_is_whole_and_loads_nothing(report):
 
 
 def test_a_passed_report_says_what_was_proved():
-    words = _words(html_report(FACTS, PASSED))
+    words = _words(render_html(FACTS, PASSED))
     order = ["✓ Validated.", "Error against eager", "Latency", "Each standard length", "Each probe"]
     assert [words.index(part) for part in order] == sorted(words.index(part) for part in order)
     for part in (
@@ -193,7 +193,7 @@ def test_a_passed_report_says_what_was_proved():
 
 
 def test_a_failed_report_says_why_at_its_top():
-    page = html_report(FACTS, FAILED)
+    page = render_html(FACTS, FAILED)
     words = _words(page)
     top = words[: words.index("Error against eager")]
     assert "✗ Refused: nothing was published." in top
@@ -239,7 +239,7 @@ def test_other_complaints_are_told_as_they_are():
         "length 16 fail too: relative error 0.1.",
         blind,
     ]
-    assert "negative control" in markdown_report(FACTS, report)
+    assert "negative control" in render_markdown(FACTS, report)
 
 
 def test_errors_are_kept_for_each_output():
@@ -252,7 +252,7 @@ def test_errors_are_kept_for_each_output():
     ]
     assert PASSED.by_output(16)["logits"].max_rel == 5e-7
     assert PASSED.by_output(16)["encoder_last_hidden_state"].max_rel == 3e-7
-    words = _words(html_report(FACTS, PASSED))
+    words = _words(render_html(FACTS, PASSED))
     assert "16 encoder_last_hidden_state ✓ passed 3e-7" in words
     assert "48 logits ✓ passed exact exact 1.0000000 100.0%" in words
 
@@ -295,13 +295,13 @@ def _evil() -> tuple[ReportFacts, ValidationReport]:
 
 def test_what_comes_from_outside_is_text():
     facts, report = _evil()
-    page = html_report(facts, report)
+    page = render_html(facts, report)
     tags = {tag for tag, _ in _walk(page)}
     assert not tags & {"script", "img", "iframe", "object", "a"}
     assert page.count(str(markupsafe.escape(EVIL))) >= 10
-    outside_code = re.sub(r"```.*?```|`[^`]*`", "", markdown_report(facts, report), flags=re.S)
+    outside_code = re.sub(r"```.*?```|`[^`]*`", "", render_markdown(facts, report), flags=re.S)
     assert "<" not in outside_code
-    assert "[" not in markdown_report(dataclasses.replace(FACTS, source="[a](b)"), PASSED).replace(
+    assert "[" not in render_markdown(dataclasses.replace(FACTS, source="[a](b)"), PASSED).replace(
         "\\[", ""
     )
 
@@ -314,8 +314,8 @@ def test_a_template_that_escapes_nothing_would_be_seen(monkeypatch):
         lambda *, markdown: environment(markdown=markdown).overlay(autoescape=False, finalize=None),
     )
     facts, report = _evil()
-    assert "<script>alert" in html_report(facts, report)
-    outside_code = re.sub(r"```.*?```|`[^`]*`", "", markdown_report(facts, report), flags=re.S)
+    assert "<script>alert" in render_html(facts, report)
+    outside_code = re.sub(r"```.*?```|`[^`]*`", "", render_markdown(facts, report), flags=re.S)
     assert "<script>alert" in outside_code
 
 
@@ -344,9 +344,9 @@ def test_an_overridden_tolerance_is_told_and_a_risky_one_is_warned_of():
     told = wording.tolerance_source(dataclasses.replace(FACTS, options={"rtol": "5e-05"}), loose)
     assert told.startswith("Overridden by the request: 5e-5 and not 1e-5")
     risky = dataclasses.replace(FACTS, options={"rtol": "0.01", "accept_tolerance_risk": "true"})
-    for form in (_words(html_report(risky, loose)), markdown_report(risky, loose)):
+    for form in (_words(render_html(risky, loose)), render_markdown(risky, loose)):
         assert form.index("⚠") < form.index("Error against eager")
-    assert "⚠" not in html_report(FACTS, loose)
+    assert "⚠" not in render_html(FACTS, loose)
 
 
 def test_what_quantisation_costs_is_told_beside_the_verdict():
@@ -354,15 +354,15 @@ def test_what_quantisation_costs_is_told_beside_the_verdict():
     report = dataclasses.replace(PASSED, accuracy=accuracy)
     facts = dataclasses.replace(FACTS, variant=dataclasses.replace(FACTS.variant, dtype="int8"))
     expected = "relative error up to 0.031, cosine at least 0.9912, the same top-1 in 97.5%"
-    for form in (_words(html_report(facts, report)), markdown_report(facts, report)):
+    for form in (_words(render_html(facts, report)), render_markdown(facts, report)):
         assert "agrees with the quantised model" in form
         assert "46 tensors equal the quantised model's bit for bit" in form
         assert form.index("Validated") < form.index(expected) < form.index("Error against eager")
-    assert "quantisation" not in html_report(FACTS, PASSED)
+    assert "quantisation" not in render_html(FACTS, PASSED)
 
 
 def test_the_markdown_has_the_verdict_the_plots_and_the_tables():
-    text = markdown_report(FACTS, PASSED, "s3://bucket/reports/1/index.html")
+    text = render_markdown(FACTS, PASSED, "s3://bucket/reports/1/index.html")
     order = ["**✓ Validated.**", "## Error against eager", "## Latency", "## Each standard length"]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert "| 16 | passed | 5e-7 | 5e-7 | 1 | holds | differs |" in text
@@ -374,7 +374,7 @@ def test_the_markdown_has_the_verdict_the_plots_and_the_tables():
     assert len({bar.index("┃") for _, bar, _ in bars}) == 1, "one tolerance line"
     exact = next(bar for _, bar, error in bars if error == "exact")
     assert "█" not in exact
-    failed = markdown_report(FACTS, FAILED)
+    failed = render_markdown(FACTS, FAILED)
     assert "**✗ Refused: nothing was published.**\n\n- Length 16: 2 of 3" in failed
     assert re.search(r"16  logits +█+┃█+·*  0\.5  FAILED", failed)
     assert "no figure  FAILED" in failed
@@ -451,16 +451,16 @@ def test_texts_stand_where_there_is_room_for_them():
 def test_without_latencies_there_is_no_such_chart():
     report = dataclasses.replace(PASSED, latency_eager={})
     assert latency_chart(report) is None
-    assert "Latency" not in html_report(FACTS, report)
-    assert "Latency" in html_report(FACTS, PASSED)
+    assert "Latency" not in render_html(FACTS, report)
+    assert "Latency" in render_html(FACTS, PASSED)
 
 
 def test_of_very_many_outputs_the_worst_are_plotted():
     names = tuple(f"hidden_{n}" for n in range(9))
     found = tuple(_off(1e-9 * (n + 1)) for n in range(9))
     probe = ProbeResult(name="fresh-0", length=16, vacuous=False, outputs=names, differences=found)
-    assert shown_outputs(_report(probe)) == list(names[3:])
-    assert "The worst 6 of 9." in _words(html_report(FACTS, _report(probe)))
+    assert choose_outputs(_report(probe)) == list(names[3:])
+    assert "The worst 6 of 9." in _words(render_html(FACTS, _report(probe)))
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_the_artifact_has_one_key_for_each_checkpoint_and_variant(monkeypatch):
     prefect_steps.PrefectSteps().show(FACTS, FAILED, "s3://b/index.html")
     (artifact,) = made
     assert re.fullmatch(r"hf-acme-tiny-[0-9a-f]+-fill-mask-jit-float32-b1", artifact["key"])
-    assert artifact["markdown"] == markdown_report(FACTS, FAILED, "s3://b/index.html")
+    assert artifact["markdown"] == render_markdown(FACTS, FAILED, "s3://b/index.html")
 
 
 def test_a_refused_conversion_shows_which_output_is_wrong(checkpoint, tmp_path):
@@ -519,7 +519,7 @@ def test_a_refused_conversion_shows_which_output_is_wrong(checkpoint, tmp_path):
     assert not found["pooler_output"].passed
     assert facts.inputs[0].name == "input_ids"
     page = (tmp_path / "store/reports/bad/index.html").read_text()
-    assert page == html_report(facts, report)
+    assert page == render_html(facts, report)
     assert "Refused" in page
 
 
@@ -528,9 +528,9 @@ def test_a_device_is_told_of_without_what_is_true_for_jit_alone():
         FACTS, variant=dataclasses.replace(FACTS.variant, backend="neuronx"), weight_bytes=0
     )
     sealed = dataclasses.replace(PASSED, weights_matched=0)
-    page = html_report(neuron, sealed)
+    page = render_html(neuron, sealed)
     assert "on neuronx with its cast" in page
     assert "weights can&#39;t be read" in page or "weights can't be read" in page
     assert "holds no weights" not in page
     assert "0 tensors" not in page
-    assert "on neuronx" not in html_report(FACTS, PASSED)
+    assert "on neuronx" not in render_html(FACTS, PASSED)

@@ -12,7 +12,7 @@ from tasks.model.feeds import random_feed
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.preflight import inspect
-from tasks.trace.untie import tied_groups, untie
+from tasks.trace.untie import find_tied_groups, untie
 from tests.support import tiny
 
 TIED = {
@@ -80,7 +80,7 @@ def test_every_tied_group_is_found_and_no_output_bit_moves(name, checkpoint):
         before = call_tuple(model, feed, outputs)
         assert untie(model) == groups
         after = call_tuple(model, feed, outputs)
-    assert tied_groups(model) == ()
+    assert find_tied_groups(model) == ()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -95,7 +95,7 @@ def test_transformers_can_not_tie_again():
     model = tiny.build("gpt2")
     untie(model)
     model.tie_weights()
-    assert tied_groups(model) == ()
+    assert find_tied_groups(model) == ()
 
 
 class _Views(nn.Module):
@@ -112,7 +112,7 @@ class _Views(nn.Module):
 
 def test_views_and_buffers_are_groups_too():
     model = _Views()
-    assert tied_groups(model) == (("row", "whole"),)
+    assert find_tied_groups(model) == (("row", "whole"),)
     untie(model)
     model.row.zero_()
     assert float(model.whole[1].abs().max()) > 0
@@ -126,7 +126,7 @@ def test_neighbours_in_one_storage_are_not_tied():
             self.register_buffer("first", storage[:4])
             self.register_buffer("second", storage[4:])
 
-    assert tied_groups(Neighbours()) == ()
+    assert find_tied_groups(Neighbours()) == ()
 
 
 def test_a_shared_module_is_not_weight_tying():
@@ -136,7 +136,7 @@ def test_a_shared_module_is_not_weight_tying():
             self.one = nn.Linear(4, 4)
             self.two = self.one
 
-    assert tied_groups(Shared()) == ()
+    assert find_tied_groups(Shared()) == ()
 
 
 def test_a_group_that_survives_is_refused(monkeypatch):

@@ -17,7 +17,7 @@ from tasks.model.load import load_eager
 from tasks.model.versions import (
     check_config,
     eager_attention,
-    named_tensors,
+    list_tensors,
     on_meta,
     since,
     torch_since,
@@ -80,10 +80,10 @@ class Twice(torch.nn.Module):
 
 
 def test_every_name_of_a_tensor_is_listed_on_torch_1_as_well(monkeypatch):
-    names = list(named_tensors(Twice()))
+    names = list(list_tensors(Twice()))
     assert {"one", "two", "left.weight", "right.weight", "right.running_mean"} <= set(names)
     monkeypatch.setattr(versions, "torch_since", lambda *_: False)
-    assert list(named_tensors(Twice())) == names
+    assert list(list_tensors(Twice())) == names
 
 
 def _count_sdpa(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -69,6 +69,7 @@ def add_command(commands: Any) -> None:
 
 
 def _fleet(options: argparse.Namespace) -> int:
+    # Prefect reads its settings when it is imported.
     settings.prepare()
     from flows.convert_fleet import convert_fleet
     from tasks.report.fleet.facts import FleetError
@@ -87,6 +88,7 @@ def _fleet(options: argparse.Namespace) -> int:
     )
     found = state.result(raise_on_failure=False)
     failure = found if isinstance(found, BaseException) else None
+    # A fleet with failures still has its table; anything else is told as an error alone.
     if failure is not None and not isinstance(failure, FleetError):
         raise failure
     facts: FleetFacts = failure.facts if failure else found

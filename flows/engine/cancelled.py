@@ -62,12 +62,13 @@ def stop_if_cancelled(*, always: bool = False) -> None:
             for lost, so that another may do its work by now.
     """
     own = flow_run.id
+    # With an embedded server nobody could cancel but by ending this process.
     if own is None or not engine.has_server():
         return
     if not always and time.monotonic() - _looked.get() < _LOOK_EVERY_SECONDS:
         return
     _looked.set(time.monotonic())
-    for run in _ended_from_outside([own, *map(str, _above.get())]):
+    for run in _is_ended_from_outside([own, *map(str, _above.get())]):
         # A run above that crashed is begun again, and joins what its runs did meanwhile.
         if run["id"] == own or run["state_type"] != StateType.CRASHED:
             raise RunCancelledError(f"{run['name']} is {run['state_name']}")
@@ -78,7 +79,7 @@ def end_cancelled(error: RunCancelledError) -> State[Any]:
     return Cancelled(message=str(error))
 
 
-def _ended_from_outside(runs: list[str]) -> list[dict[str, Any]]:
+def _is_ended_from_outside(runs: list[str]) -> list[dict[str, Any]]:
     wanted = {"id": {"any_": runs}, "state": {"type": {"any_": _ENDED_FROM_OUTSIDE}}}
     context = get_settings_context()
     settings = _without_retries(PREFECT_API_URL.value())
@@ -87,6 +88,7 @@ def _ended_from_outside(runs: list[str]) -> list[dict[str, Any]]:
             SettingsContext(profile=context.profile, settings=settings),
             get_client(sync_client=True) as client,
         ):
+            # By hand: the client's own methods have no time limit for one request.
             answer = client.request(
                 "POST", "/flow_runs/filter", json={"flow_runs": wanted}, timeout=_ANSWER_SECONDS
             )

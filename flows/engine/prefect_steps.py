@@ -24,7 +24,7 @@ from tasks import child
 from tasks.child import Outcome
 from tasks.fetch.source import Resolved
 from tasks.report.conversion.facts import ReportFacts
-from tasks.report.conversion.markdown import markdown_report
+from tasks.report.conversion.markdown import render_markdown
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import R, Steps
 from tasks.validate.verdict import ValidationReport
@@ -53,8 +53,10 @@ class PrefectSteps(Steps):
 
     def here(self, step: str, function: Callable[..., R], *arguments: Any, **options: Any) -> R:
         """Call a function as a task run, which is tried again for network errors."""
+        # A task for each step, so that Prefect shows and tries again that one alone.
         tried = network_task(function, name=step, task_run_name=_TASK_RUN_NAMES.get(step))
         value: R = super().here(step, tried, *arguments, **options)
+        # Only now the commit is known, by which people look for a run.
         if isinstance(value, Resolved) and self.request is not None:
             _rename(run_name(self.request, value.commit))
         return value
@@ -65,6 +67,7 @@ class PrefectSteps(Steps):
         Raises:
             RunCancelledError: it is, or a run above it.
         """
+        # Between children: one that was killed half-way would cost all of its time again.
         stop_if_cancelled()
         value: R = super().child(step, function, *arguments)
         return value
@@ -97,7 +100,7 @@ class PrefectSteps(Steps):
         create_markdown_artifact(
             # One for each checkpoint and variant, so that its versions line up in the UI.
             key=artifact_key(source_slug(facts.source), facts.variant.label),
-            markdown=markdown_report(facts, report, url),
+            markdown=render_markdown(facts, report, url),
             description=f"Validation of {facts.source}",
         )
 
@@ -114,6 +117,7 @@ def _rename(name: str) -> None:
 
 def _asset(store: Store, manifest: Manifest) -> Asset | None:
     """Return a validated conversion as an asset; None if its URL can't be a key of Prefect's."""
+    # Who waits for the asset serves it, and a candidate was never run.
     if manifest.validation.verdict != VALIDATED:
         return None
     url = f"{store.url}/{conversion_folder(manifest.source, manifest.key)}"

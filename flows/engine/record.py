@@ -8,15 +8,15 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
+from flows.engine.clock import now
 from tasks.backends.base import Proved
 from tasks.errors import BackendUnavailableError, NumericsMismatchError
 from tasks.publish.conversion import Publication, attest, point_channel
 from tasks.publish.find import CANDIDATE_CHANNEL, find_published
 from tasks.publish.identity import Identity
 from tasks.report.conversion.facts import ReportFacts
-from tasks.report.conversion.page import html_report
+from tasks.report.conversion.page import render_html
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
 from tasks.validate.verdict import ValidationReport
@@ -151,8 +151,7 @@ def _attest(
     eager, traced = (report.latency_eager, report.latency_traced) if report else ({}, {})
     facts = {
         "revision": request.revision,
-        # Not datetime.UTC: Inf1's Python 3.10 has none.
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017
+        "finished": now().isoformat(timespec="seconds"),
         "host": platform.node(),
         "user": _user(),
         "seconds": _round(steps.seconds),
@@ -171,7 +170,7 @@ def _write_report(store: Store, facts: ReportFacts, report: ValidationReport, st
     path = f"reports/{steps.run_id}/index.html"
     url = f"{store.url}/{path}"
     try:
-        store.put_over(path, html_report(facts, report).encode())
+        store.put_over(path, render_html(facts, report).encode())
         steps.show(facts, report, url)
     except Exception:
         logger.warning("the report could not be written", exc_info=True)
@@ -183,6 +182,7 @@ def _round(figures: dict[str, float] | dict[int, float]) -> dict[str, float]:
 
 
 def _user() -> str:
+    # In a container a user may have a number alone.
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -47,6 +47,7 @@ def quieten(*, quiet: bool) -> None:
             return False  # errors are told by the entry's line
         return not quiet or record.levelno >= logging.WARNING
 
+    # Prefect's own handlers do not pass on to the root's, so all of them are asked.
     for name in (None, "prefect", *SETTINGS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(",")):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):

@@ -40,7 +40,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows.engine.names import fleet_tag
 from flows.fan_out.assignment import Assignment
-from flows.fan_out.places import not_deployed
+from flows.fan_out.places import make_deployment_error
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,16 @@ _CONVERSIONS = FlowFilter(name=FlowFilterName(any_=[CONVERSION]))
 _PAGE = 200
 
 
-def start(client: SyncPrefectClient, batch: Sequence[Assignment], fleet: UUID) -> FlowRun:
+def start(
+    client: SyncPrefectClient, batch: Sequence[Assignment], fleet: UUID, *, not_before: datetime
+) -> FlowRun:
     """Start a batch run, or return the one that another fleet started for the very same work.
+
+    Args:
+        client: of the server.
+        batch: what is to be converted, all by one backend.
+        fleet: identifier of the fleet's flow run.
+        not_before: the server holds the run back until then.
 
     Raises:
         BackendUnavailableError: there is no deployment for the backend.
@@ -68,16 +76,15 @@ def start(client: SyncPrefectClient, batch: Sequence[Assignment], fleet: UUID) -
     ended = client.count_flow_runs(flow_filter=_BATCHES, flow_run_filter=alike)
     identities = "".join(sorted(one.identity for one in batch))
     identity = hashlib.sha256(identities.encode()).hexdigest()
+    # A key that was used before brings the run of that time, which may be over.
     for number in itertools.count(ended):
-        run = _create(client, batch, fleet, f"{identity}-{number}")
+        run = _create(batch, fleet, f"{identity}-{number}", not_before)
         if run.state is None or not run.state.is_final():
             return run
     raise AssertionError("unreachable")
 
 
-def _create(
-    client: SyncPrefectClient, batch: Sequence[Assignment], fleet: UUID, key: str
-) -> FlowRun:
+def _create(batch: Sequence[Assignment], fleet: UUID, key: str, not_before: datetime) -> FlowRun:
     entries = [one.entry for one in batch]
     others = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
     parameters = {"entries": [entry.model_dump(mode="json") for entry in entries]}
@@ -90,10 +97,11 @@ def _create(
             flow_run_name=f"{entries[0].name}{others}",
             tags=[*tags, batch[0].fleet_tag],
             idempotency_key=key,
+            scheduled_time=not_before,
             timeout=0,
         )
     except ObjectNotFound as error:
-        raise not_deployed(name) from error
+        raise make_deployment_error(name) from error
     return cast("FlowRun", run)
 
 

@@ -23,7 +23,12 @@ from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.batch_runs import cancel_fleet
 from flows.fan_out.pool_runs import run_in_pools
-from flows.fan_out.rows import cancelled_row, failed_row, published_row, split_message
+from flows.fan_out.rows import (
+    make_cancelled_row,
+    make_failed_row,
+    make_published_row,
+    split_message,
+)
 from tasks import child
 from tasks.report.fleet.facts import FleetRow
 
@@ -83,8 +88,8 @@ def _row(future: PrefectFuture[FleetRow], assignment: Assignment) -> FleetRow:
     if isinstance(result, EntryFailedError):
         return result.row
     if isinstance(result, StoppedError):
-        return cancelled_row(assignment, url=None)
-    return failed_row(assignment, type(result).__name__, str(result))
+        return make_cancelled_row(assignment, url=None)
+    return make_failed_row(assignment, type(result).__name__, str(result))
 
 
 @contextmanager
@@ -132,8 +137,8 @@ def convert_here(assignment: Assignment, stopping: threading.Event) -> FleetRow:
     run = str(state.state_details.flow_run_id)
     url = run_url(run)
     if state.is_completed():
-        return published_row(assignment, run=run, url=url)
+        return make_published_row(assignment, run=run, url=url)
     if state.is_cancelled() or stopping.is_set():
-        raise EntryFailedError(cancelled_row(assignment, url=url))
+        raise EntryFailedError(make_cancelled_row(assignment, url=url))
     kind, message = split_message(str(state.message or state.name))
-    raise EntryFailedError(failed_row(assignment, kind, message, run=run, url=url))
+    raise EntryFailedError(make_failed_row(assignment, kind, message, run=run, url=url))

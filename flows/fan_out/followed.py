@@ -10,7 +10,13 @@ from prefect.client.schemas.objects import FlowRun
 from flows.convert_batch import is_current
 from flows.engine.names import TAG, run_url
 from flows.fan_out.assignment import Assignment
-from flows.fan_out.rows import cancelled_row, failed_row, joined_row, published_row, split_message
+from flows.fan_out.rows import (
+    make_cancelled_row,
+    make_failed_row,
+    make_joined_row,
+    make_published_row,
+    split_message,
+)
 from tasks.report.fleet.facts import FleetRow
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 
@@ -50,12 +56,12 @@ class Followed:
         state, url = run.state, run_url(run.id)
         assert state is not None
         if state.is_completed():
-            return _published(one, run)
+            return _make_row(one, run)
         if state.is_failed():
             error, message = split_message(str(state.message or state.name))
-            return failed_row(one, error, message, run=str(run.id), url=url)
+            return make_failed_row(one, error, message, run=str(run.id), url=url)
         if state.is_cancelled() and self.is_ours:
-            return cancelled_row(one, url=url)
+            return make_cancelled_row(one, url=url)
         return None
 
     def row_of_unconverted(self, one: Assignment, *, begun: bool) -> FleetRow | None:
@@ -63,9 +69,9 @@ class Followed:
         state = self.run.state
         assert state is not None
         if state.is_cancelled() and self.is_ours:
-            return cancelled_row(one, url=run_url(self.run.id))
+            return make_cancelled_row(one, url=run_url(self.run.id))
         if state.is_completed() and not begun and is_current(one.pinned, one.planned.key):
-            return joined_row(one)
+            return make_joined_row(one)
         return None
 
 
@@ -74,11 +80,11 @@ def tag_of(run: FlowRun) -> str:
     return next((tag for tag in run.tags if tag.startswith(TAG)), "")
 
 
-def _published(one: Assignment, run: FlowRun) -> FleetRow:
+def _make_row(one: Assignment, run: FlowRun) -> FleetRow:
     url = run_url(run.id)
     try:
-        return published_row(one, run=str(run.id), url=url)
+        return make_published_row(one, run=str(run.id), url=url)
     except StoreUnavailableError:
         raise  # it is looked for again
     except ArtifactError as error:
-        return failed_row(one, type(error).__name__, str(error), run=str(run.id), url=url)
+        return make_failed_row(one, type(error).__name__, str(error), run=str(run.id), url=url)

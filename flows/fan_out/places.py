@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import (
 )
 from prefect.exceptions import ObjectNotFound
 
+from flows.engine.clock import now
 from tasks.errors import BackendUnavailableError
 
 #: A run that is scheduled for later takes no place now.
@@ -57,7 +58,7 @@ def read_places(client: SyncPrefectClient, name: str, *, each: int, most: int) -
     try:
         pool = client.read_work_pool(str(client.read_deployment_by_name(name).work_pool_name))
     except ObjectNotFound as error:
-        raise not_deployed(name) from error
+        raise make_deployment_error(name) from error
     found = most
     if pool.concurrency_limit is not None:
         found = pool.concurrency_limit
@@ -65,7 +66,7 @@ def read_places(client: SyncPrefectClient, name: str, *, each: int, most: int) -
         workers = client.read_workers_for_work_pool(pool.name)
         found = each * sum(worker.status == WorkerStatus.ONLINE for worker in workers)
     found = max(1, min(found, most))
-    soon = FlowRunFilterExpectedStartTime.model_validate({"before_": _now() + _SOON})
+    soon = FlowRunFilterExpectedStartTime.model_validate({"before_": now() + _SOON})
     taken = client.count_flow_runs(
         flow_run_filter=FlowRunFilter(state=_LIVE, expected_start_time=soon),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name])),
@@ -80,13 +81,9 @@ def has_no_worker(client: SyncPrefectClient, run: FlowRun) -> bool:
     return client.read_work_pool(run.work_pool_name).status == WorkPoolStatus.NOT_READY
 
 
-def not_deployed(name: str) -> BackendUnavailableError:
+def make_deployment_error(name: str) -> BackendUnavailableError:
     """Return the error that says that a deployment is not there."""
     return BackendUnavailableError(
         f"deployment {name}: expected it on the Prefect server, got none. Deploy it: `prefect "
         "--no-prompt deploy --all --prefect-file infra/prefect.yaml`."
     )
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC

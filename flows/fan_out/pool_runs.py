@@ -2,8 +2,10 @@
 
 One loop looks every few seconds, in a handful of requests however many batch runs there are: which
 conversions have ended, which batch runs are over, and whether a place is free that could take work
-over from another. What was lost with its process or host is handed out again, five times in all;
-what failed by itself is not. A server that does not answer is asked again the next time.
+over from another. What was lost with its process or host is shared out again, five times in all: a
+retry of Prefect's begins in the process of its run, which is what was lost, and would begin with
+the same company. The server holds the new runs back for a while, longer each time. What failed by
+itself is not tried again. A server that does not answer is asked again the next time.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import itertools
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import httpx
@@ -22,12 +25,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 
 from flows.engine.cancelled import stop_if_cancelled
+from flows.engine.clock import now
 from flows.engine.names import fleet_tag
 from flows.fan_out import batch_runs
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.followed import Followed, tag_of
 from flows.fan_out.places import Places, has_no_worker, read_places
-from flows.fan_out.rows import failed_row
+from flows.fan_out.rows import make_failed_row
 from flows.fan_out.sharing import half_of, share
 from tasks.errors import BackendUnavailableError
 from tasks.report.fleet.facts import FleetRow
@@ -36,7 +40,8 @@ from tracefleet.errors import StoreUnavailableError
 logger = logging.getLogger(__name__)
 
 _TRIES = 5
-_RETRY_SECONDS = 5.0
+#: How long the server holds back what was lost for the first time; twice as long each time.
+_HOLD = timedelta(seconds=10)
 #: Soon at first, for what is quick or fails at once.
 _POLLS = (2.0,) * 15
 _POLL_SECONDS = 5.0
@@ -51,14 +56,6 @@ class RunLostError(Exception):
 
 
 @dataclass
-class _Waiting:
-    """Work that is shared out once its time has come."""
-
-    work: list[Assignment]
-    not_before: float = 0.0
-
-
-@dataclass
 class Pools:
     """What a fleet has in the pools.
 
@@ -69,50 +66,56 @@ class Pools:
         waiting: what is to be shared out.
         ready: batches that wait for one of those in flight to end.
         followed: batch runs under way, by their identifier.
-        tries: how often an entry was lost, by its tag.
+        losses: how often an entry was lost, by its tag.
         looked: when conversions that have ended were read last.
     """
 
     fleet: UUID
     places: int
     in_flight: int
-    waiting: list[_Waiting]
+    waiting: list[list[Assignment]]
     ready: list[list[Assignment]] = field(default_factory=list)
     followed: dict[UUID, Followed] = field(default_factory=dict)
-    tries: dict[str, int] = field(default_factory=dict)
+    losses: Counter[str] = field(default_factory=Counter)
     looked: datetime | None = None
 
     def look(self, client: SyncPrefectClient) -> Iterator[FleetRow]:
         """Do what is to be done now; yield the rows of conversions that have ended."""
         yield from self._read_ends(client)
+        # What waits for a place goes first: taking over starts a process more.
         if not self.ready:
             self._take_over(client)
-        for due in [one for one in self.waiting if one.not_before <= time.monotonic()]:
-            yield from self._share_out(client, due)
-            self.waiting.remove(due)
+        while self.waiting:
+            yield from self._share_out(client, self.waiting[0])
+            del self.waiting[0]
         while self.ready and len(self.followed) < self.in_flight:
-            batch = self.ready[0]
-            self._follow(batch_runs.start(client, batch, self.fleet), batch)
+            self._start(client, self.ready[0])
             del self.ready[0]
 
-    def _share_out(self, client: SyncPrefectClient, due: _Waiting) -> Iterator[FleetRow]:
+    def _start(self, client: SyncPrefectClient, batch: list[Assignment]) -> None:
+        # Jitter: what one lost host held must not start again all at once.
+        losses = max(self.losses[one.tag] for one in batch)
+        held = _HOLD * 2 ** (losses - 1) * random.uniform(0.5, 1.0)  # noqa: S311
+        start = now() + held if losses else now()
+        self._follow(batch_runs.start(client, batch, self.fleet, not_before=start), batch)
+
+    def _share_out(self, client: SyncPrefectClient, work: list[Assignment]) -> Iterator[FleetRow]:
         """Join what other runs are to make already, and share the rest over the free places."""
         held = {tag: run for run in batch_runs.live_batches(client) for tag in run.tags}
         by_backend: dict[str, list[Assignment]] = {}
-        for one in due.work:
+        for one in work:
             if one.tag in held:
                 self._follow(held[one.tag], [one])
             else:
                 by_backend.setdefault(one.request.backend, []).append(one)
-        due.work = list(itertools.chain(*by_backend.values()))
-        for backend, work in by_backend.items():
+        for group in by_backend.values():
             try:
-                places = self._places(client, work[0])
+                places = self._places(client, group[0])
             except BackendUnavailableError as error:
-                yield from [failed_row(one, type(error).__name__, str(error)) for one in work]
+                yield from [make_failed_row(one, type(error).__name__, str(error)) for one in group]
             else:
-                self.ready += share(work, places.free if places.free > 0 else places.all)
-            due.work = [one for one in due.work if one.request.backend != backend]
+                self.ready += share(group, places.free if places.free > 0 else places.all)
+            work[:] = [one for one in work if one not in group]
 
     def _places(self, client: SyncPrefectClient, one: Assignment) -> Places:
         name = batch_runs.deployment(one)
@@ -126,7 +129,7 @@ class Pools:
 
     def _read_ends(self, client: SyncPrefectClient) -> Iterator[FleetRow]:
         """Read what has ended since the last look."""
-        now, since = _now(), self.looked and self.looked - _CLOCKS
+        looking, since = now(), self.looked and self.looked - _CLOCKS
         if not self.followed:
             return
         runs = batch_runs.runs_by_id(client, self.followed)
@@ -138,11 +141,12 @@ class Pools:
                 yield from self._close(client, followed)
             elif self._has_no_worker(client, followed):
                 yield from self._give_up(client, followed)
-        self.looked = now
+        self.looked = looking
 
     def _close(self, client: SyncPrefectClient, followed: Followed) -> Iterator[FleetRow]:
         """Settle what a batch run that is over did not convert."""
         batch_runs.end_conversions(client, followed.run)
+        # Read again: some had ended by themselves since the last look.
         begun = batch_runs.conversions(client, [followed.run.id])
         yield from followed.settle(begun)
         suspects = {tag_of(run) for run in begun}
@@ -160,21 +164,17 @@ class Pools:
 
     def _count_loss(self, one: Assignment, batch: FlowRun) -> FleetRow | None:
         """Return the row of what was lost too often; None: it is to be tried again."""
-        self.tries[one.tag] = self.tries.get(one.tag, 1) + 1
-        if self.tries[one.tag] <= _TRIES or batch.state is None:
+        self.losses[one.tag] += 1
+        if self.losses[one.tag] < _TRIES or batch.state is None:
             return None
         message = f"{batch.name}: {batch.state.name}: {batch.state.message or 'no message'}"
-        return failed_row(one, RunLostError.__name__, message)
+        return make_failed_row(one, RunLostError.__name__, message)
 
     def _try_again(self, work: list[Assignment], suspects: set[str]) -> None:
         """Let what was under way when a run was lost go alone: it may have been the cause."""
         together = [one for one in work if one.tag not in suspects]
         alone = [[one] for one in work if one.tag in suspects]
-        for group in [together, *alone]:
-            if group:
-                lost = max(self.tries.get(one.tag, 1) for one in group) - 1
-                delay = _RETRY_SECONDS * 2**lost * random.uniform(0.5, 1.0)  # noqa: S311
-                self.waiting.append(_Waiting(group, time.monotonic() + delay))
+        self.waiting += [group for group in (together, *alone) if group]
 
     def _has_no_worker(self, client: SyncPrefectClient, followed: Followed) -> bool:
         if not has_no_worker(client, followed.run):
@@ -187,7 +187,7 @@ class Pools:
         batch_runs.cancel(client, followed.run)
         pool = followed.run.work_pool_name
         for one in followed.left.values():
-            yield failed_row(
+            yield make_failed_row(
                 one,
                 BackendUnavailableError.__name__,
                 f"pool {pool}: expected a worker, got none for {_NO_WORKER_SECONDS / 60:g} "
@@ -209,13 +209,14 @@ class Pools:
                 self._take_half(client, followed)
 
     def _take_half(self, client: SyncPrefectClient, followed: Followed) -> None:
+        # Without a free place the half would only wait somewhere else.
         if self._places(client, next(iter(followed.left.values()))).free < 1:
             return
         begun = {tag_of(run) for run in batch_runs.conversions(client, [followed.run.id])}
         half = half_of([tag for tag in followed.left if tag not in begun])
         if half:
             taken = batch_runs.take_back(client, followed.run, set(half))
-            self.waiting.append(_Waiting([followed.left.pop(tag) for tag in half if tag in taken]))
+            self.waiting.append([followed.left.pop(tag) for tag in half if tag in taken])
 
 
 def run_in_pools(
@@ -232,20 +233,17 @@ def run_in_pools(
     Raises:
         RunCancelledError: the fleet is being cancelled; its runs go on.
     """
-    pools = Pools(fleet=fleet, places=places, in_flight=in_flight, waiting=[_Waiting(list(work))])
+    pools = Pools(fleet=fleet, places=places, in_flight=in_flight, waiting=[list(work)])
     for pause in itertools.chain(_POLLS, itertools.repeat(_POLL_SECONDS)):
         stop_if_cancelled()
         try:
             with get_client(sync_client=True) as client:
                 yield from pools.look(client)
         except (httpx.HTTPError, StoreUnavailableError) as error:
+            # A refusal would be the same the next time.
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
                 raise
             logger.warning("no answer, asked again in %g s: %s", pause, error)
         if not (pools.waiting or pools.ready or pools.followed):
             return
         time.sleep(pause)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)  # noqa: UP017  Inf1's Python 3.10 has no datetime.UTC

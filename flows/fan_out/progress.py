@@ -27,6 +27,7 @@ from tracefleet.store import open_writable
 
 logger = logging.getLogger(__name__)
 
+#: Prefect's UI draws every row of a table at once.
 _ROWS = 200
 
 

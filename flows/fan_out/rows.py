@@ -42,7 +42,7 @@ WAITS = "compiled into channel candidate; a device has to validate it"
 _LONGEST_WHY = 600
 
 
-def planned_row(row: PlanRow, ending: Ending) -> FleetRow:
+def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
     """Return what is known of an entry from its plan."""
     request = row.request
     variant = f"{row.task or '?'}.{request.backend}.{request.dtype}.b{request.batch}"
@@ -61,12 +61,14 @@ def planned_row(row: PlanRow, ending: Ending) -> FleetRow:
     )
 
 
-def invalid_row(row: PlanRow) -> FleetRow:
+def make_invalid_row(row: PlanRow) -> FleetRow:
     """Return the row of an entry that the plan refused."""
-    return _failed(planned_row(row, "failed"), row.error or "ConversionError", row.message)
+    return _add_failure(
+        make_planned_row(row, "failed"), row.error or "ConversionError", row.message
+    )
 
 
-def failed_row(
+def make_failed_row(
     assignment: Assignment,
     error: str,
     message: str,
@@ -83,22 +85,22 @@ def failed_row(
         run: identifier of the conversion's flow run, if it had one.
         url: of its page.
     """
-    row = _failed(planned_row(assignment.planned, "failed"), error, message)
+    row = _add_failure(make_planned_row(assignment.planned, "failed"), error, message)
     report = None if run is None else _report(assignment.request.store, run)
     return replace(row, run_url=url, report_url=report)
 
 
-def cancelled_row(assignment: Assignment, *, url: str | None) -> FleetRow:
+def make_cancelled_row(assignment: Assignment, *, url: str | None) -> FleetRow:
     """Return the row of a conversion that was stopped before its end."""
-    return replace(planned_row(assignment.planned, "cancelled"), run_url=url)
+    return replace(make_planned_row(assignment.planned, "cancelled"), run_url=url)
 
 
-def joined_row(assignment: Assignment) -> FleetRow:
+def make_joined_row(assignment: Assignment) -> FleetRow:
     """Return the row of a conversion that another fleet published since this one planned."""
-    return replace(planned_row(assignment.planned, "fresh"), why=_MEANWHILE)
+    return replace(make_planned_row(assignment.planned, "fresh"), why=_MEANWHILE)
 
 
-def published_row(assignment: Assignment, *, run: str, url: str | None) -> FleetRow:
+def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> FleetRow:
     """Return the row of a conversion that a run ended well, from what the run left in the store.
 
     A run that found the conversion published already left no attestation: the row is fresh.
@@ -109,7 +111,7 @@ def published_row(assignment: Assignment, *, run: str, url: str | None) -> Fleet
     store = open_store(assignment.request.store)
     manifest = _manifest(store, assignment)
     attested = _attestation(store, manifest, run)
-    row = planned_row(replace(assignment.planned, key=manifest.key), "published")
+    row = make_planned_row(replace(assignment.planned, key=manifest.key), "published")
     row = replace(row, run_url=url)
     candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
@@ -136,7 +138,7 @@ def split_message(told: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("RunLostError", told)
 
 
-def _failed(row: FleetRow, error: str, message: str) -> FleetRow:
+def _add_failure(row: FleetRow, error: str, message: str) -> FleetRow:
     why = " ".join(message.split())[:_LONGEST_WHY]
     return replace(row, error=error, why=why, next_step=_NEXT.get(error, _ANY_NEXT))
 

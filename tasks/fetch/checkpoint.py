@@ -56,7 +56,7 @@ def resolve(
         UnsupportedCheckpointError: no ``config.json``, or no weights.
         UnsafeCheckpointError: pickle weights only, or file names that lead out of the folder.
     """
-    plain, revision = _one_revision(normalise_source(source), revision)
+    plain, revision = _choose_revision(normalise_source(source), revision)
     request = SourceRequest(
         source=plain,
         revision=revision,
@@ -109,7 +109,7 @@ def _module_of(source: str) -> SourceModule:
     return _BY_SCHEME[source.partition("://")[0]]
 
 
-def _one_revision(source: str, revision: str | None) -> tuple[str, str | None]:
+def _choose_revision(source: str, revision: str | None) -> tuple[str, str | None]:
     if not source.startswith("hf://"):
         if revision is not None:
             raise RequestError(

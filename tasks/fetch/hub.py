@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import hub_cache
 from tasks.fetch.digests import file_sha256, rate
-from tasks.fetch.needed import needed_files
+from tasks.fetch.needed import list_needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, safe_path
 from tracefleet.source import check_revision
 
@@ -51,8 +51,10 @@ def resolve(request: SourceRequest) -> Resolved:
             "name the commit that you read."
         )
     with _explaining_errors(request.source, revision):
-        listing = _Snapshot.cached(request) if hub_cache.offline() else _Snapshot.online(request)
-        paths = _needed_files(listing, request)
+        listing = (
+            _Snapshot.read_cache(request) if hub_cache.offline() else _Snapshot.ask_hub(request)
+        )
+        paths = _list_needed_files(listing, request)
     files = tuple(listing.files[path] for path in paths)
     logger.info("%s: commit %s, %d files", request.source, listing.commit[:12], len(files))
     return Resolved(source=request.source, revision=revision, commit=listing.commit, files=files)
@@ -75,14 +77,16 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
     return folder, files
 
 
-def _needed_files(listing: _Snapshot, request: SourceRequest) -> tuple[str, ...]:
+def _list_needed_files(listing: _Snapshot, request: SourceRequest) -> tuple[str, ...]:
     try:
-        return needed_files(listing, request)
+        return list_needed_files(listing, request)
     except (UnsupportedCheckpointError, UnsafeCheckpointError) as error:
         if not hub_cache.offline():
             raise
         # What is not there is most likely not cached; it says nothing about the checkpoint.
-        raise hub_cache.not_cached(request.source, request.revision, why=str(error)) from error
+        raise hub_cache.make_cache_error(
+            request.source, request.revision, why=str(error)
+        ) from error
 
 
 class _Snapshot:
@@ -92,7 +96,7 @@ class _Snapshot:
         self.source, self.commit, self.files = source, commit, files
 
     @classmethod
-    def online(cls, request: SourceRequest) -> _Snapshot:
+    def ask_hub(cls, request: SourceRequest) -> _Snapshot:
         from huggingface_hub import HfApi
 
         try:
@@ -110,10 +114,10 @@ class _Snapshot:
         return cls(request.source, str(info.sha), {file.path: file for file in files})
 
     @classmethod
-    def cached(cls, request: SourceRequest) -> _Snapshot:
-        commit = hub_cache.cached_commit(request)
+    def read_cache(cls, request: SourceRequest) -> _Snapshot:
+        commit = hub_cache.find_cached_commit(request)
         logger.warning("%s: offline; taking what is cached of %s", request.source, commit[:12])
-        files = hub_cache.cached_files(request.source, commit)
+        files = hub_cache.list_cached_files(request.source, commit)
         return cls(request.source, commit, {file.path: file for file in files})
 
     def names(self) -> list[str]:
@@ -216,7 +220,7 @@ def _explanation(source: str, revision: str | None, error: BaseException) -> Bas
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         if hub_cache.offline() or error.__cause__ is None:
-            return hub_cache.not_cached(source, revision)
+            return hub_cache.make_cache_error(source, revision)
         # The library hides a refusal or a lost connection behind "not in the cache".
         return _explanation(source, revision, error.__cause__)
     if isinstance(error, errors.FileMetadataError):

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from tasks.errors import RequestError
-from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, shown
+from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, join_names
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def snapshot(source: str, commit: str) -> Path:
     return repo_folder(source) / "snapshots" / commit
 
 
-def cached_commit(request: SourceRequest) -> str:
+def find_cached_commit(request: SourceRequest) -> str:
     """Return the commit that the revision was when it was last fetched.
 
     Raises:
@@ -69,14 +69,14 @@ def cached_commit(request: SourceRequest) -> str:
     ref = repo_folder(request.source) / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     if not snapshot(request.source, commit).is_dir():
-        raise not_cached(request.source, request.revision)
+        raise make_cache_error(request.source, request.revision)
     return commit
 
 
-def cached_files(source: str, commit: str) -> list[CheckpointFile]:
+def list_cached_files(source: str, commit: str) -> list[CheckpointFile]:
     """Return the files of a commit that are cached."""
     folder = snapshot(source, commit)
-    return [_cached_file(folder, path) for path in folder.rglob("*") if path.is_file()]
+    return [_find_cached_file(folder, path) for path in folder.rglob("*") if path.is_file()]
 
 
 def remember_revision(resolved: Resolved) -> None:
@@ -95,18 +95,18 @@ def remember_revision(resolved: Resolved) -> None:
         logger.debug("%s not written: %s", ref, error)  # a read-only cache serves as well
 
 
-def not_cached(source: str, revision: str | None, *, why: str = "") -> RequestError:
+def make_cache_error(source: str, revision: str | None, *, why: str = "") -> RequestError:
     """Return the error for an offline run that can't be served."""
     refs = repo_folder(source) / "refs"
     names = [ref.name for ref in refs.glob("*")]
+    got = why or f"these revisions: {join_names(names)}"
     return RequestError(
         f"{source}: offline, and expected revision {revision or _DEFAULT_BRANCH!r} whole in the "
-        f"cache {root()}, got {why or f'these revisions: {shown(names)}'}. Unset HF_HUB_OFFLINE "
-        "and run once with a network."
+        f"cache {root()}, got {got}. Unset HF_HUB_OFFLINE and run once with a network."
     )
 
 
-def _cached_file(folder: Path, path: Path) -> CheckpointFile:
+def _find_cached_file(folder: Path, path: Path) -> CheckpointFile:
     # The library names a cached LFS file by its sha256, others by another digest. One link only
     # is followed: the next one may lead to a store that is shared and names files otherwise.
     name = path.readlink().name if path.is_symlink() else ""

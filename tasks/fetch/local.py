@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tasks.errors import RequestError, UnsafeCheckpointError
 from tasks.fetch.digests import file_sha256
-from tasks.fetch.needed import needed_files
+from tasks.fetch.needed import list_needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, content_commit
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def resolve(request: SourceRequest) -> Resolved:
     """Hash the needed files, as far as their digests are not known yet."""
     folder = _folder(request.source)
     try:
-        paths = needed_files(_Folder(folder), request)
+        paths = list_needed_files(_Folder(folder), request)
         logger.info("%s: %d files", request.source, len(paths))
         files = tuple(_hash(folder, path) for path in paths)
     except PermissionError as error:

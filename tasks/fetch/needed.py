@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError
-from tasks.fetch.source import SourceRequest, safe_path, shown
+from tasks.fetch.source import SourceRequest, join_names, safe_path
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -63,7 +63,7 @@ class Listing(Protocol):
         """Return a small file's bytes, at most ``limit`` of them."""
 
 
-def needed_files(listing: Listing, request: SourceRequest) -> tuple[str, ...]:
+def list_needed_files(listing: Listing, request: SourceRequest) -> tuple[str, ...]:
     """Return the paths that a conversion needs, sorted.
 
     Raises:
@@ -73,7 +73,7 @@ def needed_files(listing: Listing, request: SourceRequest) -> tuple[str, ...]:
     if not listing.has(CONFIG):
         raise UnsupportedCheckpointError(
             f"{request.source}: no {CONFIG}; expected a Hugging Face checkpoint, got a place with "
-            f"{shown(listing.names())}. Name the folder in which {CONFIG} lies."
+            f"{join_names(listing.names())}. Name the folder in which {CONFIG} lies."
         )
     paths = {CONFIG, *_weights(listing, request)}
     paths.update(path for path in _DESCRIPTION if listing.has(path))
@@ -137,7 +137,8 @@ def _weights(listing: Listing, request: SourceRequest) -> set[str]:
     if not any(listing.has(name) for name in _PICKLE[:2]):
         raise UnsupportedCheckpointError(
             f"{request.source}: no weights; expected {_SAFETENSORS[0]} or {SAFETENSORS_INDEX}, got "
-            f"{shown(listing.names())}. Save the model with save_pretrained() and name that folder."
+            f"{join_names(listing.names())}. Save the model with save_pretrained() and name that "
+            "folder."
         )
     if not request.allow_pickle:
         raise UnsafeCheckpointError(
@@ -161,6 +162,6 @@ def _weights_in(
     if missing := [shard for shard in shards if not listing.has(shard)]:
         raise UnsafeCheckpointError(
             f"{origin}: expected all {len(shards)} shards that it names, got none of "
-            f"{shown(missing)}. The checkpoint is incomplete; upload or copy it again."
+            f"{join_names(missing)}. The checkpoint is incomplete; upload or copy it again."
         )
     return {index, *shards}

@@ -20,7 +20,7 @@ from typing import Any
 
 from tasks.errors import RequestError, UnsafeCheckpointError
 from tasks.fetch.digests import rate
-from tasks.fetch.needed import needed_files
+from tasks.fetch.needed import list_needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, content_commit
 from tasks.fetch.verify import check_files
 from tracefleet.errors import StoreError
@@ -46,7 +46,7 @@ def resolve(request: SourceRequest) -> Resolved:
     """List the prefix and read its index, if it has one."""
     with explaining_errors("objects there", where=_where(request.source)):
         listing = _Prefix(request.source)
-        paths = needed_files(listing, request)
+        paths = list_needed_files(listing, request)
         found = {path: listing.find(path) for path in paths}
     files = tuple(
         CheckpointFile(path=path, size=entry.size, sha256=None) for path, entry in found.items()

@@ -136,7 +136,7 @@ def content_commit(entries: Iterable[tuple[str, int, str]]) -> str:
     return hashlib.sha256(canonical_json([list(entry) for entry in sorted(entries)])).hexdigest()
 
 
-def shown(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return the first few names for an error message."""
     if not names:
         return "nothing"

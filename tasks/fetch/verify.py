@@ -42,13 +42,15 @@ def check_safetensors(path: Path) -> frozenset[str]:
             return frozenset(file.keys())
     except SafetensorError as error:
         got = f"{path.stat().st_size} bytes that are none: {error}"
-        raise _damaged(path, "a whole safetensors file", got) from error
+        raise _make_damage_error(path, "a whole safetensors file", got) from error
 
 
 def _check_size(path: Path, size: int) -> None:
     got = path.stat().st_size if path.is_file() else None
     if got != size:
-        raise _damaged(path, f"{size} bytes", "no such file" if got is None else f"{got} bytes")
+        raise _make_damage_error(
+            path, f"{size} bytes", "no such file" if got is None else f"{got} bytes"
+        )
 
 
 def _check_no_pointer(path: Path) -> None:
@@ -65,10 +67,12 @@ def _check_index(index: Path, tensors: dict[str, frozenset[str]]) -> None:
     weight_map = parse_index(index.read_bytes(), origin=str(index))
     for name, shard in weight_map.items():
         if name not in tensors.get(shard, ()):
-            raise _damaged(index, f"{name} in {shard}, as the index says", "a shard without it")
+            raise _make_damage_error(
+                index, f"{name} in {shard}, as the index says", "a shard without it"
+            )
 
 
-def _damaged(path: Path, expected: str, got: str) -> UnsafeCheckpointError:
+def _make_damage_error(path: Path, expected: str, got: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{path}: expected {expected}, got {got}. It is truncated, damaged or not what its name "
         "says; remove it and fetch or copy it again."

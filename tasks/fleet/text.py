@@ -103,14 +103,14 @@ def _wrong_names(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[Mist
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
             got = str(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
             problem = f"expected text as a name, got {got or 'nothing'} in line {line}; quote it"
-            yield Mistake(_dotted((*path, got)), problem)
+            yield Mistake(_join_path((*path, got)), problem)
         elif key.value in lines:
             problem = f"expected once, got in line {lines[key.value]} and again in line {line}; "
-            yield Mistake(_dotted((*path, key.value)), problem + "remove one")
+            yield Mistake(_join_path((*path, key.value)), problem + "remove one")
         else:
             lines[key.value] = line
 
 
-def _dotted(path: tuple[str, ...]) -> str:
+def _join_path(path: tuple[str, ...]) -> str:
     """Name an entry's field as every other mistake does: without ``entries``."""
     return ".".join(path[1:] if len(path) > 1 and path[0] == "entries" else path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError, first_line
-from tasks.model.pooling import OUTPUT, Dense, pooling_refusal, read_pooling
+from tasks.model.pooling import OUTPUT, Dense, explain_pooling, read_pooling
 from tasks.model.weights import compare_with_files
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def load_dense(folder: Path, dense: Dense, dtype: torch.dtype, allow_pickle: boo
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     if got != expected:
-        raise pooling_refusal(dense.path, f"the weights {expected} of its config", got)
+        raise explain_pooling(dense.path, f"the weights {expected} of its config", got)
     module.load_state_dict(stored)
     module.to(dtype)
     compare_with_files(module, folder / dense.path)

@@ -95,10 +95,10 @@ def with_mask(facts: ModelFacts, feed: Feed, mask: torch.Tensor) -> Feed:
 
 def example_feed(facts: ModelFacts, *, batch: int, length: int) -> Feed:
     """Return the input on which the graph of ``length`` is traced."""
-    return uneven_feed(facts, batch=batch, length=length, seed=length)
+    return make_uneven_feed(facts, batch=batch, length=length, seed=length)
 
 
-def uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Feed:
+def make_uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Feed:
     """Return padded rows of uneven lengths, one full.
 
     Row 0 is the shortest (three quarters of ``length``); the last of several rows is full.
@@ -107,7 +107,7 @@ def uneven_feed(facts: ModelFacts, *, batch: int, length: int, seed: int) -> Fee
     import torch
 
     padded = facts.takes_padding or "attention_mask" in facts.inputs
-    lengths = _uneven_lengths(batch, length) if padded else [length] * batch
+    lengths = _draw_uneven_lengths(batch, length) if padded else [length] * batch
     rows = []
     for row, real in enumerate(lengths):
         feed = random_feed(facts, batch=1, length=real, seed=seed + row)
@@ -231,7 +231,7 @@ def _pad(facts: ModelFacts, argument: Argument, tensor: torch.Tensor, length: in
     return pad(tensor, (*after, 0, length - tensor.shape[axis]), value=value)
 
 
-def _uneven_lengths(batch: int, length: int) -> Sequence[int]:
+def _draw_uneven_lengths(batch: int, length: int) -> Sequence[int]:
     short = max(1, length - length // 4)
     span = max(1, batch - 1)
     return [short + (length - short) * row // span for row in range(batch)]

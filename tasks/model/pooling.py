@@ -92,9 +92,9 @@ def read_pooling(folder: Path) -> Pooling:
     middle = kinds[2:-1] if normalise else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
         expected = "Transformer, Pooling, any number of Dense and at most one Normalize, in order"
-        raise pooling_refusal(MODULES, expected, kinds)
+        raise explain_pooling(MODULES, expected, kinds)
     if modules[0][1]:
-        raise pooling_refusal(MODULES, "the Transformer beside it", f"its path {modules[0][1]!r}")
+        raise explain_pooling(MODULES, "the Transformer beside it", f"its path {modules[0][1]!r}")
     dense = tuple(_read_dense(folder, path) for kind, path in modules if kind == "Dense")
     _check_chain(dense)
     return Pooling(modes=_read_modes(folder, modules[1][1]), dense=dense, normalise=normalise)
@@ -104,7 +104,7 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
     """Return kind and folder of every module; a kind of the checkpoint's own has its full name."""
     listed = _read(folder, MODULES)
     if not isinstance(listed, list) or not listed or not all(isinstance(m, dict) for m in listed):
-        raise pooling_refusal(MODULES, "a list of modules", listed)
+        raise explain_pooling(MODULES, "a list of modules", listed)
     return [(_short_name(str(one.get("type"))), str(one.get("path") or "")) for one in listed]
 
 
@@ -119,7 +119,7 @@ def _read_modes(folder: Path, path: str) -> tuple[str, ...]:
     # An INSTRUCTOR's prompt is read but not pooled, and the graph can't know where it ends.
     if config.get("include_prompt", True) is not True:
         got = f"include_prompt {config['include_prompt']}"
-        raise pooling_refusal(path, "a pooling over every token, the prompt's as well", got)
+        raise explain_pooling(path, "a pooling over every token, the prompt's as well", got)
     old = {key: on for key, on in config.items() if key.startswith("pooling_mode_")}
     modes = config.get("pooling_mode")
     if modes is None:
@@ -127,7 +127,7 @@ def _read_modes(folder: Path, path: str) -> tuple[str, ...]:
         modes += [key for key, on in old.items() if on and key not in _OLD_KEYS]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or not all(mode in MODES for mode in modes):
-        raise pooling_refusal(path, f"one or more of {', '.join(MODES)}", modes or "none of them")
+        raise explain_pooling(path, f"one or more of {', '.join(MODES)}", modes or "none of them")
     return tuple(modes)
 
 
@@ -136,14 +136,14 @@ def _read_dense(folder: Path, path: str) -> Dense:
     package, _, activation = str(config.get("activation_function")).rpartition(".")
     if not package.startswith("torch.nn") or activation not in _ACTIVATIONS:
         expected = f"an activation_function of torch.nn, one of {', '.join(_ACTIVATIONS)}"
-        raise pooling_refusal(path, expected, config.get("activation_function"))
+        raise explain_pooling(path, expected, config.get("activation_function"))
     names = {config.get(f"module_{side}_name") for side in ("input", "output")}
     if config.get("use_residual") or names - {None, OUTPUT}:
         got = "use_residual" if config.get("use_residual") else sorted(map(str, names))
-        raise pooling_refusal(path, "one linear layer on the pooled vector", got)
+        raise explain_pooling(path, "one linear layer on the pooled vector", got)
     sizes: list[Any] = [config.get("in_features"), config.get("out_features")]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise pooling_refusal(path, "in_features and out_features over 0", sizes)
+        raise explain_pooling(path, "in_features and out_features over 0", sizes)
     return Dense(
         path=path,
         inputs=sizes[0],
@@ -157,7 +157,7 @@ def _check_chain(dense: Sequence[Dense]) -> None:
     for one, two in itertools.pairwise(dense):
         if one.outputs != two.inputs:
             expected = f"in_features {one.outputs}, the out_features of {one.path}"
-            raise pooling_refusal(two.path, expected, two.inputs)
+            raise explain_pooling(two.path, expected, two.inputs)
 
 
 def _config_path(path: str) -> str:
@@ -167,7 +167,7 @@ def _config_path(path: str) -> str:
 def _read_object(folder: Path, path: str) -> dict[str, Any]:
     value = _read(folder, path)
     if not isinstance(value, dict):
-        raise pooling_refusal(path, "an object", value)
+        raise explain_pooling(path, "an object", value)
     return value
 
 
@@ -181,7 +181,7 @@ def _read(folder: Path, path: str) -> Any:
         ) from error
 
 
-def pooling_refusal(path: str, expected: str, got: Any) -> UnsupportedCheckpointError:
+def explain_pooling(path: str, expected: str, got: Any) -> UnsupportedCheckpointError:
     """Return the error of an unknown module: its file or folder, what was expected, what it has."""
     return UnsupportedCheckpointError(
         f"{path}: expected {expected}, got {got}. Ask for feature-extraction, and do the rest in "

@@ -86,7 +86,7 @@ def quantise(model: nn.Module) -> None:
             setattr(model.get_submodule(path), attribute, made)
 
 
-def packed_layers(model: nn.Module) -> dict[str, Any]:
+def find_packed_layers(model: nn.Module) -> dict[str, Any]:
     """Return the quantised layers of an eager model or of a loaded bundle, under all names."""
     import torch
 
@@ -100,7 +100,7 @@ def packed_layers(model: nn.Module) -> dict[str, Any]:
 def unpack_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return int8 values, scales and zero points of all packed weights, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, layer in packed_layers(model).items():
+    for name, layer in find_packed_layers(model).items():
         weight, bias = _unpack(layer)
         found[f"{name}.packed.values"] = weight.int_repr()
         found[f"{name}.packed.scales"] = weight.q_per_channel_scales()

@@ -52,7 +52,7 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def list_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter and buffer under every one of its names."""
     if torch_since(2):
         return {

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _MAPPED_BYTES = 64 << 20
 
 
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def list_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return every parameter, buffer and packed int8 weight under every one of its names."""
-    return {**versions.named_tensors(model), **unpack_weights(model)}
+    return {**versions.list_tensors(model), **unpack_weights(model)}
 
 
 def digests(named: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -57,7 +57,7 @@ def compare_with_files(model: nn.Module, folder: Path) -> int:
     import torch
 
     files = _weight_files(folder)
-    named = named_tensors(model)
+    named = list_tensors(model)
     matched = 0
     for name, stored in _read_tensors(files):
         held = _find_held(named, name)

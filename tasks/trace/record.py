@@ -229,16 +229,16 @@ def _read_program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
     torch._C._jit_pass_erase_shape_information(graph)
     torch._C._jit_pass_canonicalize(graph)
     lines = _NOISE.sub("", str(graph)).splitlines()
-    return lines, list(_baked_tensors(graph))
+    return lines, list(_find_baked_tensors(graph))
 
 
-def _baked_tensors(block: Any) -> Iterator[Any]:
+def _find_baked_tensors(block: Any) -> Iterator[Any]:
     for node in block.nodes():
         is_constant = node.kind() == "prim::Constant" and node.hasAttribute("value")
         if is_constant and node.kindOf("value") == "t":
             yield node.t("value")
         for inner in node.blocks():
-            yield from _baked_tensors(inner)
+            yield from _find_baked_tensors(inner)
 
 
 def _are_equal(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def tied_groups(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+def find_tied_groups(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the groups of parameter and buffer names whose elements overlap in memory."""
     # Overlap of byte ranges, and not equality of storages, also finds views of one storage and does
     # not mistake two tensors of one memory-mapped file for a tie.
@@ -47,13 +47,13 @@ def untie(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     Raises:
         TiedWeightsError: A group still shares memory afterwards.
     """
-    groups = tied_groups(model)
+    groups = find_tied_groups(model)
     for group in groups:
         for name in group[1:]:
             _replace_by_copy(model, name)
     # transformers reads the class's mapping on every call, and would tie them again.
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
-    left = tied_groups(model)
+    left = find_tied_groups(model)
     if left:
         raise TiedWeightsError(
             f"untie: expected no shared storage, got {left} after cloning. The model shares "
@@ -63,14 +63,14 @@ def untie(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _spans(model: nn.Module) -> Iterator[tuple[int, int, str]]:
-    for name, tensor in _named_tensors(model):
+    for name, tensor in _walk_tensors(model):
         if tensor.numel() and tensor.device.type != "meta":
             reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
             start = tensor.data_ptr()
             yield start, start + (reach + 1) * tensor.element_size(), name
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _walk_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of each module object once: a shared module is no weight tying."""
     for path, module in model.named_modules():
         own = {**module._parameters, **module._buffers}

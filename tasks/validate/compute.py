@@ -9,7 +9,7 @@ from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.outputs import describe_outputs
 from tasks.model.quantise import INT8
-from tasks.model.weights import compare_with_files, digests, named_tensors
+from tasks.model.weights import compare_with_files, digests, list_tensors
 from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.reference_pass import ReferencePass
@@ -33,7 +33,7 @@ def compute_reference(
     report_progress("loading the eager reference")
     model = load_eager(checkpoint, options)
     compare_with_files(getattr(model, "inner", model), checkpoint)
-    weights = digests(named_tensors(model))
+    weights = digests(list_tensors(model))
     outputs = describe_outputs(model, plan.facts)
     quantised, accuracy = options.dtype == INT8, None
     eager = ReferencePass(model, plan, outputs, folder / "float32" if quantised else folder)
@@ -44,7 +44,7 @@ def compute_reference(
         if quantised:
             eager = QuantisedReferencePass(eager, folder)
             accuracy = eager.run_quantised()
-            now = digests(named_tensors(model))
+            now = digests(list_tensors(model))
             # Calls must not change a weight: what is not quantised keeps its first digest.
             weights = {name: weights.get(name, digest) for name, digest in now.items()}
     return Reference(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tasks.model.quantise import corrupting_layer, packed_layers
+from tasks.model.quantise import corrupting_layer, find_packed_layers
 from tasks.validate.artifact import Artifact
 from tasks.validate.faults import FACTOR, corrupting_weight, dense_weights, sample_evenly
 from tasks.validate.plan import first_probe, plan_probes
@@ -57,7 +57,7 @@ def catches_wrong_weight(artifact: Artifact) -> bool:
 
 def _corruptions(artifact: Artifact) -> Iterator[AbstractContextManager[None]]:
     """Yield corruptions of a few weights that every token goes through, all over the model."""
-    quantised = list(packed_layers(artifact.module).values())
+    quantised = list(find_packed_layers(artifact.module).values())
     for layer in sample_evenly(quantised):
         yield corrupting_layer(layer, FACTOR)
     if not quantised:

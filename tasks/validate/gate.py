@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.child_main import report_progress
 from tasks.errors import NumericsMismatchError, TraceError, UnsafeCheckpointError
 from tasks.model.feeds import length_axis, random_feed
-from tasks.model.weights import digests, named_tensors
+from tasks.model.weights import digests, list_tensors
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import run_controls
 from tasks.validate.plan import first_probe, plan_probes
@@ -112,7 +112,7 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
 def _check_weights(module: torch.jit.ScriptModule, reference: Reference) -> int:
     """Compare every name in the bundle, untied copies and fused tensors included."""
     # Probes read few rows of an embedding: a wrong value in another one changes no output.
-    for name, digest in digests(named_tensors(module)).items():
+    for name, digest in digests(list_tensors(module)).items():
         inner = name.removeprefix("model.")
         if reference.weights.get(inner) != digest:
             raise UnsafeCheckpointError(

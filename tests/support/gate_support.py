@@ -15,7 +15,7 @@ from tasks.model.load import load_eager
 from tasks.model.outputs import describe_outputs
 from tasks.model.preflight import inspect
 from tasks.model.quantise import INT8, quantise
-from tasks.model.weights import digests, named_tensors
+from tasks.model.weights import digests, list_tensors
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.record import same_program, trace_lengths
 from tasks.trace.untie import untie
@@ -90,6 +90,6 @@ class Bench:
 
 def blind_to_weights(bundle: Path, reference: Reference) -> Reference:
     """Return a reference that takes the bundle's weights for its own: the probes stand alone."""
-    held = digests(named_tensors(torch.jit.load(bundle)))
+    held = digests(list_tensors(torch.jit.load(bundle)))
     named = {name.removeprefix("model."): digest for name, digest in held.items()}
     return dataclasses.replace(reference, weights=named)

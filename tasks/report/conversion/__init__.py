@@ -1,1 +1,1 @@
-"""The report of a conversion; its front doors are ``html_report`` in ``page`` and ``markdown``."""
+"""The report of a conversion; its front doors are ``render_html`` in ``page`` and ``markdown``."""

@@ -16,7 +16,7 @@ _SERIES = ("--one", "--two", "--three", "--four", "--five", "--six")
 _LATENCIES = (("--grey", "eager"), ("--one", "traced"))
 
 
-def shown_outputs(report: ValidationReport) -> list[str]:
+def choose_outputs(report: ValidationReport) -> list[str]:
     """Return the outputs that the chart shows: all, or the worst ones of very many."""
     worst: dict[str, float] = {}
     for verdict in report.lengths():
@@ -29,7 +29,7 @@ def shown_outputs(report: ValidationReport) -> list[str]:
 def error_chart(report: ValidationReport) -> Chart:
     """Return the worst relative error of each output at each length, against the tolerance."""
     tolerance = report.tolerance.rtol
-    colours = dict(zip(shown_outputs(report), _SERIES, strict=False))
+    colours = dict(zip(choose_outputs(report), _SERIES, strict=False))
     worst = {verdict.length: report.by_output(verdict.length) for verdict in report.lengths()}
     scale = _Scale(tolerance, [one.max_rel for found in worst.values() for one in found.values()])
     groups = {}
@@ -82,7 +82,7 @@ def latency_chart(report: ValidationReport) -> Chart | None:
         groups=tuple(groups.values()),
         x_ticks=_length_ticks(groups),
         notes=_axis_title(groups),
-        y_ticks=_even_ticks(top),
+        y_ticks=_space_ticks(top),
         y_title="milliseconds",
         legend=_LATENCIES,
     )
@@ -136,7 +136,7 @@ def _axis_title(lengths: Sized) -> tuple[Tick, ...]:
     return (Tick(at=len(lengths) / 2, text="standard length"),)
 
 
-def _even_ticks(top: float) -> tuple[Tick, ...]:
+def _space_ticks(top: float) -> tuple[Tick, ...]:
     """Return four to nine round numbers from zero to the top."""
     decade = 10.0 ** math.floor(math.log10(top / 4))
     step = decade * max(n for n in (1, 2, 5) if decade * n <= top / 4)

@@ -15,7 +15,7 @@ _WIDTH = 30
 _DEPTH = 4
 
 
-def markdown_report(facts: ReportFacts, report: ValidationReport, url: str = "") -> str:
+def render_markdown(facts: ReportFacts, report: ValidationReport, url: str = "") -> str:
     """Return the summary.
 
     Args:

@@ -7,13 +7,13 @@ with its failures at the top. ``tasks.report.conversion.markdown`` has the same 
 from __future__ import annotations
 
 from tasks.report.conversion import words
-from tasks.report.conversion.charts import error_chart, latency_chart, shown_outputs
+from tasks.report.conversion.charts import choose_outputs, error_chart, latency_chart
 from tasks.report.conversion.facts import ReportFacts
 from tasks.report.render import render
 from tasks.validate.verdict import ValidationReport
 
 
-def html_report(facts: ReportFacts, report: ValidationReport) -> str:
+def render_html(facts: ReportFacts, report: ValidationReport) -> str:
     """Return the whole page; opens from a disk or an S3 bucket, needs nothing else."""
     return render(
         "conversion.html",
@@ -22,6 +22,6 @@ def html_report(facts: ReportFacts, report: ValidationReport) -> str:
         words=words,
         errors=error_chart(report),
         latency=latency_chart(report),
-        shown=shown_outputs(report),
+        shown=choose_outputs(report),
         outputs={name for probe in report.probes for name in probe.outputs},
     )

@@ -38,24 +38,24 @@ def fleet_markdown(facts: FleetFacts, report_url: str) -> str:
         report_url=report_url,
         words=words,
         safe_url=safe_url,
-        unfinished=words.unfinished(facts),
+        unfinished=words.list_unfinished(facts),
     )
 
 
 def fleet_table(facts: FleetFacts) -> list[dict[str, str]]:
     """Return a table artifact: what failed and what changed; the fresh ones are one row."""
-    shown = (*words.unfinished(facts), *words.changed(facts))
+    shown = (*words.list_unfinished(facts), *words.list_changed(facts))
     # The last row is for all that have none.
     kept = shown if len(shown) < _MOST_ROWS else shown[: _MOST_ROWS - 1]
     rows = [_row(row) for row in kept]
     rest = (*shown[len(kept) :], *facts.ended("fresh"))
     if rest:
-        folded = _folded(rest, more=bool(rows))
+        folded = _fold(rest, more=bool(rows))
         rows.append({**dict.fromkeys(_COLUMNS, ""), "conversion": folded})
     return rows
 
 
-def _folded(rest: Sequence[FleetRow], *, more: bool) -> str:
+def _fold(rest: Sequence[FleetRow], *, more: bool) -> str:
     """Return how many entries have no row of their own."""
     counts = Counter(row.ending for row in rest)
     if list(counts) == ["fresh"]:
@@ -86,7 +86,7 @@ def failure_table(facts: FleetFacts) -> list[dict[str, str]]:
             "next step": _cell(row.next_step),
             "run": _address(row.run_url),
         }
-        for row in words.unfinished(facts)[:_MOST_ROWS]
+        for row in words.list_unfinished(facts)[:_MOST_ROWS]
     ]
 
 

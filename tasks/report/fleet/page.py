@@ -34,8 +34,8 @@ def fleet_report(facts: FleetFacts, base_url: str = "") -> str:
         words=words,
         href=href,
         sort_value=_sort_value,
-        unfinished=words.unfinished(facts),
-        changed=words.changed(facts),
+        unfinished=words.list_unfinished(facts),
+        changed=words.list_changed(facts),
         errors=error_histogram(measured) if measured else None,
         slowest=words.slowest(facts, _SLOWEST),
     )

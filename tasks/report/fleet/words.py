@@ -18,7 +18,7 @@ def headline(facts: FleetFacts) -> str:
     if not facts.rows:
         return "The fleet has no entries."
     whole = len(facts.rows)
-    current = whole - len(unfinished(facts))
+    current = whole - len(list_unfinished(facts))
     are = "conversion is" if whole == 1 else "conversions are"
     sentence = f"{current:,} of {whole:,} {are} current"
     if counts := ", ".join(_current(facts)):
@@ -58,7 +58,7 @@ def reason(row: FleetRow) -> str:
     return f"{row.error}: {row.why}" if row.error else row.why
 
 
-def unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
+def list_unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
     """Return what is not current: failures, the most common type first, then the cancelled."""
     failed = facts.ended("failed")
     common = Counter(kind(row) for row in failed)
@@ -66,7 +66,7 @@ def unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
     return (*ordered, *facts.ended("cancelled"))
 
 
-def changed(facts: FleetFacts) -> tuple[FleetRow, ...]:
+def list_changed(facts: FleetFacts) -> tuple[FleetRow, ...]:
     """Return what was published now, the nearest to its tolerance first."""
     return tuple(sorted(facts.ended("published"), key=lambda row: -(share(row) or 0.0)))
 
@@ -107,7 +107,7 @@ def _failures(facts: FleetFacts) -> Iterator[str]:
 
 
 def _worst(facts: FleetFacts) -> Iterator[str]:
-    measured = [row for row in changed(facts) if share(row) is not None]
+    measured = [row for row in list_changed(facts) if share(row) is not None]
     if measured:
         yield (
             f"Worst error published: {title(measured[0])}, "
