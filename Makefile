@@ -8,7 +8,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-fleet format clean help
+.PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-fleet format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ bench: $(STAMP)  ## whole conversion against the documented script, as ratios
 
 bench-store: $(STAMP)  ## a store on S3 against plain boto3, as ratios; needs 6 GB of disk
 	$(BIN)/python -m benchmarks.store
+
+bench-serve: $(STAMP)  ## sentences a second of the artifact against transformers, as ratios
+	$(BIN)/python -m benchmarks.serve
 
 bench-fleet: $(STAMP)  ## 1,000 tiny checkpoints over a real Prefect server and two workers
 	$(BIN)/python -m benchmarks.fleet

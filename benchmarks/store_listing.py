@@ -95,6 +95,7 @@ def _make_manifest(index: int) -> Manifest:
         outputs=(OutputSpec(name="logits", dtype="float32", axes=("batch", "2")),),
         tied_groups=(),
         same_program=True,
+        general=None,
         files=(bundle,),
         toolchain=Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0"),
         recipe=1,

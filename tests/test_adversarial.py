@@ -21,7 +21,7 @@ from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.weights import list_tensors
 from tasks.sweep.tiny import Case, build
-from tasks.trace.bundle import _Layout
+from tasks.trace import bundle as bundle_module
 from tasks.trace.record import trace_checkpoint, trace_lengths
 from tasks.validate.plan import plan_probes
 from tasks.validate.reference import compare_outputs
@@ -177,12 +177,12 @@ def test_a_cache_that_the_first_call_fills_is_caught(checkpoint, tmp_path, monke
 # Lengths
 
 
-def _trace(bench, *, share=True):
+def _trace(bench):
     target = bench.work / "model.pt"
     result = trace_checkpoint(
-        bench.folder, bench.options, bench.facts, bench.lengths, bench.batch, target, share
+        bench.folder, bench.options, bench.facts, bench.lengths, bench.batch, target
     )
-    bench.outputs = result.outputs
+    bench.outputs, bench.general = result.outputs, result.general
     bench.whole = bench.lengths[:1] if result.same_program else bench.lengths
     return result
 
@@ -450,16 +450,16 @@ def test_a_value_that_no_probe_reads_is_caught_bit_for_bit(name, checkpoint, tmp
 
 
 def test_a_byte_that_saving_changes_is_caught(checkpoint, tmp_path, monkeypatch):
-    inner = _Layout.bytes_of
+    inner = bundle_module._read_storage
 
-    def bytes_of(layout, tensor):
-        held = inner(layout, tensor)
-        if layout.name.endswith("position_embeddings.weight"):
+    def read_wrongly(place, tensor):
+        held = inner(place, tensor)
+        if place.name.endswith("position_embeddings.weight"):
             held = held.clone()
             held[-1] ^= 1
         return held
 
-    monkeypatch.setattr(_Layout, "bytes_of", bytes_of)
+    monkeypatch.setattr(bundle_module, "_read_storage", read_wrongly)
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
     bundle = bench.trace()
     assert _error(bench, bundle) <= 1e-5

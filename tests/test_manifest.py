@@ -23,7 +23,7 @@ from tracefleet import manifest_types
 from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest, parse
-from tracefleet.manifest_types import Tolerance, Variant
+from tracefleet.manifest_types import General, Tolerance, Variant
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
 SCHEMA = json.loads(
@@ -32,8 +32,13 @@ SCHEMA = json.loads(
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
+def _example(**changes: Any) -> Manifest:
+    general = General(shortest=1, rows=64, tokens=1024)
+    return example_manifest(**{"general": general, **changes})
+
+
 def _raw() -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads(example_manifest().to_bytes())
+    raw: dict[str, Any] = json.loads(_example().to_bytes())
     return raw
 
 
@@ -58,28 +63,36 @@ def _at(raw: Any, path: tuple[Any, ...]) -> Any:
 FIELDS = [(path, name) for path in _objects(_raw()) for name in _at(_raw(), path)]
 
 
-def test_a_manifest_of_the_first_schema_reads_and_is_written_back_as_it_was():
-    data = (GOLDEN.parent / "manifest.1.golden.json").read_bytes()
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_manifest_of_an_earlier_schema_reads_and_is_written_back_as_it_was(schema: int):
+    data = (GOLDEN.parent / f"manifest.{schema}.golden.json").read_bytes()
     old = parse(data)
+    assert old.schema == schema
     assert old.to_bytes() == data
-    assert old.validation.lengths[0].other_lengths == "untried"
+    assert old.general is None
+    assert schema > 1 or old.validation.lengths[0].other_lengths == "untried"
+    raw = {**json.loads(data), "general": None}
+    with pytest.raises(ManifestError, match=f"schema {schema} has no field general"):
+        parse(canonical_json(raw))
 
 
 def test_the_golden_file_is_what_is_written():
     if os.environ.get("UPDATE_GOLDENS"):
-        GOLDEN.write_bytes(example_manifest().to_bytes())
-    assert example_manifest().to_bytes() == GOLDEN.read_bytes()
+        GOLDEN.write_bytes(_example().to_bytes())
+    assert _example().to_bytes() == GOLDEN.read_bytes()
 
 
 @pytest.mark.parametrize(
     "manifest",
     [
-        example_manifest(),
-        example_manifest(license=None, options={}, tied_groups=(), outputs=()),
-        example_manifest(source="file:///dömain/模型", options={"a": 'quote " and \n line'}),
-        example_manifest(
+        _example(),
+        _example(general=None),
+        _example(general=General(shortest=1, rows=8, tokens=None)),
+        _example(license=None, options={}, tied_groups=(), outputs=()),
+        _example(source="file:///dömain/模型", options={"a": 'quote " and \n line'}),
+        _example(
             validation=dataclasses.replace(
-                example_manifest().validation,
+                _example().validation,
                 tolerance=Tolerance(atol=0, rtol=1),
                 verdict="unvalidated-on-device",
             )
@@ -95,7 +108,7 @@ def test_what_is_written_reads_back_the_same(manifest: Manifest):
 def test_the_golden_file_reads_and_writes_back_to_its_own_bytes():
     data = GOLDEN.read_bytes()
     assert parse(data).to_bytes() == data
-    assert parse(data).digest == example_manifest().digest
+    assert parse(data).digest == _example().digest
 
 
 def test_canonical_json_does_not_depend_on_insertion_order():
@@ -104,7 +117,7 @@ def test_canonical_json_does_not_depend_on_insertion_order():
 
 
 def test_another_manifest_has_another_digest():
-    assert example_manifest(recipe=2).digest != example_manifest().digest
+    assert _example(recipe=2).digest != _example().digest
 
 
 def test_the_schema_is_sound_and_accepts_the_golden_file():
@@ -155,7 +168,7 @@ def test_a_field_of_the_wrong_type_is_refused_by_schema_and_reader(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 3}, "schema expected at most 2, got 3.*Upgrade"),
+        ({"schema": 4}, "schema expected at most 3, got 4.*Upgrade"),
         ({"recipe": True}, "recipe: expected int, got True"),
         ({"recipe": 1.0}, "recipe: expected int"),
         ({"lengths": [8, 4]}, r"lengths expected \(4, 8\)"),
@@ -186,7 +199,7 @@ def test_what_is_no_manifest_is_refused(data: bytes):
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_json_can_not_hold_are_refused(number: str):
-    data = example_manifest().to_bytes().replace(b'"rtol":1e-05', f'"rtol":{number}'.encode())
+    data = _example().to_bytes().replace(b'"rtol":1e-05', f'"rtol":{number}'.encode())
     with pytest.raises(ManifestError, match="rtol: expected a finite number"):
         parse(data)
 
@@ -230,16 +243,16 @@ def test_a_malformed_file_entry_is_refused_by_schema_and_reader(
 
 
 def test_files_out_of_order_or_twice_are_refused():
-    files = example_manifest().files
+    files = _example().files
     for wrong in (files[::-1], (files[0], files[0])):
         with pytest.raises(ManifestError, match="files expected sorted"):
-            example_manifest(files=wrong)
+            _example(files=wrong)
 
 
 def test_the_bundle_is_the_one_archive_among_the_files():
-    assert example_manifest().bundle.path == "model/1/model.pt"
+    assert _example().bundle.path == "model/1/model.pt"
     with pytest.raises(ManifestError, match=r"expected one .*torchscript file, got 0"):
-        _ = example_manifest(files=(entry("a", b""),)).bundle
+        _ = _example(files=(entry("a", b""),)).bundle
 
 
 def test_no_variant_label_is_a_prefix_of_another_path():
@@ -250,4 +263,4 @@ def test_no_variant_label_is_a_prefix_of_another_path():
 
 def test_an_unknown_verdict_is_refused():
     with pytest.raises(ManifestError, match="verdict expected"):
-        dataclasses.replace(example_manifest().validation, verdict="fine, trust me")
+        dataclasses.replace(_example().validation, verdict="fine, trust me")

@@ -26,6 +26,7 @@ from tasks.errors import (
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.publish.conversion import publish
+from tasks.publish.identity import RECIPE
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
 from tasks.sweep.tiny import Case, build
@@ -84,7 +85,7 @@ def test_the_task_is_the_one_that_the_checkpoint_names(checkpoint, tmp_path):
     assert again.fresh, "the same conversion, asked for by name"
 
 
-def test_a_model_that_minds_padding_takes_exact_lengths_alone(tmp_path):
+def test_a_model_that_minds_padding_is_never_padded(tmp_path):
     folder = build(Case(model_type="nystromformer", task="fill-mask"), tmp_path / "checkpoint")
     result = convert(_request(folder, tmp_path / "store", "fill-mask", lengths=[16, 32]))
     assert {spec.pad_value for spec in result.manifest.inputs} == {None}
@@ -95,9 +96,19 @@ def test_a_model_that_minds_padding_takes_exact_lengths_alone(tmp_path):
     eager = load_eager(folder, LoadOptions(task="fill-mask"))
     with torch.no_grad():
         expected = eager(torch.tensor(ids), torch.tensor(mask)).logits.numpy()
+        shorter = eager(torch.tensor(ids[:, :13])).logits.numpy()
     np.testing.assert_allclose(model(ids, mask)["logits"], expected, atol=1e-4)
+    np.testing.assert_allclose(model(ids[:, :13])["logits"], shorter, atol=1e-4)
+
+
+def test_a_model_that_changes_with_the_length_takes_exact_lengths_alone(tmp_path):
+    folder = build(Case(model_type="funnel", task="fill-mask"), tmp_path / "checkpoint")
+    result = convert(_request(folder, tmp_path / "store", "fill-mask", lengths=[16, 32]))
+    assert result.manifest.general is None
+    assert {spec.pad_value for spec in result.manifest.inputs} == {None}
+    model = tracefleet.open(f"file://{tmp_path / 'store'}", result.manifest.source)
     with pytest.raises(ValueError, match="expected a length of 16, 32, got 15"):
-        model(ids[:, :15])
+        model(np.ones((2, 15), dtype=int))
 
 
 def test_ties_that_padding_decides_are_looked_for(tmp_path):
@@ -270,20 +281,20 @@ def test_a_hang_ends_at_the_requests_timeout(checkpoint, tmp_path):
     assert _published(tmp_path / "store") == []
 
 
-def _mistrace(folder, options, facts, lengths, batch, target, share):
+def _mistrace(*arguments):
     """Trace a model with one wrong weight, everything else right."""
     import tasks.model.load
     from tasks.trace import record as trace
 
     original = tasks.model.load.load_eager
 
-    def wrong(*arguments: Any) -> Any:
-        model = original(*arguments)
+    def wrong(*loading: Any) -> Any:
+        model = original(*loading)
         model.pooler.dense.weight.data[0] += 0.5
         return model
 
     setattr(trace, "load_eager", wrong)  # noqa: B010  a child, thrown away
-    return trace.trace_checkpoint(folder, options, facts, lengths, batch, target, share)
+    return trace.trace_checkpoint(*arguments)
 
 
 def test_a_wrong_bundle_stops_the_line(checkpoint, tmp_path):
@@ -353,9 +364,10 @@ def test_from_a_hub_to_the_reader(hub, checkpoint, tmp_path):
 
 def _share_anyway(*arguments: Any) -> Any:
     """Trace as if the graph of the shortest length served every length."""
+    from tasks.trace import compare
     from tasks.trace import record as trace
 
-    setattr(trace, "same_graph", lambda *_: True)  # noqa: B010  a child, thrown away
+    setattr(compare, "same_graph", lambda *_: True)  # noqa: B010  a child, thrown away
     return trace.trace_checkpoint(*arguments)
 
 
@@ -464,7 +476,7 @@ def test_a_full_disk_publishes_nothing_and_a_rerun_completes(checkpoint, tmp_pat
     assert tracefleet.open(f"file://{store}", request.source)
 
 
-@pytest.mark.parametrize("edit", [('"recipe":2', '"recipe":3'), ('"batch":1', '"batch":2')])
+@pytest.mark.parametrize("edit", [(f'"recipe":{RECIPE}', '"recipe":9'), ('"batch":1', '"batch":2')])
 def test_an_edited_identity_is_not_taken_for_done(edit, checkpoint, tmp_path):
     store = tmp_path / "store"
     request = _request(checkpoint("bert"), store)

@@ -74,6 +74,7 @@ def _conversion(
         outputs=OUTPUTS,
         tied_groups=(),
         same_program=True,
+        general=None,
         shared=True,
         has_topk_or_sort=False,
     )
@@ -96,6 +97,7 @@ def _conversion(
         outputs=OUTPUTS,
         tied_groups=(),
         same_program=True,
+        general=None,
         files=describe_files(files, [bundle]),
         toolchain=toolchain,
         recipe=RECIPE,

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ from tracefleet import (
     Model,
     NoSuchVariantError,
     Outputs,
+    Run,
     StoreError,
     Variant,
 )
 from tracefleet.canonical import canonical_json
 from tracefleet.channel import advance, channel_folder, conversion_folder, source_slug
+from tracefleet.manifest_types import General
 from tracefleet.store.folder import FileStore
 
 
@@ -558,17 +561,109 @@ def test_a_decoder_may_have_another_length(seq2seq: Model):
         seq2seq([[1], [2]], decoder_input_ids=[[1]])
 
 
-def test_ragged_rows_without_a_mask_to_hide_padding_are_refused():
-    manifest = example_manifest(inputs=example_manifest().inputs[:1])
+class _Echo(torch.nn.Module):
+    """Returns each row's first id, and counts its calls' rows."""
 
-    class Bare(torch.nn.Module):
-        def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return ids, ids
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, int]] = []
 
-    bare = Model(manifest, Bare())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="takes no attention_mask"):
-        bare([[1, 2], [3]])
-    assert bare([[1, 2], [3, 4]])[0].tolist() == [[1, 2], [3, 4]]
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.rows.append((ids.shape[0], ids.shape[1]))
+        return ids.unsqueeze(2).expand(*ids.shape, 4), ids[:, :1].expand(-1, 4)
+
+
+def test_rows_whose_padding_nothing_hides_run_with_their_equals():
+    """Without a mask a shorter row would be computed with its padding."""
+    echo = _Echo()
+    bare = Model(example_manifest(inputs=example_manifest().inputs[:1]), echo)  # type: ignore[arg-type]
+    found = bare([[1, 2], [3], [4, 5]])
+    assert found.pooler_output[:, 0].tolist() == [1, 3, 4]
+    assert found.last_hidden_state[:, :, 0].tolist() == [[1, 2], [3, 0], [4, 5]]
+    assert sorted(echo.rows) == [(1, 1), (2, 2)]
+
+
+# Calling: many rows
+
+
+def _general(rows: int = 4, tokens: int = 16) -> tuple[Model, _Echo]:
+    echo = _Echo()
+    manifest = example_manifest(
+        inputs=example_manifest().inputs[:1], general=General(shortest=1, rows=rows, tokens=tokens)
+    )
+    return Model(manifest, echo), echo  # type: ignore[arg-type]
+
+
+def test_a_stream_yields_each_row_in_order_without_padding_and_reads_a_window_ahead():
+    model, echo = _general()
+    taken = []
+
+    def rows() -> Iterator[list[int]]:
+        for index in range(25):
+            taken.append(index)
+            yield [index + 1] * (1 + index % 3)
+
+    found = model.stream(rows(), window=10)
+    first = next(found)
+    assert len(taken) == 10
+    rest = list(found)
+    assert len(taken) == 25
+    for index, one in enumerate([first, *rest]):
+        assert one.pooler_output.tolist() == [index + 1] * 4
+        assert one.last_hidden_state.shape == (1 + index % 3, 4)
+    assert max(rows for rows, _ in echo.rows) <= 4
+    assert all(rows * tokens <= 16 for rows, tokens in echo.rows)
+    assert list(model.stream([])) == []
+
+
+def test_a_stream_takes_every_input_by_name(model: Model):
+    rows = [
+        {"input_ids": [3, 1], "token_type_ids": [0, 1]},
+        {"input_ids": [2], "token_type_ids": [1]},
+    ]
+    found = list(model.stream(rows))
+    for row, one in zip(rows, found, strict=True):
+        alone = model([row["input_ids"]], token_type_ids=[row["token_type_ids"]])
+        assert np.allclose(one.pooler_output, alone.pooler_output[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ([], ValueError, "input_ids: row 5: expected at least one token"),
+        ([1, "a"], ValueError, "input_ids: row 5: expected whole numbers, got 'a'"),
+        ([1] * 9, InputTooLongError, "row 5 has 9 tokens; expected at most 8"),
+        (3, ValueError, "a list of ids for each row"),
+        ({"ids": [1]}, ValueError, r"row 5: expected \['input_ids'\] as in the rows before, got"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_named(bad: Any, error: type[Exception], message: str):
+    model, _ = _general()
+    rows = [[1]] * 5 + [bad] + [[2]] * 3
+    with pytest.raises(error, match=message):
+        list(model.stream(rows, window=3))
+    if isinstance(bad, list):
+        with pytest.raises(error, match=message):
+            model(rows)
+
+
+def test_a_window_and_the_inputs_of_a_stream_are_checked(model: Model):
+    with pytest.raises(ValueError, match="window: expected at least 1 row, got 0"):
+        next(model.stream([[1]], window=0))
+    with pytest.raises(ValueError, match=r"unknown inputs \['text'\]"):
+        next(model.stream([{"text": [1]}]))
+
+
+def test_every_run_is_told_to_whoever_counts(model: Model):
+    runs: list[Run] = []
+    model.on_run = runs.append
+    model([[3, 1, 2, 9, 4], [7], [5, 6, 8]])
+    model(np.ones((1, 3), dtype=int))
+    assert sum(run.rows for run in runs) == 4
+    assert sum(run.tokens for run in runs) == 5 + 1 + 3 + 3
+    assert all(0 <= run.padded < 1 and run.seconds > 0 for run in runs)
+    # Its bundle pads three tokens to four.
+    assert runs[-1].padded == pytest.approx(1 / 4)
 
 
 # Calling: what is refused

@@ -1,4 +1,4 @@
-"""What an earlier commit published is read, verified, planned and answered as its own."""
+"""What an earlier recipe published is read, verified, and stale for that reason alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from flows.__main__ import main
 from tasks.backends.registry import find_backend
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
+from tasks.publish.identity import RECIPE
 from tests.support import store_before
-from tests.support.neuron_support import NO_DEVICE, on, store_for_doubles
+from tests.support.neuron_support import NO_DEVICE, on
 from tests.support.store_before import CHECKPOINTS, ENTRIES, FLEET, PLAN, STORE
 from tracefleet.store import ReadableStore, open_store
 
 SOURCE = "hf://acme/tiny"
 PLANNED = {row["name"]: row for row in json.loads(PLAN.read_text())["rows"]}
-#: What is measured anew by every gate, on whatever processor it runs.
-MEASURED = {"max_abs_error", "max_rel_error", "min_cosine", "top1_agreement"}
 
 
 @pytest.fixture(autouse=True)
@@ -115,63 +114,43 @@ def _verify(store: ReadableStore) -> None:
         assert [check for check in checks if not check.ok] == []
 
 
-def test_it_is_planned_as_before(store: str, capsys, same_toolchain):
+def test_it_is_stale_for_its_recipe_alone(store: str, capsys, same_toolchain):
     with on(**NO_DEVICE):
         plan = _flows(capsys, "plan", str(FLEET), "--store", store)
-    assert store_before.without_store(plan) == json.loads(PLAN.read_text())
-    assert plan["counts"]["fresh"] == len(ENTRIES) - 1
+    rows = {row["name"]: row for row in plan["rows"]}
+    assert rows["candidate"]["state"] == "missing"  # nothing validated is there to be stale
+    for entry in set(ENTRIES) - {"candidate"}:
+        recipe = _manifest(STORE, entry)["recipe"]
+        assert rows[entry]["state"] == "stale"
+        assert rows[entry]["why"] == [f"new recipe: {recipe} -> {RECIPE}"]
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_a_request_is_answered_with_it(entry: str, store: str, capsys, same_toolchain):
-    result = _convert(capsys, entry, store)
-    expected = "compiled before" if entry == "candidate" else "already published"
-    assert result["status"] == expected
-    assert result["number"] == 1
-    assert result["manifest"] == _manifest(STORE, entry)
+def test_a_repeat_publishes_the_next_number_and_leaves_it_alone(tmp_path, capsys, same_toolchain):
+    copy = tmp_path / "store"
+    shutil.copytree(STORE, copy)
+    before = _digests(_folder(copy, "float32"))
+    result = _convert(capsys, "float32", f"file://{copy}")
+    assert (result["status"], result["number"]) == ("published", 2)
+    assert _digests(_folder(copy, "float32")) == before
+    wanted = PLANNED["float32"]["wanted"]
+    of = {"task": wanted["task"], "dtype": wanted["dtype"]}
+    new = tracefleet.open(f"file://{copy}", SOURCE, **of)
+    old = tracefleet.open(STORE, SOURCE, **of)
+    assert (old.manifest.recipe, new.manifest.recipe) == (2, RECIPE)
+    ids = np.random.default_rng(1).integers(10, 250, (3, 5))
+    for name in old.output_names:
+        assert np.allclose(new(ids)[name], old(ids)[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_the_same_request_makes_the_same_bytes(entry: str, tmp_path, capsys, same_toolchain):
-    url = store_for_doubles(tmp_path)
-    assert _convert(capsys, entry, url)["status"] in ("published", "compiled")
-    made = Path(url.removeprefix("file://"))
-    assert _digests(made, entry) == _digests(STORE, entry)
-    manifests = _manifest(made, entry), _manifest(STORE, entry)
-    assert _unmeasured(manifests[0]) == _unmeasured(manifests[1])
-
-
-def _digests(store: Path, entry: str) -> dict[str, str]:
-    """Digest each file; of the double's programs the name alone: they hold lines of our sources."""
-    folder = _folder(store, entry) / "model"
+def _digests(folder: Path) -> dict[str, str]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
-    digests = {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths
-    }
-    if entry != "candidate":
-        return digests
-    return {name: "" if name.endswith(".pt") else digest for name, digest in digests.items()}
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
-def _unmeasured(manifest: dict[str, Any]) -> dict[str, Any]:
-    validation = manifest["validation"]
-    lengths = [
-        {name: value for name, value in length.items() if name not in MEASURED}
-        for length in validation["lengths"]
-    ]
-    accuracy = sorted(validation["accuracy"] or ())
-    names = [file["path"] for file in manifest["files"]]  # their digests are compared above
-    unmeasured = {**validation, "lengths": lengths, "accuracy": accuracy}
-    return {**manifest, "files": names, "validation": unmeasured}
-
-
-def test_other_bytes_and_other_facts_are_seen(tmp_path):
+def test_other_bytes_are_seen(tmp_path):
     copy = tmp_path / "store"
     shutil.copytree(STORE, copy)
     archive = _folder(copy, "float32") / "model" / "1" / "model.pt"
     archive.write_bytes(archive.read_bytes()[:-1] + b"!")
-    assert _digests(copy, "float32") != _digests(STORE, "float32")
     with pytest.raises(AssertionError):
         _verify(open_store(f"file://{copy}"))
-    manifest = _manifest(STORE, "float32")
-    assert _unmeasured(manifest) != _unmeasured({**manifest, "same_program": False})

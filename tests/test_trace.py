@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks import child
 from tasks.child import Limits
@@ -16,7 +17,8 @@ from tasks.model.feeds import pad_right, random_feed
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple
 from tasks.model.preflight import inspect
-from tasks.trace.record import same_program, trace_checkpoint
+from tasks.trace.compare import same_program
+from tasks.trace.record import Reach, trace_checkpoint
 from tests.support.gate_support import Bench
 from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.reader.dispatcher import dispatcher_source
@@ -175,11 +177,11 @@ def test_one_graph_serves_all_lengths_where_it_can(name, task, shared, same, che
     folder, options = checkpoint(name), LoadOptions(task=task)
     facts = inspect(folder, options, (8, 16, 24))
     arguments = (folder, options, facts, (8, 16, 24), 1)
-    result = trace_checkpoint(*arguments, tmp_path / "model.pt")
-    assert (result.shared, result.same_program) == (shared, same)
+    result = trace_checkpoint(*arguments, tmp_path / "model.pt", Reach.SHARED)
+    assert (result.shared, result.same_program, result.general) == (shared, same, None)
     module = torch.jit.load(result.file.path)
     assert hasattr(module, "_traced_16") != shared
-    each = trace_checkpoint(*arguments, tmp_path / "each.pt", False)
+    each = trace_checkpoint(*arguments, tmp_path / "each.pt", Reach.EACH)
     assert not each.shared
     one, two = module, torch.jit.load(each.file.path)
     for tokens in (3, 8, 13, 24):
@@ -187,21 +189,93 @@ def test_one_graph_serves_all_lengths_where_it_can(name, task, shared, same, che
         assert all(map(torch.equal, one(*feed), two(*feed)))
 
 
-def test_one_length_is_traced_once(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "task", "general"),
+    [
+        ("bert", "feature-extraction", True),
+        ("t5", "text2text-generation", True),
+        ("gpt2", "text-generation", True),
+        ("longformer-mlm", "fill-mask", False),
+    ],
+)
+def test_one_graph_runs_every_shape_where_its_programs_are_equal(
+    name, task, general, checkpoint, tmp_path
+):
+    folder, options = checkpoint(name), LoadOptions(task=task)
+    facts = inspect(folder, options, (8, 16))
+    result = trace_checkpoint(folder, options, facts, (8, 16), 1, tmp_path / "model.pt")
+    assert (result.general is not None) == general
+    if not general:
+        return
+    eager, module = load_eager(folder, options), torch.jit.load(result.file.path)
+    # One run, one run at the limit of rows, and several: all in the callers' own shapes.
+    for rows, tokens in ((1, 1), (3, 13), (64, 5), (65, 3), (100, 16)):
+        feed = random_feed(facts, batch=rows, length=tokens, seed=rows)
+        with torch.no_grad():
+            expected = call_tuple(eager, feed, result.outputs)
+            for got, wanted in zip(module(*feed.values()), expected, strict=True):
+                torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_call_is_split_by_the_budget_that_its_user_sets(checkpoint, tmp_path):
+    folder, options = checkpoint("bert"), LoadOptions(task="feature-extraction")
+    facts = inspect(folder, options, (8, 16))
+    result = trace_checkpoint(folder, options, facts, (8, 16), 1, tmp_path / "model.pt")
+    module = torch.jit.load(result.file.path)
+    assert module.token_budget == 1024
+    feed = list(random_feed(facts, batch=7, length=12, seed=7).values())
+    whole = module(*feed)[0]
+    seen = _count_rows(module, feed)
+    assert seen == [7]
+    module.token_budget = 40
+    assert _count_rows(module, feed) == [3, 3, 1]
+    torch.testing.assert_close(module(*feed)[0], whole, atol=1e-6, rtol=1e-5)
+    module.token_budget = 1
+    assert _count_rows(module, feed) == [1] * 7
+
+
+class _Poolings(TorchDispatchMode):
+    """Notes the rows of each run of a BERT: its pooler calls tanh once."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.tanh.default:
+            self.rows.append(args[0].shape[0])
+        return function(*args, **(kwargs or {}))
+
+
+def _count_rows(module, feed):
+    with torch.no_grad(), _Poolings() as seen:
+        module(*feed)
+    return seen.rows
+
+
+def test_one_length_is_compared_with_another_one_and_another_batch(
+    checkpoint, tmp_path, monkeypatch
+):
     from tasks.trace import record as trace
 
     calls = []
     original = trace.trace_lengths
 
-    def count(*arguments, **options):
-        calls.append(1)
-        return original(*arguments, **options)
+    def count(model, facts, outputs, lengths, batch):
+        calls.append((lengths, batch))
+        return original(model, facts, outputs, lengths, batch)
 
     monkeypatch.setattr(trace, "trace_lengths", count)
     folder, options = checkpoint("bert"), LoadOptions(task="feature-extraction")
     facts = inspect(folder, options, (8,))
-    result = trace_checkpoint(folder, options, facts, (8,), 1, tmp_path / "model.pt")
-    assert (len(calls), result.shared, result.same_program) == (1, False, True)
+    arguments = (folder, options, facts, (8,), 1, tmp_path / "model.pt")
+    result = trace_checkpoint(*arguments)
+    assert (result.shared, result.same_program) == (False, True)
+    assert result.general is not None
+    assert calls == [((8,), 1), ((4,), 1), ((8,), 2)]
+    calls.clear()
+    assert trace_checkpoint(*arguments, Reach.SHARED).general is None
+    assert calls == [((8,), 1)]
 
 
 def _toy(function):

@@ -35,8 +35,9 @@ from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import Variant
 from tracefleet.published import find, select
 from tracefleet.pull import pull
-from tracefleet.reader.model import Model, Outputs
+from tracefleet.reader.model import Model
 from tracefleet.reader.open import load_manifest, open  # noqa: A004 - read as tracefleet.open
+from tracefleet.reader.outputs import Outputs, Run
 from tracefleet.store import ReadableStore, Store, open_store, open_writable
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3 import S3Store
@@ -60,6 +61,7 @@ __all__ = [
     "NoSuchVariantError",
     "Outputs",
     "ReadableStore",
+    "Run",
     "S3Store",
     "Store",
     "StoreError",

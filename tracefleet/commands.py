@@ -20,8 +20,8 @@ from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
 from tracefleet.printing import Table, format_size, print_json
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.pull import pull
-from tracefleet.reader.model import Outputs
 from tracefleet.reader.open import open_selected
+from tracefleet.reader.outputs import Outputs
 from tracefleet.store import ReadableStore, open_store
 from tracefleet.verify import FileCheck, verify
 

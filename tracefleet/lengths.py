@@ -31,8 +31,13 @@ def check_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(wanted))
 
 
-def smallest_fit(lengths: Sequence[int], tokens: int) -> int:
+def smallest_fit(lengths: Sequence[int], tokens: int, *, row: int | None = None) -> int:
     """Return the smallest standard length that holds ``tokens`` tokens.
+
+    Args:
+        lengths: the standard lengths.
+        tokens: how many there are.
+        row: which of several rows has them, for the message; None: there is one.
 
     Raises:
         InputTooLongError: no standard length is that long.
@@ -40,7 +45,8 @@ def smallest_fit(lengths: Sequence[int], tokens: int) -> int:
     for length in sorted(lengths):
         if tokens <= length:
             return length
+    which = "input" if row is None else f"row {row}"
     raise InputTooLongError(
-        f"input has {tokens} tokens; expected at most {max(lengths)}, the largest standard "
+        f"{which} has {tokens} tokens; expected at most {max(lengths)}, the largest standard "
         "length of this conversion. Truncate the input or convert with a longer length."
     )

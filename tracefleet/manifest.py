@@ -28,6 +28,7 @@ from tracefleet.manifest_types import (
     UNTRIED,
     VALIDATED,
     FileEntry,
+    General,
     InputSpec,
     OutputSpec,
     Toolchain,
@@ -35,9 +36,12 @@ from tracefleet.manifest_types import (
     Variant,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 #: Lacks the accuracy of quantised models and what each graph does at other shapes.
 _FIRST_SCHEMA = 1
+#: Lacks where one graph was proved for every shape.
+_SECOND_SCHEMA = 2
+SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
 BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
 #: Name of a manifest, and of one that no device has validated yet.
 MANIFEST, CANDIDATE = "manifest.json", "candidate.json"
@@ -65,6 +69,8 @@ class Manifest:
         tied_groups: names of parameters that shared one storage before untying. The copies are
             independent: a model from this conversion must never be trained.
         same_program: whether the graphs of all lengths differ in literal lengths only.
+        general: where one graph was proved for every shape; None: calls are routed to a standard
+            length and padded.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -83,6 +89,7 @@ class Manifest:
     outputs: tuple[OutputSpec, ...]
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
+    general: General | None
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -90,7 +97,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse a manifest of another schema or with contradictory contents."""
-        if self.schema not in (_FIRST_SCHEMA, SCHEMA):
+        if self.schema not in SCHEMAS:
             raise ManifestError(
                 f"manifest: schema expected at most {SCHEMA}, got {self.schema}. "
                 "Upgrade tracefleet to read it."
@@ -160,6 +167,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
+        if self.schema < SCHEMA:
+            del raw["general"]
         if self.schema == _FIRST_SCHEMA:
             del raw["validation"]["accuracy"]
             for verdict in raw["validation"]["lengths"]:
@@ -182,8 +191,13 @@ def parse(data: bytes) -> Manifest:
 
 
 def _upgrade(raw: Any) -> Any:
-    """Add to a manifest of the first schema the fields that came later."""
-    if not isinstance(raw, dict) or raw.get("schema") != _FIRST_SCHEMA:
+    """Add to a manifest of an earlier schema the fields that came later."""
+    if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
+        return raw
+    if "general" in raw:
+        raise ManifestError(f"manifest: schema {raw['schema']} has no field general; got one")
+    raw = {**raw, "general": None}
+    if raw["schema"] == _SECOND_SCHEMA:
         return raw
     untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)
     try:

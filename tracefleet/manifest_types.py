@@ -92,6 +92,33 @@ class InputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class General:
+    """Shapes for which the gate proved one graph, so that ``forward`` runs a call as it is.
+
+    Rows are neither padded to a standard length nor run one traced batch at a time. A call with
+    more rows or tokens is split into equal parts inside the bundle.
+
+    Attributes:
+        shortest: fewest tokens of a row that is run unpadded; a shorter one is padded to the
+            smallest standard length.
+        rows: most rows in one run of the graph.
+        tokens: most tokens in one run (rows × tokens of a row), but for a single row; the bundle's
+            attribute ``token_budget`` begins with it. None: rows have no length.
+    """
+
+    shortest: int
+    rows: int
+    tokens: int | None
+
+    def __post_init__(self) -> None:
+        """Refuse what no gate proves."""
+        for name in ("shortest", "rows", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ManifestError(f"general: {name} expected at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputSpec:
     """One element of the tuple that ``forward`` returns.
 

@@ -19,7 +19,7 @@ from tasks.trace.record import TraceResult
 from tasks.validate.plan import ProbePlan
 from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import InputSpec, Tolerance, Toolchain
+from tracefleet.manifest_types import General, InputSpec, Tolerance, Toolchain
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")
@@ -75,7 +75,12 @@ class Job:
         return dataclasses.replace(self, facts=self.facts.without_padding())
 
     def plan(
-        self, *, whole: tuple[int, ...], has_topk_or_sort: bool, opaque: bool = False
+        self,
+        *,
+        whole: tuple[int, ...],
+        has_topk_or_sort: bool,
+        opaque: bool = False,
+        general: General | None = None,
     ) -> ProbePlan:
         """Return the probes; see `ProbePlan` for the arguments."""
         return ProbePlan(
@@ -86,6 +91,7 @@ class Job:
             tolerance=self.tolerance,
             has_topk_or_sort=has_topk_or_sort,
             opaque=opaque,
+            general=general,
         )
 
 

@@ -23,8 +23,9 @@ from tasks.model.feeds import example_feed, input_specs
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
 from tasks.trace.bundle import TracedFile
+from tasks.trace.compare import has_topk_or_sort
 from tasks.trace.patches import recordable
-from tasks.trace.record import has_topk_or_sort, trace_lengths
+from tasks.trace.record import trace_lengths
 from tasks.trace.untie import untie, untie_with_proof
 from tasks.validate.gate import judge
 from tasks.validate.reference import Reference

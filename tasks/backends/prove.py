@@ -19,7 +19,7 @@ from tasks.backends.programs import Prepared
 from tasks.errors import NumericsMismatchError, PaddingChangesError
 from tasks.steps import Steps
 from tasks.trace.bundle import TracedFile
-from tasks.trace.record import TraceResult, trace_checkpoint
+from tasks.trace.record import Reach, TraceResult, trace_checkpoint
 from tasks.validate.compute import compute_reference
 from tasks.validate.gate import validate_bundle
 from tasks.validate.plan import ProbePlan
@@ -58,9 +58,9 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
     Raises:
         ConversionError: It can't be made, or does not compute what eager computes.
     """
-    share = True
+    reach = Reach.GENERAL
     while True:
-        traced = _trace(job, steps, share=share)
+        traced = _trace(job, steps, reach)
         try:
             reference = _compute_reference(job, steps, _plan_bundle(job, traced))
         except PaddingChangesError:
@@ -69,12 +69,23 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         try:
             report = steps.child("validate", validate_bundle, traced.file.path, reference)
         except NumericsMismatchError as error:
-            if not traced.shared:
+            narrower = _narrow(reach, traced)
+            if narrower is None:
                 raise _refusal(error, job, traced) from None
-            logger.info("one graph does not hold at every length: tracing each")
-            share = False
+            reach = narrower
         else:
             return Proved(facts=job.facts, traced=traced, report=report)
+
+
+def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
+    """Return what one graph may serve after it failed the gate; None: it was not asked for more."""
+    if traced.general is not None and reach > Reach.SHARED:
+        logger.info("the graph does not hold at every shape: padding to standard lengths")
+        return Reach.SHARED
+    if traced.shared and reach > Reach.EACH:
+        logger.info("one graph does not hold at every length: tracing each")
+        return Reach.EACH
+    return None
 
 
 def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
@@ -113,7 +124,7 @@ def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Com
     return _judge(checked, traced, paths, reference, compiled_by, steps, compiler)
 
 
-def _trace(job: Job, steps: Steps, *, share: bool) -> TraceResult:
+def _trace(job: Job, steps: Steps, reach: Reach) -> TraceResult:
     return steps.child(
         "trace",
         trace_checkpoint,
@@ -124,14 +135,14 @@ def _trace(job: Job, steps: Steps, *, share: bool) -> TraceResult:
         job.batch,
         # The stem is part of the archive's bytes: always model.pt.
         job.work / "model.pt",
-        share,
+        reach,
     )
 
 
 def _plan_bundle(job: Job, traced: TraceResult) -> ProbePlan:
     # What holds at one length shows nothing of another where the programs differ.
     whole = job.lengths[:1] if traced.same_program else job.lengths
-    return job.plan(whole=whole, has_topk_or_sort=traced.has_topk_or_sort)
+    return job.plan(whole=whole, has_topk_or_sort=traced.has_topk_or_sort, general=traced.general)
 
 
 def _compute_program_reference(job: Job, steps: Steps, prepared: Prepared) -> tuple[Job, Reference]:

@@ -58,7 +58,7 @@ def sentence_embedder(model: Any, folder: Path, *, allow_pickle: bool = False) -
         """A transformer with its checkpoint's pooling."""
 
         # The name stands in every archive: no move of this file may change the bytes.
-        __module__ = "tasks.embedder"
+        __module__ = "tracefleet.archive"
 
         def __init__(self) -> None:
             super().__init__()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tasks.model.arguments import Argument
 from tasks.model.quantise import INT8
 from tasks.model.vocabulary import Vocabulary
+from tracefleet.manifest_types import LENGTH_AXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,11 @@ class ModelFacts:
     def takes_padding(self) -> bool:
         """Whether inputs may be filled up to a standard length."""
         return all(one.pad is not None for one in self.arguments)
+
+    @property
+    def varies_in_length(self) -> bool:
+        """Whether an input has as many positions as a text or sound has."""
+        return any(axis in LENGTH_AXES for one in self.arguments for axis in one.axes)
 
     def without_padding(self) -> ModelFacts:
         """Return the facts of a bundle that takes exact standard lengths and pads nothing."""

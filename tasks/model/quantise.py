@@ -210,7 +210,7 @@ def _layer_class() -> Any:
         """``x`` in 127 steps from its token's lowest value, times int8 weights, in integers."""
 
         # The name stands in every archive: no move of this file may change the bytes.
-        __module__ = "tasks.quantise"
+        __module__ = "tracefleet.archive"
         #: Kept out of what torch.jit compiles.
         __jit_unused_properties__ = ("weight",)
         sums: torch.Tensor

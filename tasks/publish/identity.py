@@ -19,7 +19,7 @@ from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validatio
 
 #: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
 #: toolchain give other bytes or other guarantees than before: every fleet becomes stale.
-RECIPE = 2
+RECIPE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class Identity:
             outputs=traced.outputs,
             tied_groups=traced.tied_groups,
             same_program=traced.same_program,
+            general=traced.general,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

@@ -2,9 +2,10 @@
 
 The bundle's contract with consumers (Python, C++, Triton):
 
-* ``forward(<inputs>)``: any number of rows, any length up to the largest standard length. It
-  routes to the smallest standard length that fits, pads on the right, runs the traced batch as
-  often as the rows need, and slices the outputs back.
+* ``forward(<inputs>)``: any number of rows, any length up to the largest standard length. Where the
+  graph was proved general it runs the rows as they are, as many at once as were proved and the
+  attribute ``token_budget`` allows. Else it routes to the smallest standard length that fits, pads
+  on the right, runs the traced batch as often as the rows need, and slices the outputs back.
 * ``forward_<length>(<inputs>)``: exactly the traced batch and length; anything else raises.
 
 The archive is written in one streaming pass: graph and structure come from a skeleton whose
@@ -17,14 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from tasks.errors import TraceError, first_line
 from tracefleet.manifest import BUNDLE_PATH
-from tracefleet.manifest_types import InputSpec, OutputSpec
+from tracefleet.manifest_types import General, InputSpec, OutputSpec
+from tracefleet.reader.archive import Placement, read_placements
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def write_bundle(
     graphs: dict[int, str],
     batch: int,
     target: Path,
+    general: General | None = None,
 ) -> TracedFile:
     """Give a traced module its public methods and write it to ``target``.
 
@@ -71,13 +73,17 @@ def write_bundle(
         graphs: Name of the traced method that serves each standard length, ascending.
         batch: Rows in one traced call.
         target: File to write.
+        general: Shapes at which ``forward`` runs calls as they are; None: it pads.
 
     Raises:
         TraceError: torch.jit can't save the module (a Python function in its graph, for one).
     """
     from tracefleet.reader.dispatcher import dispatcher_source
+    from tracefleet.reader.general import BUDGET
 
-    for source in dispatcher_source(inputs, outputs, graphs, batch):
+    if general is not None and general.tokens is not None:
+        _add_number(traced, BUDGET, general.tokens)
+    for source in dispatcher_source(inputs, outputs, graphs, batch, general):
         traced.define(source)
     weights = {
         **dict(traced.named_parameters(remove_duplicate=False)),
@@ -96,6 +102,13 @@ def write_bundle(
         ) from error
     skeleton.seek(0)
     return _compose(skeleton, weights, target)
+
+
+def _add_number(module: torch.jit.ScriptModule, name: str, value: int) -> None:
+    """Give a module an attribute that its methods read and its users may set."""
+    import torch
+
+    module._c._register_attribute(name, torch._C.IntType.get(), value)
 
 
 class _HashingFile:
@@ -120,8 +133,7 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
     import torch
 
     reader = torch._C.PyTorchFileReader(skeleton)
-    structure = reader.get_record("data.pkl")
-    layouts = _storage_layouts(structure)
+    places = {one.key: one for one in read_placements(reader.get_record("data.pkl"))}
     # The record's name depends on the version itself.
     record = next(name for name in reader.get_all_records() if name in (".data/version", "version"))
     version = int(reader.get_record(record))
@@ -134,9 +146,9 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
         for record in reader.get_all_records():
             if record.startswith(_LEFT_OUT) or record.endswith(".debug_pkl"):
                 continue
-            layout = layouts.get(record.removeprefix("data/"))
-            if record.startswith("data/") and layout is not None:
-                held = layout.bytes_of(weights[layout.name])
+            place = places.get(record.removeprefix("data/"))
+            if record.startswith("data/") and place is not None:
+                held = _read_storage(place, weights[place.name])
                 writer.write_record(record, held.data_ptr(), held.numel())
                 weight_bytes += held.numel()
                 continue
@@ -152,66 +164,13 @@ def _compose(skeleton: IO[bytes], weights: dict[str, torch.Tensor], target: Path
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """Place of a named tensor in its storage, in numbers of elements."""
+def _read_storage(place: Placement, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a storage's bytes, shape ``(n,)`` uint8; copied only where they must move."""
+    import torch
 
-    name: str
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    elements: int
-
-    def bytes_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the storage's bytes, shape ``(n,)`` uint8; copied only where they must move."""
-        import torch
-
-        flat = tensor.detach()
-        if not (flat.is_contiguous() and flat.numel() == self.elements and self.offset == 0):
-            whole = torch.zeros(self.elements, dtype=tensor.dtype)
-            whole.as_strided(self.size, self.stride, self.offset).copy_(flat)
-            flat = whole
-        return flat.reshape(-1).view(torch.uint8)
-
-
-class _Structure:
-    """Any object of the archive's ``data.pkl``: only its attributes matter here."""
-
-    def __setstate__(self, state: Any) -> None:
-        # Packed weights come as a tuple: their tensors have no names, and are written as they are.
-        self.attributes: dict[str, Any] = state if isinstance(state, dict) else {}
-
-
-class _StructureUnpickler(pickle.Unpickler):
-    """Reads which storage belongs to which attribute, and never builds a real object."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_qtensor"):
-            return lambda *arguments: arguments
-        if module.startswith(("__torch__", "torch")):
-            return type(name, (_Structure,), {})
-        if module == "collections" and name == "OrderedDict":
-            return dict
-        raise pickle.UnpicklingError(f"{module}.{name} is not expected in an archive of ours")
-
-    def persistent_load(self, pid: Any) -> Any:
-        return pid
-
-
-def _storage_layouts(structure: bytes) -> dict[str, _Layout]:
-    """Map each storage record of ``data.pkl`` to the attribute that holds it."""
-    root = _StructureUnpickler(io.BytesIO(structure)).load()
-    layouts: dict[str, _Layout] = {}
-    pending: list[tuple[str, Any]] = [("", root)]
-    while pending:
-        path, holder = pending.pop()
-        for name, value in holder.attributes.items():
-            dotted = f"{path}.{name}" if path else name
-            if isinstance(value, _Structure):
-                pending.append((dotted, value))
-            elif isinstance(value, tuple) and value and isinstance(value[0], tuple):
-                (_, _, key, _, elements), offset, size, stride = value[:4]
-                layouts[key] = _Layout(
-                    name=dotted, offset=offset, size=size, stride=stride, elements=elements
-                )
-    return layouts
+    flat = tensor.detach()
+    if not (flat.is_contiguous() and flat.numel() == place.elements and place.offset == 0):
+        whole = torch.zeros(place.elements, dtype=tensor.dtype)
+        whole.as_strided(place.size, place.stride, place.offset).copy_(flat)
+        flat = whole
+    return flat.reshape(-1).view(torch.uint8)

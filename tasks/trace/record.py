@@ -11,10 +11,10 @@ megabytes, and only a fresh process makes the same bytes twice (class names coun
 
 from __future__ import annotations
 
+import enum
 import functools
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,22 +23,30 @@ from tasks.child_main import report_progress
 from tasks.errors import TraceError
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import example_feed, input_specs
+from tasks.model.general import make_general
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
 from tasks.model.quantise import INT8, quantise
 from tasks.trace.bundle import TracedFile, write_bundle
+from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
-from tracefleet.manifest_types import OutputSpec
+from tracefleet.manifest_types import General, OutputSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_SELECTING = ("aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue")
-_INTEGER = re.compile(r"-?\d+")
-#: Source positions, and the counters that make class names unique within one process.
-_NOISE = re.compile(r"#.*|___torch_mangle_\d+\.")
+
+class Reach(enum.IntEnum):
+    """What one graph may serve."""
+
+    EACH = 0
+    """Its own length alone."""
+    SHARED = 1
+    """Every standard length, in the traced batch."""
+    GENERAL = 2
+    """Every length up to the largest, and every number of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,8 @@ class TraceResult:
         same_program: Whether the graphs of all lengths are one program but for literal lengths, so
             that what the whole probe set proves at one length holds for the others.
         shared: Whether one graph serves every length.
+        general: Shapes at which this one graph is to run calls as they are; None: it is the same
+            program at other shapes in no such way, or was shown not to hold there.
         has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
             differently.
     """
@@ -62,6 +72,7 @@ class TraceResult:
     same_program: bool
     shared: bool
     has_topk_or_sort: bool
+    general: General | None = None
 
     @property
     def file(self) -> TracedFile:
@@ -77,7 +88,7 @@ def trace_checkpoint(
     lengths: tuple[int, ...],
     batch: int,
     target: Path,
-    share: bool = True,
+    reach: Reach = Reach.GENERAL,
 ) -> TraceResult:
     """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
 
@@ -88,7 +99,7 @@ def trace_checkpoint(
         lengths: Standard lengths, ascending.
         batch: Rows in one traced call.
         target: File of the bundle; its name should be ``model.pt``.
-        share: Whether one graph may serve all lengths if the shortest and the longest are equal.
+        reach: What one graph may serve at most, if its programs at other shapes are equal.
 
     Raises:
         UnsupportedCheckpointError: Eager can't run it from ids, or int8 has nothing to quantise.
@@ -103,20 +114,23 @@ def trace_checkpoint(
     if options.dtype == INT8:
         report_progress("quantising its linear layers")
         quantise(model)
-    record = functools.partial(trace_lengths, model, facts, outputs, batch=batch)
-    traced = record(lengths[:1])
-    several = len(lengths) > 1
-    shared = share and several and same_graph(traced, lengths[0], record(lengths[-1:]), lengths[-1])
-    if several and not shared:
-        traced = record(lengths)
+    record = functools.partial(trace_lengths, model, facts, outputs)
+    traced = record(lengths[:1], batch)
+    one = OneGraph(traced, lengths, batch, record)
+    shared = reach >= Reach.SHARED and one.serves_every_length()
+    general = None
+    if reach == Reach.GENERAL and _is_general(one, facts, shared=shared):
+        general = make_general(facts, lengths, batch)
+    if len(lengths) > 1 and not shared:
+        traced = record(lengths, batch)
     same = shared or same_program(traced, lengths)
     topk = has_topk_or_sort(traced, lengths[0])
     graphs = {length: f"_traced_{length}" for length in lengths}
     if shared:
         graphs = dict.fromkeys(lengths, f"_traced_{lengths[0]}")
-    report_progress(f"writing the bundle ({'one graph' if shared else 'a graph for each length'})")
+    report_progress(f"writing the bundle ({_describe(shared or len(lengths) == 1, general)})")
     # Nothing can be read from the module afterwards: its weights move to the meta device.
-    file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target)
+    file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target, general)
     return TraceResult(
         files=(file,),
         outputs=outputs,
@@ -124,7 +138,22 @@ def trace_checkpoint(
         same_program=same,
         shared=shared,
         has_topk_or_sort=topk,
+        general=general,
     )
+
+
+def _is_general(one: OneGraph, facts: ModelFacts, *, shared: bool) -> bool:
+    """Tell whether a graph is the same program at every length and batch, as far as was traced."""
+    if len(one.lengths) > 1:
+        return shared and one.serves_every_batch()
+    lengths = not facts.varies_in_length or one.serves_another_length()
+    return lengths and one.serves_every_batch()
+
+
+def _describe(shared: bool, general: General | None) -> str:
+    if general is not None:
+        return "one graph for every shape"
+    return "one graph" if shared else "a graph for each length"
 
 
 def trace_lengths(
@@ -164,30 +193,6 @@ def trace_lengths(
         ) from error
 
 
-def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
-    """Tell whether two traced modules hold the very same program, baked tensors included."""
-    return _are_equal(_read_program(one, first), _read_program(two, second), lambda a, b: a == b)
-
-
-def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
-    """Tell whether a module's graphs are equal but for integers that are their own lengths."""
-    first, reference = lengths[0], _read_program(traced, lengths[0])
-    return all(
-        _are_equal(
-            reference,
-            _read_program(traced, length),
-            functools.partial(_are_equal_but_for_length, first=first, second=length),
-        )
-        for length in lengths[1:]
-    )
-
-
-def has_topk_or_sort(traced: Any, length: int) -> bool:
-    """Tell whether a length's program uses top-k or sort."""
-    graph = getattr(traced, f"_traced_{length}").inlined_graph
-    return any(graph.findAllNodes(kind, recurse=True) for kind in _SELECTING)
-
-
 def _make_recorder(
     model: nn.Module,
     facts: ModelFacts,
@@ -198,9 +203,9 @@ def _make_recorder(
     """Wrap a model for recording: positional tensors in, a flat tuple out, one method a length."""
     from torch import nn
 
-    class Traced(nn.Module):
+    class Bundle(nn.Module):
         # The name stands in every archive: no move of this file may change the bytes.
-        __module__ = "tasks.trace"
+        __module__ = "tracefleet.archive"
 
         def __init__(self) -> None:
             super().__init__()
@@ -217,49 +222,5 @@ def _make_recorder(
         return record
 
     for length in lengths:
-        setattr(Traced, f"_traced_{length}", method(length))
-    return Traced().eval()
-
-
-def _read_program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
-    """Return a length's inlined graph as lines, and the tensors baked into it."""
-    import torch
-
-    graph = getattr(traced, f"_traced_{length}").inlined_graph.copy()
-    torch._C._jit_pass_erase_shape_information(graph)
-    torch._C._jit_pass_canonicalize(graph)
-    lines = _NOISE.sub("", str(graph)).splitlines()
-    return lines, list(_find_baked_tensors(graph))
-
-
-def _find_baked_tensors(block: Any) -> Iterator[Any]:
-    for node in block.nodes():
-        is_constant = node.kind() == "prim::Constant" and node.hasAttribute("value")
-        if is_constant and node.kindOf("value") == "t":
-            yield node.t("value")
-        for inner in node.blocks():
-            yield from _find_baked_tensors(inner)
-
-
-def _are_equal(
-    one: tuple[list[str], list[Any]],
-    two: tuple[list[str], list[Any]],
-    equal_lines: Callable[[str, str], bool],
-) -> bool:
-    import torch
-
-    (lines, tensors), (other_lines, other_tensors) = one, two
-    if len(lines) != len(other_lines) or len(tensors) != len(other_tensors):
-        return False
-    return all(map(torch.equal, tensors, other_tensors)) and all(
-        map(equal_lines, lines, other_lines)
-    )
-
-
-def _are_equal_but_for_length(one: str, two: str, first: int, second: int) -> bool:
-    if one == two:
-        return True
-    if _INTEGER.sub("#", one) != _INTEGER.sub("#", two):
-        return False
-    pairs = zip(_INTEGER.findall(one), _INTEGER.findall(two), strict=True)
-    return all(a == b or (a, b) == (str(first), str(second)) for a, b in pairs)
+        setattr(Bundle, f"_traced_{length}", method(length))
+    return Bundle().eval()

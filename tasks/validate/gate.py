@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
 from tasks.errors import NumericsMismatchError, TraceError, UnsafeCheckpointError
-from tasks.model.feeds import length_axis, random_feed
+from tasks.model.feeds import random_feed
 from tasks.model.weights import digests, list_tensors
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import run_controls
-from tasks.validate.plan import first_probe, plan_probes
+from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
 from tasks.validate.verdict import ProbeResult, ValidationReport, all_passed
@@ -90,6 +90,7 @@ def judge(module: Any, reference: Reference, *, weights_matched: int = 0) -> Val
         failures=tuple(failures),
         measured=tuple(findings.measured),
         accuracy=reference.accuracy,
+        general=reference.plan.general,
     )
     if not report.passed:
         raise NumericsMismatchError(_summary(report), report)
@@ -140,17 +141,20 @@ class _Findings:
 def _run_probes(artifact: Artifact) -> _Findings:
     """Compare every probe, after a failure too: the report shows them all."""
     findings, reference = _Findings(), artifact.reference
-    announced = 0
+    announced = ""
     for index, planned in enumerate(plan_probes(artifact.plan)):
-        if planned.length != announced:
-            announced = planned.length
-            report_progress(f"validating length {announced}")
+        if planned.place != announced:
+            announced = planned.place
+            report_progress(f"validating {announced}")
         # Eager stored nothing for an optional probe or another shape that it refuses.
         without_reference = not artifact.path(index).exists()
         if planned.probes_axis and not without_reference:
             measured = _measure(artifact, index, planned)
             findings.measured.append((planned.length, planned.probes_axis, measured))
         if planned.probes_axis or (planned.optional and without_reference):
+            continue
+        if planned.general and without_reference:
+            findings.failures.append(f"{planned.name}: eager refuses it, so that nothing is proved")
             continue
         if planned.key in reference.refused:
             what = f"{planned.name} (which eager refuses)"
@@ -212,7 +216,7 @@ def _check_refusals(artifact: Artifact) -> Iterator[str]:
     # Longformer, LED, Funnel and BigBird compute nonsense at other lengths without an error: only
     # the bundle's guards can refuse them.
     plan, facts = artifact.plan, artifact.plan.facts
-    varies = any(length_axis(argument) is not None for argument in facts.arguments)
+    varies = facts.varies_in_length
     if varies:
         longer = plan.lengths[-1] + 1
         yield from _must_raise(artifact, "forward", _feed_of_shape(artifact, 1, longer))
@@ -220,7 +224,7 @@ def _check_refusals(artifact: Artifact) -> Iterator[str]:
         if not varies:
             feed = _feed_of_shape(artifact, 1, length)
             yield from _must_raise(artifact, "forward", _narrow(feed))
-        elif not facts.takes_padding and length - 1 not in (0, *plan.lengths):
+        elif not facts.takes_padding and _is_refused(plan, length - 1):
             feed = _feed_of_shape(artifact, plan.batch, length - 1)
             yield from _must_raise(artifact, "forward", feed)
         method = f"forward_{length}"
@@ -228,6 +232,11 @@ def _check_refusals(artifact: Artifact) -> Iterator[str]:
         if varies:
             feed = _feed_of_shape(artifact, plan.batch, length + 1)
             yield from _must_raise(artifact, method, feed)
+
+
+def _is_refused(plan: ProbePlan, tokens: int) -> bool:
+    """Tell whether a bundle that pads nothing has to refuse rows of so many tokens."""
+    return tokens not in (0, *plan.lengths) and plan.pads(tokens)
 
 
 def _feed_of_shape(artifact: Artifact, rows: int, length: int) -> Feed:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_of
+from tasks.validate.general import general_probes
 from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
-from tracefleet.manifest_types import Tolerance
+from tracefleet.manifest_types import General, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class ProbePlan:
             differently.
         opaque: Whether the artifact's weights are out of reach; then a weight is corrupted in
             eager instead.
+        general: Shapes at which the artifact runs calls as they are, and is to be proved; None: it
+            pads them.
     """
 
     facts: ModelFacts
@@ -38,6 +41,16 @@ class ProbePlan:
     tolerance: Tolerance
     has_topk_or_sort: bool = False
     opaque: bool = False
+    general: General | None = None
+
+    @property
+    def is_general(self) -> bool:
+        """Whether the artifact runs calls as they are."""
+        return self.general is not None
+
+    def pads(self, tokens: int) -> bool:
+        """Whether the artifact's ``forward`` pads a call with so many tokens in its rows."""
+        return self.general is None or tokens < self.general.shortest
 
 
 def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
@@ -46,12 +59,19 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         if length in plan.whole:
             example = example_feed(plan.facts, batch=plan.batch, length=length)
             yield Probe(name="traced-input", length=length, feed=example)
-        # Where one graph serves all lengths, those between its ends were never traced.
-        untraced = length in plan.lengths[1:-1] and length not in plan.whole
-        yield from _proving_probes(plan.facts, plan.batch, length, below, padded=not untraced)
+        # Where one graph serves all lengths, those between its ends were never traced; a general
+        # one gets probes of its own that are one token short.
+        ends = plan.lengths[-1:] if not plan.is_general else ()
+        padded = length in (*plan.whole, *plan.lengths[:1], *ends)
+        yield from _proving_probes(plan.facts, plan.batch, length, below, padded=padded)
         if length in plan.whole:
-            yield from probes_of_one_length(plan.facts, plan.batch, length)
-    yield from _far_padding_probes(plan)
+            yield from probes_of_one_length(
+                plan.facts, plan.batch, length, measure=not plan.is_general
+            )
+    if plan.general is None:
+        yield from _far_padding_probes(plan)
+    else:
+        yield from general_probes(plan.facts, plan.lengths, plan.general)
 
 
 def first_probe(plan: ProbePlan) -> Probe:
@@ -64,7 +84,7 @@ def is_timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
 
     Eager then gets all tokens but the one that the dispatcher pads.
     """
-    if probe.reference_feed is not None or probe.probes_axis:
+    if probe.reference_feed is not None or probe.probes_axis or probe.general:
         return False
     rows = {tensor.shape[0] for tensor in probe.feed.values()}
     tokens = tokens_of(facts, probe.feed).values()

@@ -48,6 +48,8 @@ class Probe:
         optional: Whether eager may refuse it; then it is left out.
         probes_axis: ``length`` or ``batch``: the bare graph is called at another one, as no
             consumer can, and the result goes into the manifest without being judged.
+        general: Whether it is a shape that only a general graph runs unpadded; if eager refuses it
+            the graph is not general.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Probe:
     dispatch: bool = False
     optional: bool = False
     probes_axis: Literal["length", "batch"] | None = None
+    general: bool = False
 
     @property
     def key(self) -> str:
@@ -65,13 +68,27 @@ class Probe:
         return f"{self.length}/{self.name}"
 
     @property
+    def place(self) -> str:
+        """Where it runs, for whoever watches."""
+        return "other shapes" if self.general else f"length {self.length}"
+
+    @property
     def eager_feed(self) -> Feed:
         """Inputs that the eager reference is computed on."""
         return self.feed if self.reference_feed is None else self.reference_feed
 
 
-def probes_of_one_length(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:
-    """Yield every kind of probe at one standard length."""
+def probes_of_one_length(
+    facts: ModelFacts, batch: int, length: int, *, measure: bool = True
+) -> Iterator[Probe]:
+    """Yield every kind of probe at one standard length.
+
+    Args:
+        facts: Facts of the model.
+        batch: Rows in one traced call.
+        length: The standard length.
+        measure: Whether the bare graph is run at other shapes too, which no consumer can do.
+    """
     for seed in range(FRESH_SEEDS):
         feed = random_feed(facts, batch=batch, length=length, seed=FRESH_SEED_BASE + seed)
         yield Probe(name=f"fresh-{seed}", length=length, feed=feed)
@@ -85,7 +102,8 @@ def probes_of_one_length(facts: ModelFacts, batch: int, length: int) -> Iterator
             yield from _mask_probes(facts, batch, length)
     yield from _companion_probes(facts, batch, length)
     yield from _row_probes(facts, batch, length)
-    yield from _measuring_probes(facts, batch, length)
+    if measure:
+        yield from _measuring_probes(facts, batch, length)
 
 
 def _id_probes(facts: ModelFacts, batch: int, length: int) -> Iterator[Probe]:

@@ -57,13 +57,16 @@ class ReferencePass:
     def run(self) -> None:
         """Compute every probe's reference and find the vacuous ones."""
         first: Outputs | None = None
-        announced = 0
+        announced = ""
         for index, planned in enumerate(plan_probes(self.plan)):
-            if planned.length != announced:
-                announced = planned.length
-                report_progress(f"eager reference at length {announced}")
+            if planned.place != announced:
+                announced = planned.place
+                report_progress(f"eager reference at {announced}")
             if planned.probes_axis:
                 self._store_other_shape(index, planned)
+                continue
+            if planned.general:
+                self._store_general(index, planned)
                 continue
             probe = self._form_eager_accepts(planned)
             if probe is None:
@@ -128,6 +131,12 @@ class ReferencePass:
         """Store eager's outputs at another shape, if it runs there at all."""
         with contextlib.suppress(Exception):  # no file: eager itself refuses that shape
             outputs = self.outputs(probe.feed)
+            save_outputs(self.path(index), outputs)
+
+    def _store_general(self, index: int, probe: Probe) -> None:
+        """Store eager's outputs; no file, and so no general graph, where it can't run the shape."""
+        with contextlib.suppress(UnsupportedCheckpointError):
+            outputs = self.call(probe)
             save_outputs(self.path(index), outputs)
 
     def call(self, probe: Probe) -> Outputs:

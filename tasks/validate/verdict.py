@@ -18,6 +18,7 @@ from tracefleet.manifest_types import (
     RAISES,
     UNTRIED,
     Accuracy,
+    General,
     LengthVerdict,
     Tolerance,
 )
@@ -115,6 +116,7 @@ class ValidationReport:
         measured: Standard length, axis (``length`` or ``batch``) and result of the bare graph at
             another one.
         accuracy: Cost of quantisation; None: nothing is quantised.
+        general: Shapes at which probes ran without padding; None: the artifact pads.
     """
 
     tolerance: Tolerance
@@ -126,6 +128,7 @@ class ValidationReport:
     failures: tuple[str, ...]
     measured: tuple[tuple[int, str, str], ...] = ()
     accuracy: Accuracy | None = None
+    general: General | None = None
 
     @property
     def passed(self) -> bool:
@@ -165,6 +168,8 @@ class ValidationReport:
 
     def _generality(self, length: int, axis: str) -> str:
         """Return the worst result; lengths without their own share what others measured."""
+        if self.general is not None:  # its probes are judged, so that they all hold
+            return UNTRIED if axis == "length" and self.general.tokens is None else HOLDS
         own, all_lengths = set(), set()
         for measured_length, measured_axis, result in self.measured:
             if measured_axis == axis:

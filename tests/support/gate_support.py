@@ -17,13 +17,15 @@ from tasks.model.preflight import inspect
 from tasks.model.quantise import INT8, quantise
 from tasks.model.weights import digests, list_tensors
 from tasks.trace.bundle import TracedFile, write_bundle
-from tasks.trace.record import same_program, trace_lengths
+from tasks.trace.compare import same_program
+from tasks.trace.record import trace_lengths
 from tasks.trace.untie import untie
 from tasks.validate.compute import compute_reference
 from tasks.validate.gate import validate_bundle
 from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import TOLERANCES, ValidationReport
+from tracefleet.manifest_types import General
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,6 +39,7 @@ class Bench:
     batch: int = 2
     dtype: str = "float32"
     whole: tuple[int, ...] | None = None
+    general: General | None = None
 
     def __post_init__(self) -> None:
         self.options = LoadOptions(task=self.task, dtype=self.dtype)
@@ -57,15 +60,21 @@ class Bench:
         if corrupt is not None:
             corrupt(model)
         facts = traced_facts or self.facts
-        traced = trace_lengths(model, facts, self.outputs, self.lengths, self.batch)
-        self.same = same_program(traced, self.lengths)
+        graphs = {length: f"_traced_{length}" for length in self.lengths}
+        traced_lengths = self.lengths
+        if self.general is not None:
+            traced_lengths = self.lengths[:1]
+            graphs = dict.fromkeys(self.lengths, f"_traced_{self.lengths[0]}")
+        traced = trace_lengths(model, facts, self.outputs, traced_lengths, self.batch)
+        self.same = same_program(traced, traced_lengths)
         return write_bundle(
             traced,
             input_specs(self.facts),
             self.outputs,
-            {length: f"_traced_{length}" for length in self.lengths},
+            graphs,
             self.batch,
             self.work / "model.pt",
+            self.general,
         )
 
     def plan(self) -> ProbePlan:
@@ -75,6 +84,7 @@ class Bench:
             whole=self.lengths if self.whole is None else self.whole,
             batch=self.batch,
             tolerance=TOLERANCES[self.dtype],
+            general=self.general,
         )
 
     def reference(self) -> Reference:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.lengths import smallest_fit
-from tracefleet.manifest_types import LENGTH_AXES, InputSpec
+from tracefleet.manifest_types import LENGTH_AXES, General, InputSpec
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +20,17 @@ _MASK_OF = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attenti
 
 
 def arrange(
-    specs: Sequence[InputSpec], lengths: Sequence[int], given: Mapping[str, Any]
+    specs: Sequence[InputSpec],
+    lengths: Sequence[int],
+    given: Mapping[str, Any],
+    general: General | None = None,
 ) -> list[torch.Tensor]:
     """Return one tensor for each input of the bundle, in its order.
 
     Args:
         specs: the bundle's inputs.
         lengths: the standard lengths.
+        general: where the bundle runs rows at their own length; None: nowhere.
         given: values by name; None: left out. A value is a tensor or an array with the input's
             axes, of integers for ids and of floats for other values; one row may lack its batch
             axis. Ids of shape ``(batch, length)`` may be nested lists whose rows differ in length.
@@ -44,7 +48,7 @@ def arrange(
     rows: dict[str, list[int]] = {}
     for name, value in present.items():
         tensors[name], rows[name] = _to_tensor(by_name[name], value)
-    sizes = _match_sizes(specs, tensors, lengths)
+    sizes = _match_sizes(specs, tensors, lengths, general)
     _mask_padding(by_name, tensors, rows)
     for spec in specs:
         if spec.name not in tensors:
@@ -92,7 +96,7 @@ def _convert_lists(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor,
         if tensor.dim() == 1:
             tensor = tensor.unsqueeze(0)
         return tensor, [tensor.shape[1]] * tensor.shape[0]
-    table = _read_rows(spec.name, value)
+    table = read_rows(spec.name, value)
     lengths = [len(row) for row in table]
     if len(set(lengths)) > 1 and spec.pad_value is None:
         raise ValueError(
@@ -104,17 +108,32 @@ def _convert_lists(spec: InputSpec, value: Sequence[Any]) -> tuple[torch.Tensor,
     return _to_int_tensor(spec.name, table), lengths
 
 
-def _read_rows(name: str, value: Sequence[Any]) -> list[list[int]]:
-    """Return nested lists as rows of ints; a flat list is one row."""
+def read_rows(name: str, value: Sequence[Any], *, first: int = 0) -> list[list[int]]:
+    """Return nested lists as rows of ints; a flat list is one row.
+
+    Args:
+        name: of the input.
+        value: ids, or rows of ids.
+        first: number of the first row, for messages.
+
+    Raises:
+        ValueError: a row is empty or holds something else, or rows and ids are mixed.
+    """
     nested = {hasattr(row, "__len__") for row in value}
     if len(nested) > 1:
         raise ValueError(f"{name}: expected a list of ints or a list of rows, got a mixture")
     table = []
-    for row in value if nested == {True} else [value]:
-        table.append([_to_int(name, item) for item in row])
-    if not all(table):
-        raise ValueError(f"{name}: expected at least one token in each row, got an empty row")
+    several = nested == {True}
+    for place, row in enumerate(value if several else [value], first):
+        where = f"{name}: row {place}" if several else name
+        table.append(list(row) if set(map(type, row)) == {int} else _read_row(where, row))
     return table
+
+
+def _read_row(where: str, row: Sequence[Any]) -> list[int]:
+    if len(row) == 0:
+        raise ValueError(f"{where}: expected at least one token in each row, got an empty row")
+    return [_to_int(where, item) for item in row]
 
 
 def _to_int(name: str, item: Any) -> int:
@@ -183,7 +202,10 @@ def _kind_refusal(spec: InputSpec, got: Any) -> ValueError:
 
 
 def _match_sizes(
-    specs: Sequence[InputSpec], tensors: Mapping[str, torch.Tensor], lengths: Sequence[int]
+    specs: Sequence[InputSpec],
+    tensors: Mapping[str, torch.Tensor],
+    lengths: Sequence[int],
+    general: General | None,
 ) -> dict[str, int]:
     """Return the size of each named axis, which all inputs that have the axis must share."""
     sizes: dict[str, int] = {}
@@ -205,13 +227,16 @@ def _match_sizes(
                 )
             source.setdefault(axis, spec.name)
             if axis in LENGTH_AXES:
-                _check_length(spec, lengths, size)
+                _check_length(spec, lengths, size, general)
     return sizes
 
 
-def _check_length(spec: InputSpec, lengths: Sequence[int], size: int) -> None:
+def _check_length(
+    spec: InputSpec, lengths: Sequence[int], size: int, general: General | None
+) -> None:
     smallest_fit(lengths, size)
-    if spec.pad_value is None and size not in lengths:
+    runs_unpadded = size in lengths or (general is not None and size >= general.shortest)
+    if spec.pad_value is None and not runs_unpadded:
         raise ValueError(
             f"{spec.name}: expected a length of {', '.join(map(str, lengths))}, got {size}: "
             "padding would change the result of this model"

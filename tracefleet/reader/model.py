@@ -6,62 +6,21 @@ between the caller's types and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import Manifest
+from tracefleet.reader import rows as ragged
+from tracefleet.reader.general import BUDGET
 from tracefleet.reader.inputs import arrange
+from tracefleet.reader.outputs import Outputs, Run
+from tracefleet.reader.rows import Table
 
 if TYPE_CHECKING:
     import torch
-
-
-class Outputs(Mapping[str, Any]):
-    """Named results of one call: ``out["logits"]``, ``out.logits`` and ``out[0]`` are the same.
-
-    A read-only mapping in the order of the manifest. A name that is also a method of mappings
-    (``keys``, ``values``, ``items``, ``get``) is reached by key only.
-    """
-
-    __slots__ = ("_named",)
-    _named: dict[str, Any]
-
-    def __init__(self, named: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_named", dict(named))
-
-    def __getitem__(self, key: str | int) -> Any:
-        if isinstance(key, int):
-            return list(self._named.values())[key]
-        try:
-            return self._named[key]
-        except KeyError:
-            raise KeyError(f"expected one of {list(self._named)}, got {key!r}") from None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._named:
-            raise AttributeError(f"no output {name!r}; expected one of {list(self._named)}")
-        return self._named[name]
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"outputs are read-only; can't set {name!r}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._named)
-
-    def __len__(self) -> int:
-        return len(self._named)
-
-    # Two sets of arrays have no single truth value to compare by.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def __reduce__(self) -> tuple[type[Outputs], tuple[dict[str, Any]]]:
-        return Outputs, (self._named,)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}: {tuple(value.shape)}" for name, value in self.items())
-        return f"Outputs({shapes})"
 
 
 class Model:
@@ -69,6 +28,7 @@ class Model:
 
     Attributes:
         manifest: description of the conversion.
+        on_run: called with each `Run` of the bundle, for metrics; it costs the count of tokens.
     """
 
     def __init__(
@@ -78,6 +38,7 @@ class Model:
         programs: Mapping[int, torch.jit.ScriptModule] | None = None,
     ) -> None:
         self.manifest = manifest
+        self.on_run: Callable[[Run], None] | None = None
         self._module = module
         self._programs = programs or {}
 
@@ -111,6 +72,10 @@ class Model:
             named: the model's other inputs, see ``input_names``. An input that is left out gets the
                 value that the model itself assumes.
 
+        Rows of unequal length in nested lists are run in groups of nearly the same length, which
+        takes a fraction of the time of one padded call; results come in the order of the rows, and
+        outputs that have one value for each token end in zeros where a row is shorter.
+
         Returns:
             Torch tensors if any input is one, otherwise NumPy arrays. NumPy has no bfloat16: such
             outputs are float32.
@@ -123,11 +88,62 @@ class Model:
         import torch
 
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **named}
-        tensors = arrange(self.manifest.inputs, self.lengths, given)
-        outputs = self._run("forward", tensors)
+        table = ragged.read_table(self.manifest, given)
+        if table is not None:
+            results = [(group, self._call(group.inputs)) for group in self._group(table)]
+            return self._name(map(_to_numpy, ragged.join(self.manifest, table, results)))
+        outputs = self._call(given)
         if any(isinstance(value, torch.Tensor) for value in given.values()):
-            return outputs
-        return Outputs({name: _to_numpy(tensor) for name, tensor in outputs.items()})
+            return self._name(outputs)
+        return self._name(map(_to_numpy, outputs))
+
+    def stream(self, rows: Iterable[Any], *, window: int = 1024) -> Iterator[Outputs]:
+        """Run any number of rows in bounded memory; yield each row's results in order.
+
+        So many rows at a time are read ahead, sorted by length and run in groups.
+
+        Args:
+            rows: ids of one row each, or a mapping of input names to one row's ids.
+            window: how many rows are read ahead, and held with their results.
+
+        Yields:
+            Results of one row as NumPy arrays, without batch axis and padding.
+
+        Raises:
+            InputTooLongError: a row has more tokens than the largest standard length.
+            ValueError: a row is empty, holds no whole numbers, or lacks what others have.
+        """
+        if window < 1:
+            raise ValueError(f"window: expected at least 1 row, got {window}")
+        source, first = iter(rows), 0
+        while taken := list(itertools.islice(source, window)):
+            yield from self._run_window(ragged.collect(self.manifest, taken, first=first))
+            first += len(taken)
+
+    def _run_window(self, table: Table) -> list[Outputs]:
+        found: dict[int, Outputs] = {}
+        for group in self._group(table):
+            outputs = self._call(group.inputs)
+            for row, own in ragged.split(self.manifest, group, outputs):
+                found[row] = self._name(map(_to_numpy, own))
+        return [found[row] for row in sorted(found)]
+
+    def _group(self, table: Table) -> Iterator[ragged.Group]:
+        return ragged.group(self.manifest, table, tokens=getattr(self._module, BUDGET, None))
+
+    def _call(self, given: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        manifest = self.manifest
+        tensors = arrange(manifest.inputs, self.lengths, given, manifest.general)
+        if self.on_run is None:
+            return self._run("forward", tensors)
+        started = time.perf_counter()
+        outputs = self._run("forward", tensors)
+        seconds = time.perf_counter() - started
+        self.on_run(ragged.describe_run(manifest, tensors, seconds))
+        return outputs
+
+    def _name(self, tensors: Iterable[Any]) -> Outputs:
+        return Outputs(dict(zip(self.output_names, tensors, strict=True)))
 
     def exact(self, length: int, *tensors: torch.Tensor) -> Outputs:
         """Run the graph of one standard length directly, without routing or padding.
@@ -155,7 +171,7 @@ class Model:
                     f"{spec.name}: expected shape {expected}, got {tuple(tensor.shape)}; call the "
                     "model itself for other shapes"
                 )
-        return self._run(f"forward_{length}", list(tensors))
+        return self._name(self._run(f"forward_{length}", list(tensors)))
 
     def replace_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace a Neuron conversion's weights in place, without compiling again.
@@ -180,13 +196,14 @@ class Model:
             )
         neuron.replace_weights(self._programs, weights)
 
-    def _run(self, method: str, tensors: list[torch.Tensor]) -> Outputs:
+    def _run(self, method: str, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         import torch
 
-        # Not inference_mode: callers may train a head on these outputs.
-        with torch.no_grad():
+        # Not inference_mode: callers may train a head on these outputs. Not torch's profiling
+        # executor: it spends seconds on the first two calls, and again on each new shape.
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             try:
-                returned = getattr(self._module, method)(*tensors)
+                returned: tuple[torch.Tensor, ...] = getattr(self._module, method)(*tensors)
             except RuntimeError as error:
                 if "index out of range" not in str(error):
                     raise
@@ -199,7 +216,7 @@ class Model:
                 f"manifest: {len(self.output_names)} outputs expected, the bundle returned "
                 f"{len(returned)}. Convert the checkpoint again."
             )
-        return Outputs(dict(zip(self.output_names, returned, strict=True)))
+        return returned
 
 
 def _to_numpy(tensor: torch.Tensor) -> Any:

@@ -17,7 +17,7 @@ from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
 from tracefleet.manifest_types import JIT, VALIDATED
 from tracefleet.published import Selection, as_store, open_verified, select
-from tracefleet.reader import neuron
+from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
@@ -195,8 +195,11 @@ def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     """Load the archive through the handle whose bytes were checked."""
     import torch
 
+    found = _find_path(handle)
     try:
-        module: torch.jit.ScriptModule = torch.jit.load(_find_path(handle), map_location="cpu")
+        if isinstance(found, str):
+            return archive.load(found)
+        module: torch.jit.ScriptModule = torch.jit.load(found, map_location="cpu")
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: torch {torch.__version__} can't load it: {str(error).splitlines()[0]}. Its "
