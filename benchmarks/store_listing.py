@@ -96,6 +96,7 @@ def _make_manifest(index: int) -> Manifest:
         tied_groups=(),
         same_program=True,
         general=None,
+        routed=None,
         files=(bundle,),
         toolchain=Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0"),
         recipe=1,

@@ -75,6 +75,7 @@ def _conversion(
         tied_groups=(),
         same_program=True,
         general=None,
+        routed=None,
         shared=True,
         has_topk_or_sort=False,
     )
@@ -98,6 +99,7 @@ def _conversion(
         tied_groups=(),
         same_program=True,
         general=None,
+        routed=None,
         files=describe_files(files, [bundle]),
         toolchain=toolchain,
         recipe=RECIPE,

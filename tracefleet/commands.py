@@ -129,10 +129,25 @@ def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, Any]:
         "license": manifest.license or "not declared",
         "inputs": _format_specs(manifest.inputs),
         "outputs": _format_specs(manifest.outputs),
+        "any shape": _describe_shapes(manifest),
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
         "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
         "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
     }
+
+
+def _describe_shapes(manifest: Manifest) -> str:
+    """Say whether rows run at their own length, and why not."""
+    general = manifest.general
+    if general is None:
+        return f"no, padded to a standard length: {manifest.routed or 'its recipe did not try'}"
+    if general.tokens is None:
+        return f"up to {general.rows} rows at once"
+    largest = manifest.lengths[-1]
+    return (
+        f"{general.shortest} to {largest} tokens as they are, up to {general.rows} rows or "
+        f"{general.tokens} tokens at once"
+    )
 
 
 def _total_size(manifest: Manifest) -> int:

@@ -41,6 +41,7 @@ SCHEMA = 3
 _FIRST_SCHEMA = 1
 #: Lacks where one graph was proved for every shape.
 _SECOND_SCHEMA = 2
+_THIRD_SCHEMA_FIELDS = ("general", "routed")
 SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
 BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
 #: Name of a manifest, and of one that no device has validated yet.
@@ -71,6 +72,7 @@ class Manifest:
         same_program: whether the graphs of all lengths differ in literal lengths only.
         general: where one graph was proved for every shape; None: calls are routed to a standard
             length and padded.
+        routed: why they are; None: they are not, or an earlier recipe did not try.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -90,6 +92,7 @@ class Manifest:
     tied_groups: tuple[tuple[str, ...], ...]
     same_program: bool
     general: General | None
+    routed: str | None
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -168,7 +171,8 @@ class Manifest:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
         if self.schema < SCHEMA:
-            del raw["general"]
+            for name in _THIRD_SCHEMA_FIELDS:
+                del raw[name]
         if self.schema == _FIRST_SCHEMA:
             del raw["validation"]["accuracy"]
             for verdict in raw["validation"]["lengths"]:
@@ -194,9 +198,10 @@ def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
     if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
         return raw
-    if "general" in raw:
-        raise ManifestError(f"manifest: schema {raw['schema']} has no field general; got one")
-    raw = {**raw, "general": None}
+    for name in _THIRD_SCHEMA_FIELDS:
+        if name in raw:
+            raise ManifestError(f"manifest: schema {raw['schema']} has no field {name}; got one")
+    raw = {**raw, **dict.fromkeys(_THIRD_SCHEMA_FIELDS)}
     if raw["schema"] == _SECOND_SCHEMA:
         return raw
     untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)

@@ -58,7 +58,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
     Raises:
         ConversionError: It can't be made, or does not compute what eager computes.
     """
-    reach = Reach.GENERAL
+    reach, failed = Reach.GENERAL, None
     while True:
         traced = _trace(job, steps, reach)
         try:
@@ -72,8 +72,9 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
             narrower = _narrow(reach, traced)
             if narrower is None:
                 raise _refusal(error, job, traced) from None
-            reach = narrower
+            reach, failed = narrower, failed or _name_failures(error)
         else:
+            traced = replace(traced, routed=failed or traced.routed)
             return Proved(facts=job.facts, traced=traced, report=report)
 
 
@@ -86,6 +87,13 @@ def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
         logger.info("one graph does not hold at every length: tracing each")
         return Reach.EACH
     return None
+
+
+def _name_failures(error: NumericsMismatchError) -> str:
+    """Say where a graph for every shape differs from eager."""
+    probes = error.report.probes if error.report is not None else ()
+    names = [probe.name for probe in probes if not probe.difference.passed]
+    return f"the programs are equal, and eager's results are not: {', '.join(names[:3])}"
 
 
 def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
@@ -192,6 +200,7 @@ def _make_trace_result(
         files=files,
         same_program=False,
         shared=False,
+        routed="a program has one length",
         has_topk_or_sort=prepared.has_topk_or_sort,
         **{**made, **known},
     )

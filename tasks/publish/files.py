@@ -75,6 +75,8 @@ def make_triton_config(inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec,
         lines.append(_format_tensor("input", spec.name, spec.dtype, spec.axes))
     for index, output in enumerate(outputs):
         lines.append(_format_tensor("output", f"OUTPUT__{index}", output.dtype, output.axes))
+    # The profiling executor takes seconds for the first two calls, and again for new shapes.
+    lines.append('parameters { key: "DISABLE_OPTIMIZED_EXECUTION" value { string_value: "true" } }')
     return ("\n".join(lines) + "\n").encode()
 
 

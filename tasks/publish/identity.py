@@ -90,6 +90,7 @@ class Identity:
             tied_groups=traced.tied_groups,
             same_program=traced.same_program,
             general=traced.general,
+            routed=traced.routed,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

@@ -60,8 +60,8 @@ class TraceResult:
         same_program: Whether the graphs of all lengths are one program but for literal lengths, so
             that what the whole probe set proves at one length holds for the others.
         shared: Whether one graph serves every length.
-        general: Shapes at which this one graph is to run calls as they are; None: it is the same
-            program at other shapes in no such way, or was shown not to hold there.
+        general: Shapes at which this one graph is to run calls as they are; None: it is not.
+        routed: Why it is not; None: it is, or it was not asked for.
         has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
             differently.
     """
@@ -73,6 +73,7 @@ class TraceResult:
     shared: bool
     has_topk_or_sort: bool
     general: General | None = None
+    routed: str | None = None
 
     @property
     def file(self) -> TracedFile:
@@ -118,9 +119,10 @@ def trace_checkpoint(
     traced = record(lengths[:1], batch)
     one = OneGraph(traced, lengths, batch, record)
     shared = reach >= Reach.SHARED and one.serves_every_length()
-    general = None
-    if reach == Reach.GENERAL and _is_general(one, facts, shared=shared):
-        general = make_general(facts, lengths, batch)
+    general = routed = None
+    if reach == Reach.GENERAL:
+        routed = _find_difference(one, facts, shared=shared)
+        general = make_general(facts, lengths, batch) if routed is None else None
     if len(lengths) > 1 and not shared:
         traced = record(lengths, batch)
     same = shared or same_program(traced, lengths)
@@ -139,15 +141,20 @@ def trace_checkpoint(
         shared=shared,
         has_topk_or_sort=topk,
         general=general,
+        routed=routed,
     )
 
 
-def _is_general(one: OneGraph, facts: ModelFacts, *, shared: bool) -> bool:
-    """Tell whether a graph is the same program at every length and batch, as far as was traced."""
-    if len(one.lengths) > 1:
-        return shared and one.serves_every_batch()
-    lengths = not facts.varies_in_length or one.serves_another_length()
-    return lengths and one.serves_every_batch()
+def _find_difference(one: OneGraph, facts: ModelFacts, *, shared: bool) -> str | None:
+    """Say at which shape a graph's program is another one; None: at none that was traced."""
+    shortest, longest = one.lengths[0], one.lengths[-1]
+    if len(one.lengths) > 1 and not shared:
+        return f"the programs of lengths {shortest} and {longest} differ"
+    if len(one.lengths) == 1 and facts.varies_in_length and not one.serves_another_length():
+        return f"the programs of length {shortest} and of half of it differ"
+    if not one.serves_every_batch():
+        return f"the programs of {one.batch} and {one.batch + 1} rows differ"
+    return None
 
 
 def _describe(shared: bool, general: General | None) -> str:

@@ -73,6 +73,7 @@ def example_manifest(**changes: Any) -> Manifest:
         "tied_groups": (("decoder.weight", "embeddings.weight"),),
         "same_program": True,
         "general": None,
+        "routed": None,
         "files": (
             entry("model/1/model.pt", b"weights", BUNDLE_MEDIA_TYPE),
             entry("model/config.json", b"{}", "application/json"),

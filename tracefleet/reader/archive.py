@@ -68,7 +68,10 @@ def load(path: str) -> torch.jit.ScriptModule:
     import torch
 
     reader: Any = torch._C.PyTorchFileReader(path)
-    placements = read_placements(reader.get_record("data.pkl"))
+    try:
+        placements = read_placements(reader.get_record("data.pkl"))
+    except Exception as error:  # a pickle from outside can raise anything
+        raise RuntimeError(f"its structure can't be read: {error}") from error
     large = {f"data/{one.key}": one for one in placements if one.elements >= _SMALLEST}
     module: torch.jit.ScriptModule = torch.jit.load(_copy_without(reader, set(large)))
     file = torch.from_file(path, shared=False, size=Path(path).stat().st_size, dtype=torch.uint8)

@@ -237,9 +237,12 @@ def _check_length(
     smallest_fit(lengths, size)
     runs_unpadded = size in lengths or (general is not None and size >= general.shortest)
     if spec.pad_value is None and not runs_unpadded:
+        wanted = f"a length of {', '.join(map(str, lengths))}"
+        if general is not None:
+            wanted = f"at least {general.shortest}"
         raise ValueError(
-            f"{spec.name}: expected a length of {', '.join(map(str, lengths))}, got {size}: "
-            "padding would change the result of this model"
+            f"{spec.name}: expected {wanted}, got {size}: padding would change the result of this "
+            "model"
         )
 
 

@@ -13,9 +13,19 @@ from tasks.validate.verdict import (
     ValidationReport,
     least_movement,
 )
-from tracefleet.manifest_types import DIFFERS, HOLDS, JIT, RAISES, UNTRIED, InputSpec, OutputSpec
+from tracefleet.manifest_types import (
+    DIFFERS,
+    HOLDS,
+    JIT,
+    RAISES,
+    UNTRIED,
+    General,
+    InputSpec,
+    OutputSpec,
+)
 
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
+GENERAL = "Proved: calls run as they are, unpadded; one run takes"
 GENERALITY = {
     HOLDS: "the same as eager",
     DIFFERS: "silently different from eager",
@@ -39,6 +49,7 @@ _PROBES = {
     "one-token": "all tokens masked but one",
     "decoder-hole": "decoder tokens masked",
     "other-": "this argument changed",
+    "general-": "rows × tokens, run as they are",
     "batch-": "this many rows, through the dispatcher",
     "dispatch-short-encoder": "encoder shorter than decoder",
     "dispatch-short-decoder": "decoder shorter than encoder",
@@ -217,6 +228,8 @@ def accuracy(report: ValidationReport) -> str:
 def graphs(facts: ReportFacts, report: ValidationReport) -> str:
     """Say how many graphs there are, and why not every length has every probe."""
     probes = "Every probe ran at the shortest length and the decisive ones at the others"
+    if report.general is not None:
+        return f"One graph serves every length and number of rows. {probes}."
     if len(report.lengths()) < 2:
         return "One length, one graph, every probe."
     if facts.shared:
@@ -227,10 +240,17 @@ def graphs(facts: ReportFacts, report: ValidationReport) -> str:
 
 
 def generality(report: ValidationReport) -> str:
-    """Say what was measured of the bare graphs at other shapes, and what the words mean."""
+    """Say what was proved or measured of the graphs at other shapes, and what the words mean."""
+    if report.general is not None:
+        return f"{GENERAL} {_limit(report.general)}."
     found = {word for v in report.lengths() for word in (v.other_lengths, v.other_batches)}
     legend = "; ".join(f"{word}: {text}" for word, text in GENERALITY.items() if word in found)
     return f"{GUARDED} {legend.capitalize()}." if legend else GUARDED
+
+
+def _limit(general: General) -> str:
+    rows = f"at most {general.rows} rows"
+    return rows if general.tokens is None else f"{rows} or {general.tokens:,} tokens"
 
 
 def bundle_size(facts: ReportFacts) -> str:
