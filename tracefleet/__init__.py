@@ -38,6 +38,7 @@ from tracefleet.pull import pull
 from tracefleet.reader.model import Model
 from tracefleet.reader.open import load_manifest, open  # noqa: A004 - read as tracefleet.open
 from tracefleet.reader.outputs import Outputs, Run
+from tracefleet.reader.watch import Change, WatchedModel, watch
 from tracefleet.store import ReadableStore, Store, open_store, open_writable
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3 import S3Store
@@ -51,6 +52,7 @@ except PackageNotFoundError:  # a source tree on the path, as in the pipeline's 
 __all__ = [
     "ArtifactError",
     "BackendUnavailableError",
+    "Change",
     "DigestMismatchError",
     "FileCheck",
     "FileStore",
@@ -67,6 +69,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "Variant",
+    "WatchedModel",
     "find",
     "find_variants",
     "load_manifest",
@@ -77,4 +80,5 @@ __all__ = [
     "pull",
     "select",
     "verify",
+    "watch",
 ]
