@@ -594,6 +594,18 @@ def _general(rows: int = 4, tokens: int = 16) -> tuple[Model, _Echo]:
     return Model(manifest, echo), echo  # type: ignore[arg-type]
 
 
+def test_rows_may_be_arrays_and_tensors_of_one_axis(model: Model):
+    lists = [[3, 1, 2], [7]]
+    expected = model(lists).pooler_output
+    arrays = [np.array(row) for row in lists]
+    assert np.array_equal(model(arrays).pooler_output, expected)
+    assert np.array_equal(model([torch.tensor(row) for row in lists]).pooler_output, expected)
+    streamed = [one.pooler_output for one in model.stream(arrays)]
+    assert np.allclose(streamed, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"row 1: expected whole numbers, got 1\.5"):
+        model([np.array([1, 2]), np.array([1.5])])
+
+
 def test_a_stream_yields_each_row_in_order_without_padding_and_reads_a_window_ahead():
     model, echo = _general()
     taken = []

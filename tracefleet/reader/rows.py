@@ -54,7 +54,9 @@ def read_table(manifest: Manifest, given: Mapping[str, Any]) -> Table | None:
         return None
     if not any(len(set(map(len, value))) > 1 for value in present.values()):
         return None
-    table = {name: read_rows(name, value) for name, value in present.items()}
+    table = {}
+    for name, value in present.items():
+        table[name] = read_rows(name, [_as_list(row) for row in value])
     lead = next(iter(table))
     for name, rows in table.items():
         if len(rows) != len(table[lead]):
@@ -186,7 +188,12 @@ def _as_list(row: Any) -> Any:
 def _is_nested(spec: InputSpec, value: Any) -> bool:
     if not spec.dtype.startswith("int") or len(spec.axes) != 2 or spec.length_axis is None:
         return False
-    return isinstance(value, list | tuple) and all(isinstance(row, list | tuple) for row in value)
+    return isinstance(value, list | tuple) and all(map(_is_row, value))
+
+
+def _is_row(value: Any) -> bool:
+    """Tell whether a value is one row of numbers: a list, or an array or tensor of one axis."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", None) == 1
 
 
 def _check_table(manifest: Manifest, table: Table, first: int) -> None:
