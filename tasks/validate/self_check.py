@@ -5,13 +5,14 @@ A second run, another attention implementation, and padded against unpadded.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from tasks.errors import PaddingChangesError, UnsupportedCheckpointError
 from tasks.model.feeds import pad_right, random_feed, tokens_of
 from tasks.model.outputs import restoring_module_state
 from tasks.model.versions import eager_attention
-from tasks.validate.plan import first_probe, plan_probes
+from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
@@ -81,7 +82,8 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
     """Return probes that are shorter than their standard length, by index.
 
     Every probe with padding; where the shortest or the longest length has none, one that the
-    dispatcher pads: sparse attention may depend on padding in long inputs alone.
+    dispatcher pads: sparse attention may depend on padding in long inputs alone. A general graph's
+    callers pad as far as they like: from just over the shortest length to the longest.
     """
     plan = eager.plan
     probes = [as_run(probe, eager.padded) for probe in plan_probes(plan)]
@@ -90,12 +92,28 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
         if probe.reference_feed and probe.key not in eager.refused:
             short[index] = probe
     lacking = {plan.lengths[0], plan.lengths[-1]} - {probe.length for probe in short.values()}
+    if plan.is_general:
+        lacking.discard(plan.lengths[-1])
+        short |= _pad_far(plan, probes)
     for index, probe in enumerate(probes):
         tokens = max(tokens_of(plan.facts, probe.feed).values(), default=probe.length)
         if probe.dispatch and tokens < probe.length and probe.length in lacking:
             lacking.remove(probe.length)
             short[index] = probe
     return short
+
+
+def _pad_far(plan: ProbePlan, probes: list[Probe]) -> dict[int, Probe]:
+    """Return the shortest general probe over the shortest length, to be padded to the longest."""
+    tokens = {}
+    for index, probe in enumerate(probes):
+        size = max(tokens_of(plan.facts, probe.feed).values(), default=0)
+        if probe.general and plan.lengths[0] < size < plan.lengths[-1]:
+            tokens[index] = size
+    if not tokens:
+        return {}
+    index = min(tokens, key=tokens.__getitem__)
+    return {index: dataclasses.replace(probes[index], length=plan.lengths[-1])}
 
 
 def _check_ties(eager: ReferencePass) -> None:
