@@ -10,6 +10,7 @@ them nearly all padding.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -58,10 +59,10 @@ def _choose_lengths(lengths: tuple[int, ...], shortest: int) -> list[int]:
     """Return the lengths of one run each, ascending, none of them standard."""
     chosen = {shortest, *(length - 1 for length in lengths)}
     chosen |= {length + 1 for length in lengths[:2]}
-    between = range(lengths[0] + 1, lengths[-1])
-    # The same in the reference's process and the gate's.
-    drawn = random.Random(_SEED).sample(between, min(_BETWEEN, len(between)))  # noqa: S311
-    chosen |= set(drawn)
+    # The same in the reference's process and the gate's; more short ones, as texts are.
+    drawn = random.Random(_SEED)  # noqa: S311
+    for _ in range(_BETWEEN):
+        chosen.add(round(math.exp(drawn.uniform(math.log(lengths[0]), math.log(lengths[-1])))))
     return sorted(one for one in chosen - set(lengths) if shortest <= one < lengths[-1])
 
 
