@@ -17,6 +17,7 @@ SLOW = (
     "test_store_faults",
     "test_transformers_versions",
     "test_adversarial",
+    "test_general",
     "test_convert_fleet",
     "test_neuron_compile",
     "test_neuron_reader",
