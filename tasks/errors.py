@@ -3,7 +3,7 @@
     ConversionError
     ├── RequestError                the request itself: unknown scheme, task, length, option
     ├── UnsupportedCheckpointError  a checkpoint that can't be converted, with the reason
-    │   └── PaddingChangesError     padding changes eager's outputs: only exact lengths can be used
+    │   └── PaddingChangesError     padding changes eager's outputs: nothing may be padded
     ├── UnsafeCheckpointError       pickle or remote code without permission; damaged weights
     ├── TiedWeightsError            a tied group that could not be untied bit-identically
     ├── TraceError                  torch.jit refused to trace or save the model

@@ -142,6 +142,7 @@ def test_a_planted_graph_is_served_at_its_standard_lengths_alone(
     result = convert(request, Steps(run=run))
     assert "does not hold at every shape" in caplog.text
     assert result.manifest.general is None
+    assert "these checks did not pass: general-" in str(result.manifest.routed)
     rows = np.arange(1, 13 * 12 + 1).reshape(12, 13) % 250
     eager = transformers.BertModel.from_pretrained(folder).eval()
     with torch.no_grad():

@@ -71,7 +71,7 @@ class Job:
     candidate: Candidate | None = None
 
     def without_padding(self) -> Job:
-        """Return the job with exact lengths alone, for a model whose outputs depend on padding."""
+        """Return the job without padding, for a model whose outputs depend on it."""
         return dataclasses.replace(self, facts=self.facts.without_padding())
 
     def plan(

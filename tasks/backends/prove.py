@@ -90,10 +90,10 @@ def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
 
 
 def _name_failures(error: NumericsMismatchError) -> str:
-    """Say where a graph for every shape differs from eager."""
-    probes = error.report.probes if error.report is not None else ()
-    names = [probe.name for probe in probes if not probe.difference.passed]
-    return f"the programs are equal, and eager's results are not: {', '.join(names[:3])}"
+    """Say which checks a graph did not pass; no figures, which differ from host to host."""
+    failures = error.report.failures if error.report is not None else ()
+    names = [failure.partition(":")[0] for failure in failures[:3]]
+    return f"the programs are equal, and these checks did not pass: {', '.join(names)}"
 
 
 def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
@@ -222,7 +222,7 @@ def _describe_candidate(candidate: Candidate, prepared: Prepared) -> TraceResult
 
 
 def _require_exact_lengths(job: Job) -> Job:
-    logger.info("padding changes what this model computes: exact lengths only")
+    logger.info("padding changes what this model computes: it is never padded")
     return job.without_padding()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import pad_right, random_feed
-from tasks.model.general import MOST_ROWS, ROWS, ROWS_OF_IMAGES
+from tasks.model.general import MOST_ROWS, ROWS, ROWS_OF_SAMPLES, takes_samples
 from tasks.validate.probes import FRESH_SEED_BASE, Probe
 from tracefleet.lengths import smallest_fit
 from tracefleet.manifest_types import General
@@ -41,18 +41,20 @@ def general_probes(
         lengths: Standard lengths, ascending; each of them is another probe's.
         general: Shapes that are to be proved.
     """
-    if not facts.varies_in_length:
-        for rows in ROWS_OF_IMAGES:
-            yield _make(facts, lengths, rows, lengths[0])
-        return
-    for tokens in _choose_lengths(lengths, general.shortest):
-        yield _make(facts, lengths, 1, tokens)
-    few = max(general.shortest, min(_FEW_TOKENS, lengths[0]))
-    for rows in ROWS:
-        yield _make(facts, lengths, rows, few)
-    fewest = max(general.shortest, min(_FEWEST_TOKENS, lengths[0]))
-    yield _make(facts, lengths, MOST_ROWS, fewest)
-    yield _make_ragged(facts, lengths, general.shortest)
+    for rows, tokens in _choose_rows(facts, lengths):
+        yield _make(facts, lengths, rows, tokens)
+    if facts.varies_in_length:
+        for tokens in _choose_lengths(lengths, general.shortest):
+            yield _make(facts, lengths, 1, tokens)
+        yield _make_ragged(facts, lengths, general.shortest)
+
+
+def _choose_rows(facts: ModelFacts, lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the runs of several rows: how many, and the tokens of each."""
+    if takes_samples(facts):
+        return [(rows, lengths[0]) for rows in ROWS_OF_SAMPLES]
+    few = [(rows, min(_FEW_TOKENS, lengths[0])) for rows in ROWS]
+    return [*few, (MOST_ROWS, min(_FEWEST_TOKENS, lengths[0]))]
 
 
 def _choose_lengths(lengths: tuple[int, ...], shortest: int) -> list[int]:

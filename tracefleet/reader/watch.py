@@ -64,6 +64,7 @@ class WatchedModel:
         self.on_change = on_change
         self._seen = self._current = find()
         self._model = open_selected(store, self._current, **options)
+        self._looking = threading.RLock()
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._watch, args=(every,), name="tracefleet.watch", daemon=True
@@ -99,6 +100,10 @@ class WatchedModel:
         Raises:
             StoreError: the channel can't be read; what serves goes on.
         """
+        with self._looking:  # one look at a time, whoever asks for it
+            return self._look()
+
+    def _look(self) -> Change | None:
         found = self._find()
         if (found.number, found.entry) == (self._seen.number, self._seen.entry):
             return None
@@ -144,7 +149,7 @@ class WatchedModel:
             try:
                 self.look()
             except Exception as error:  # a store that is away for a while costs no call
-                logger.warning("the channel could not be read: %s: %s", type(error).__name__, error)
+                logger.warning("looking failed, and is tried again: %r", error)
 
 
 def watch(

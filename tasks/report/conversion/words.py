@@ -271,7 +271,7 @@ def padding(spec: InputSpec) -> str:
     if spec.length_axis is None:
         padded = "as it is"
     elif spec.pad_value is None:
-        padded = "exact lengths only"
+        padded = "never padded"
     else:
         padded = f"padded with {spec.pad_value}"
     return padded if spec.fill_value is None else f"{padded}; filled with {spec.fill_value}"
