@@ -11,6 +11,7 @@ from tasks.model.preflight import inspect
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.publish.schema_limit import read_limit
 from tasks.request.candidate import read_candidate
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify, make_job, name_task
@@ -27,7 +28,8 @@ def convert(
         backend, store = find_backend(request.backend), open_writable(request.store)
         source = steps.here("resolve", resolve, request.source, **request.permissions)
         request = name_task(request, source, steps)
-        identity = identify(request, source, backend.toolchain(), given)  # -> conversion key
+        schema = read_limit(store)
+        identity = identify(request, source, backend.toolchain(), given, schema=schema)  # -> key
         if published := find_published(store, source.source, identity.key):
             return reuse(store, published, request.channel)  # no weights are read
         candidate = given or find_candidate(store, source.source, identity.key)
@@ -36,7 +38,7 @@ def convert(
         described = steps.here("describe", fetch_description, source)
         facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
         checkpoint = steps.here("fetch", fetch, source)  # every byte verified
-        job = make_job(request, checkpoint.folder, facts, steps.work, store, candidate)
+        job = make_job(request, checkpoint.folder, facts, steps.work, store, candidate, identity)
         with keep_refused(store, identity, steps):
             proved = backend.prove(job, steps)  # untie, trace, validate
         if source.is_local:

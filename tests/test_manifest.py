@@ -169,6 +169,8 @@ def test_a_field_of_the_wrong_type_is_refused_by_schema_and_reader(
     ("change", "message"),
     [
         ({"schema": 4}, "schema expected at most 3, got 4.*Upgrade"),
+        ({"schema": 4, "reader": "0.9.0"}, "got 4. Upgrade tracefleet to 0.9.0 or later"),
+        ({"schema": 4, "reader": "\x1b[2J"}, "got 4. Upgrade tracefleet to read it"),
         ({"recipe": True}, "recipe: expected int, got True"),
         ({"recipe": 1.0}, "recipe: expected int"),
         ({"lengths": [8, 4]}, r"lengths expected \(4, 8\)"),

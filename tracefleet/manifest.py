@@ -39,9 +39,12 @@ from tracefleet.manifest_types import (
 SCHEMA = 3
 #: Lacks the accuracy of quantised models and what each graph does at other shapes.
 _FIRST_SCHEMA = 1
-#: Lacks where one graph was proved for every shape.
 _SECOND_SCHEMA = 2
-_THIRD_SCHEMA_FIELDS = ("general", "routed")
+#: The first one that says where one graph was proved for every shape.
+GENERAL_SCHEMA = 3
+_THIRD_SCHEMA_FIELDS = ("general", "reader", "routed")
+#: Oldest version of tracefleet that reads what this one writes.
+READER = "0.2.0"
 SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
 BUNDLE_MEDIA_TYPE = "application/vnd.torchscript"
 #: Name of a manifest, and of one that no device has validated yet.
@@ -50,6 +53,7 @@ MANIFEST, CANDIDATE = "manifest.json", "candidate.json"
 #: is a Triton model repository.
 BUNDLE_PATH = "model/1/model.pt"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9][0-9a-z.]{0,19}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class Manifest:
 
     Attributes:
         schema: version of this format.
+        reader: oldest version of tracefleet that reads it; None: the first one does.
         key: the conversion key: sha256 over what identifies the conversion.
         source: source of the checkpoint, such as ``hf://org/name``.
         commit: commit that the requested revision resolved to.
@@ -80,6 +85,7 @@ class Manifest:
     """
 
     schema: int = SCHEMA
+    reader: str | None = READER
     key: str
     source: str
     commit: str
@@ -101,10 +107,7 @@ class Manifest:
     def __post_init__(self) -> None:
         """Refuse a manifest of another schema or with contradictory contents."""
         if self.schema not in SCHEMAS:
-            raise ManifestError(
-                f"manifest: schema expected at most {SCHEMA}, got {self.schema}. "
-                "Upgrade tracefleet to read it."
-            )
+            raise ManifestError(f"manifest: schema expected one of {SCHEMAS}, got {self.schema}")
         if not _SHA256.fullmatch(self.key):
             raise ManifestError(f"manifest: key expected 64 hex digits, got {self.key!r}")
         try:
@@ -191,7 +194,20 @@ def parse(data: bytes) -> Manifest:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"manifest: expected JSON, got {data[:40]!r}…: {error}") from error
+    _refuse_later_schema(raw)
     return decode(Manifest, _upgrade(raw), where="manifest")
+
+
+def _refuse_later_schema(raw: Any) -> None:
+    """Say which version reads a manifest of a later schema, whose fields mean nothing here."""
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        known = _VERSION.fullmatch(str(raw.get("reader")))
+        version = f" to {known[0]} or later" if known else ""
+        raise ManifestError(
+            f"manifest: schema expected at most {SCHEMA}, got {schema}. "
+            f"Upgrade tracefleet{version} to read it."
+        )
 
 
 def _upgrade(raw: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line's upkeep of a store: ``gc``, ``promote`` and ``rollback``.
+"""The command line's upkeep of a store: ``gc``, ``promote``, ``rollback``, ``limit-schema``.
 
 ``flows.__main__`` parses the arguments and calls one of these; each prints for a person, or one
 JSON document with ``--json``, and returns the exit code.
@@ -22,7 +22,7 @@ _SHORTEST_HOURS = 1
 
 
 def add_command(commands: Any) -> None:
-    """Add the three commands to the parser's subcommands."""
+    """Add the commands to the parser's subcommands."""
     text = "Remove what no channel references: conversions, orphaned files, unfinished uploads."
     gc = commands.add_parser("gc", help=text, description=text)
     gc.set_defaults(command=_gc)
@@ -53,7 +53,14 @@ def add_command(commands: Any) -> None:
     _add_selection(rollback)
     rollback.add_argument("--channel", default="latest", help="which channel (latest)")
     rollback.add_argument("--number", type=int, help="bring this one back (default: the previous)")
-    for parser in (gc, promote, rollback):
+    text = "Limit the schema of a store's next manifests, for readers of an earlier version."
+    limit = commands.add_parser("limit-schema", help=text, description=text)
+    limit.set_defaults(command=_limit_schema)
+    limit.add_argument("--store", required=True, help="root of the store")
+    limit.add_argument(
+        "--schema", required=True, help="a number from 2 on, or newest, which lifts the limit"
+    )
+    for parser in (gc, promote, rollback, limit):
         add_output(parser)
 
 
@@ -117,6 +124,18 @@ def _rollback(options: argparse.Namespace) -> int:
     selection = select(store, **_selection(options))
     manifest, number = rollback(store, selection, number=options.number)
     return _print_channel(options, options.channel, number, manifest.key)
+
+
+def _limit_schema(options: argparse.Namespace) -> int:
+    from tasks.publish.schema_limit import write_limit
+    from tracefleet.store import open_writable
+
+    limit = write_limit(open_writable(options.store), options.schema)
+    if options.json:
+        print(json.dumps({"schema": limit}))
+    else:
+        print(f"schema  at most {limit} from now on")
+    return 0
 
 
 def _selection(options: argparse.Namespace) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Job:
         failed: Folder that keeps the compiler's files of failed compilations.
         device: Whether this host has the device.
         candidate: Programs that are to be proved instead of new ones; None: compile.
+        may_be_general: Whether one graph may serve every shape, if that is proved.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class Job:
     failed: Path
     device: bool = False
     candidate: Candidate | None = None
+    may_be_general: bool = True
 
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""

@@ -58,7 +58,8 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
     Raises:
         ConversionError: It can't be made, or does not compute what eager computes.
     """
-    reach, failed = Reach.GENERAL, None
+    reach = Reach.GENERAL if job.may_be_general else Reach.SHARED
+    failed = None
     while True:
         traced = _trace(job, steps, reach)
         try:

@@ -21,6 +21,7 @@ from tasks.plan.concurrently import catching_errors, map_concurrently
 from tasks.plan.default_tasks import find_tasks
 from tasks.plan.freshness import State, channel_of, judge, newest_numbers
 from tasks.publish.identity import Identity
+from tasks.publish.schema_limit import read_limit
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify
 from tracefleet.errors import ArtifactError, StoreUnavailableError
@@ -106,9 +107,10 @@ def _plan_rows(requests: Mapping[str, ConversionRequest]) -> Iterator[PlanRow]:
     """Yield each row as soon as it is known: refusals first, then those read from channels."""
     urls = {request.store for request in requests.values()}
     stores = {url: open_store(url) for url in urls}
+    schemas = {url: read_limit(store) for url, store in stores.items()}
     lookups: list[_Lookup] = []
     movers: dict[tuple[str, str], str] = {}
-    for row, identity in _identify(requests):
+    for row, identity in _identify(requests, schemas):
         if identity is None:
             yield row
             continue
@@ -133,7 +135,7 @@ def _refuse_second(row: PlanRow, first: str) -> PlanRow:
 
 
 def _identify(
-    requests: Mapping[str, ConversionRequest],
+    requests: Mapping[str, ConversionRequest], schemas: Mapping[str, int]
 ) -> Iterator[tuple[PlanRow, Identity | None]]:
     """Yield each row with its identity, or with None if it is refused already."""
     resolved = _resolve_all(requests.values())
@@ -158,7 +160,8 @@ def _identify(
             weight_bytes=found.weight_bytes,
         )
         with_task = request.model_copy(update={"task": task})
-        yield row, identify(with_task, found, toolchains[request.backend])
+        schema = schemas[request.store]
+        yield row, identify(with_task, found, toolchains[request.backend], schema=schema)
 
 
 def _find_missing_tasks(

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from tasks.fetch.source import Checkpoint
 from tasks.trace.record import TraceResult
 from tracefleet.canonical import canonical_json
-from tracefleet.manifest import Manifest
+from tracefleet.manifest import GENERAL_SCHEMA, READER, SCHEMA, Manifest
 from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validation, Variant
 
 #: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
 #: toolchain give other bytes or other guarantees than before: every fleet becomes stale.
 RECIPE = 3
+#: Option of what was made for a store that limits its schema.
+_SCHEMA = "schema"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,22 @@ class Identity:
         """Return the identity that follows from a manifest's contents."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(manifest, name) for name in names})
+
+    @property
+    def schema(self) -> int:
+        """Schema of the manifest."""
+        return int(self.options.get(_SCHEMA, SCHEMA))
+
+    @property
+    def may_be_general(self) -> bool:
+        """Whether the manifest has a place for where one graph serves every shape."""
+        return self.schema >= GENERAL_SCHEMA
+
+    def limited_to(self, schema: int) -> Identity:
+        """Return the identity in a store whose manifests have at most this schema."""
+        if schema >= SCHEMA:
+            return self
+        return dataclasses.replace(self, options={**self.options, _SCHEMA: str(schema)})
 
     @property
     def key(self) -> str:
@@ -83,6 +101,8 @@ class Identity:
         """
         names = [field.name for field in dataclasses.fields(self)]
         return Manifest(
+            schema=self.schema,
+            reader=READER if self.may_be_general else None,
             key=self.key,
             license=checkpoint.license,
             inputs=inputs,
@@ -90,7 +110,7 @@ class Identity:
             tied_groups=traced.tied_groups,
             same_program=traced.same_program,
             general=traced.general,
-            routed=traced.routed,
+            routed=traced.routed if self.may_be_general else None,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

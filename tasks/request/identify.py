@@ -14,7 +14,7 @@ from tasks.publish.identity import Identity
 from tasks.request.candidate import check_same_commit, download_programs
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
-from tracefleet.manifest import Manifest
+from tracefleet.manifest import SCHEMA, Manifest
 from tracefleet.manifest_types import Toolchain
 from tracefleet.store import ReadableStore
 from tracefleet.store.cache import cache_root
@@ -37,6 +37,8 @@ def identify(
     found: Resolved,
     toolchain: Toolchain | None,
     candidate: Manifest | None = None,
+    *,
+    schema: int = SCHEMA,
 ) -> Identity:
     """Return the identity of a request whose checkpoint is resolved.
 
@@ -45,6 +47,7 @@ def identify(
         found: Its checkpoint.
         toolchain: Versions of its backend; None: only the backend's workers know them.
         candidate: Candidate that is to be validated; its identity is kept.
+        schema: Newest schema that the store takes.
 
     Raises:
         RequestError: the checkpoint is not the one that was compiled.
@@ -52,7 +55,7 @@ def identify(
     if candidate is not None:
         check_same_commit(candidate, found)
         return Identity.of(candidate)
-    return Identity(
+    identity = Identity(
         source=found.source,
         commit=found.commit,
         variant=request.variant,
@@ -60,6 +63,7 @@ def identify(
         options=request.identity_options,
         toolchain=toolchain,
     )
+    return identity.limited_to(schema)
 
 
 def make_job(
@@ -69,6 +73,7 @@ def make_job(
     work: Path,
     store: ReadableStore,
     candidate: Manifest | None,
+    identity: Identity,
 ) -> Job:
     """Return the job of a backend: what it has to make and to prove.
 
@@ -79,6 +84,7 @@ def make_job(
         work: Folder of this conversion alone.
         store: Store of the candidate.
         candidate: Candidate whose programs are to be proved; None: new ones are made.
+        identity: Identity of the conversion.
     """
     return Job(
         folder=folder,
@@ -92,4 +98,5 @@ def make_job(
         work=work,
         failed=cache_root() / "failed-compilations",
         candidate=download_programs(store, candidate, work),
+        may_be_general=identity.may_be_general,
     )
