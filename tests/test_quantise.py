@@ -308,28 +308,29 @@ def _layer(inputs: int, outputs: int, *, bias: bool = True) -> tuple[nn.Linear, 
 def test_a_layer_computes_what_its_int8_weights_say(shape, bias):
     exact, layer = _layer(*shape, bias=bias)
     x = torch.randn(3, 5, shape[0], dtype=torch.float64)
-    lowest, span = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
-    steps = ((x - lowest) / span.clamp(min=1e-30) * 127).round()
-    expected = (lowest + steps / 127 * span) @ layer.weight.double().T
+    largest = x.abs().amax(-1, keepdim=True)
+    steps = (x / largest * 127).round()
+    expected = (steps / 127 * largest) @ layer.weight.double().T
     if bias:
         expected += exact.bias.double()
     # A float32 now and then rounds to the other side of a step.
     torch.testing.assert_close(layer(x.float()).double(), expected, atol=1e-2, rtol=0)
-    step = exact.weight.abs().amax(1, keepdim=True) / 127
+    step = exact.weight.abs().amax(1, keepdim=True) / 63
     assert bool(((layer.weight - exact.weight).abs() <= 0.5001 * step).all())
 
 
 @torch.no_grad()
 def test_the_largest_sums_do_not_overflow():
-    """Without VNNI two products are added in 16 bits; with 8-bit activations they would not fit."""
-    _, layer = _layer(512, 8, bias=False)
-    layer.packed = quantise.pack(
-        torch.full((8, 512), 127, dtype=torch.int8), torch.ones(8).double()
-    )
-    layer.sums.fill_(127 * 512)
+    """Without VNNI two products are added in 16 bits; 8-bit weights as well would not fit."""
+    exact, _ = _layer(512, 8, bias=False)
+    exact.weight.data.fill_(63.0)
+    model = nn.Sequential(exact)
+    quantise.quantise(model)
+    assert quantise.unpack_weights(model)["0.packed.values"].unique().tolist() == [63]
+    assert 2 * 63 * 255 < 2**15 < 2 * 127 * 255
     x = torch.ones(1, 512)
-    x[0, 0] = 0.0
-    assert layer(x).tolist() == [[127.0 * 511] * 8]
+    x[0, 0] = -1.0
+    assert model(x).tolist() == [[63.0 * 510] * 8]
 
 
 @torch.no_grad()
@@ -387,12 +388,15 @@ def test_a_machine_without_the_engine_can_not_convert(checkpoint):
         inspect(checkpoint("bert-mlm"), LoadOptions(task="fill-mask", dtype="int8"), (8,))
 
 
-def test_a_machine_without_the_engine_can_not_open(published, request):
+def test_a_machine_without_the_engine_can_not_open(published, request, monkeypatch):
     store, manifest = published
     open_it = functools.partial(tracefleet.open, store, manifest.source)
     assert open_it()
     request.getfixturevalue("arm")
-    with pytest.raises(tracefleet.ArtifactError, match=r"engine fbgemm, got \['qnnpack'\].*x86"):
+    monkeypatch.setattr("tracefleet.reader.open.open_verified", lambda *_: pytest.fail("read"))
+    with pytest.raises(
+        tracefleet.errors.BackendUnavailableError, match=r"engine fbgemm, got \['qnnpack'\].*x86"
+    ):
         open_it()
 
 

@@ -13,6 +13,7 @@ from tracefleet.canonical import check_relative
 from tracefleet.errors import ManifestError
 
 JIT = "jit"
+INT8 = "int8"
 VALIDATED = "validated"
 UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
 LENGTH_AXES = ("length", "decoder_length")

@@ -11,6 +11,14 @@
 #include <string>
 #include <vector>
 
+// int8 weights are packed for fbgemm, which torch has on x86 alone.
+static bool runs_int8() {
+  for (const auto engine : at::globalContext().supportedQEngines()) {
+    if (engine == at::QEngine::FBGEMM) return true;
+  }
+  return false;
+}
+
 int main(int argc, char** argv) {
   if (argc < 4) {
     std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n";
@@ -42,6 +50,10 @@ int main(int argc, char** argv) {
     }
   } catch (const c10::Error& error) {
     std::cerr << "error: " << error.what_without_backtrace() << "\n";
+    if (!runs_int8()) {
+      std::cerr << "This CPU's torch can't run int8 conversions (no fbgemm): if this is one, use "
+                   "an x86 CPU, or the float32 conversion.\n";
+    }
     return 1;
   } catch (const std::exception& error) {  // what the bundle itself refuses, such as its length
     std::cerr << "error: " << error.what() << "\n";

@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from tasks.model.arguments import Argument
-from tasks.model.quantise import INT8
 from tasks.model.vocabulary import Vocabulary
-from tracefleet.manifest_types import LENGTH_AXES
+from tracefleet.manifest_types import INT8, LENGTH_AXES
 
 
 @dataclass(frozen=True, kw_only=True)

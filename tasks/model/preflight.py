@@ -12,10 +12,11 @@ from tasks.model.embedder import check_poolable
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.heads import SAMPLE_TASKS, count_choices, head_class, read_config
 from tasks.model.pooling import read_pooling
-from tasks.model.quantise import INT8, check_quantisable
+from tasks.model.quantise import check_quantisable
 from tasks.model.samples import sample_arguments
 from tasks.model.versions import check_config, on_meta
 from tasks.model.vocabulary import NO_TOKENS, read_vocabulary
+from tracefleet.manifest_types import INT8
 
 
 def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> ModelFacts:

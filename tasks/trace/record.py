@@ -26,12 +26,12 @@ from tasks.model.feeds import example_feed, input_specs
 from tasks.model.general import make_general
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
-from tasks.model.quantise import INT8, quantise
+from tasks.model.quantise import quantise
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
-from tracefleet.manifest_types import General, OutputSpec
+from tracefleet.manifest_types import INT8, General, OutputSpec
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,13 @@ from tasks.child_main import report_progress
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.outputs import describe_outputs
-from tasks.model.quantise import INT8
 from tasks.model.weights import compare_with_files, digests, list_tensors
 from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.reference_pass_int8 import QuantisedReferencePass
 from tasks.validate.self_check import check_itself
+from tracefleet.manifest_types import INT8
 
 
 def compute_reference(

@@ -14,7 +14,7 @@ from tasks.model.feeds import input_specs
 from tasks.model.load import load_eager
 from tasks.model.outputs import describe_outputs
 from tasks.model.preflight import inspect
-from tasks.model.quantise import INT8, quantise
+from tasks.model.quantise import quantise
 from tasks.model.weights import digests, list_tensors
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import same_program
@@ -25,7 +25,7 @@ from tasks.validate.gate import validate_bundle
 from tasks.validate.plan import ProbePlan
 from tasks.validate.reference import Reference
 from tasks.validate.verdict import TOLERANCES, ValidationReport
-from tracefleet.manifest_types import General
+from tracefleet.manifest_types import INT8, General
 
 
 @dataclasses.dataclass(kw_only=True)

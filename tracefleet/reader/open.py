@@ -6,6 +6,7 @@ to torch. ``load_manifest`` stops before the files.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracefleet import published
-from tracefleet.errors import ArtifactError, ManifestError
+from tracefleet.errors import ArtifactError, BackendUnavailableError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
-from tracefleet.manifest_types import JIT, VALIDATED
+from tracefleet.manifest_types import INT8, JIT, VALIDATED
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
@@ -63,7 +64,8 @@ def open(  # noqa: A001 - read as tracefleet.open
         NoSuchVariantError: none or several conversions fit.
         DigestMismatchError: a byte was changed since publishing; nothing was loaded.
         ManifestError: the manifest is malformed, or the conversion is not validated.
-        BackendUnavailableError: this host lacks Neuron's package, a version of it or the device.
+        BackendUnavailableError: this host lacks Neuron's package, a version of it or the device, or
+            torch's engine for int8.
         StoreError: the store or a file can't be read.
     """
     opened = as_store(store)
@@ -90,7 +92,10 @@ def open_selected(
 ) -> Model:
     """Open a conversion that `select` has chosen; arguments and errors are those of `open`."""
     manifest = published.load_manifest(store, selection)
-    _check_usable(manifest, f"{selection.folder}/{manifest.file_name}", allow_unvalidated)
+    path = f"{selection.folder}/{manifest.file_name}"
+    _check_usable(manifest, path, allow_unvalidated)
+    if manifest.variant.dtype == INT8:
+        _check_int8_engine(path)
     for file in manifest.files:
         if file.media_type != BUNDLE_MEDIA_TYPE:
             with open_verified(store, selection, file):
@@ -106,7 +111,7 @@ def open_selected(
 def _open_bundle(store: ReadableStore, selection: Selection, manifest: Manifest) -> Model:
     path = selection.path_of(manifest.bundle)
     with (
-        _using_int8_engine(manifest, path),
+        _using_int8_engine(manifest),
         open_verified(store, selection, manifest.bundle) as handle,
     ):
         return Model(manifest, _load(handle, path))
@@ -167,20 +172,28 @@ def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> Non
         )
 
 
+def _check_int8_engine(path: str) -> None:
+    """Refuse int8 before anything is downloaded where torch can't run it: on ARM, for instance."""
+    import torch
+
+    engines = torch.backends.quantized.supported_engines
+    if _ENGINES[0] not in engines:
+        raise BackendUnavailableError(
+            f"{path}: dtype int8 expected torch's quantised engine {_ENGINES[0]}, got {engines}: "
+            f"this CPU ({platform.machine()}) has none of it. Open it on an x86 CPU, or open the "
+            "float32 conversion (dtype='float32')."
+        )
+
+
 @contextmanager
-def _using_int8_engine(manifest: Manifest, path: str) -> Iterator[None]:
+def _using_int8_engine(manifest: Manifest) -> Iterator[None]:
     """Select the engine that runs int8 bundles: torch packs their weights for it when loading."""
-    if manifest.variant.dtype != "int8":
+    if manifest.variant.dtype != INT8:
         yield
         return
     import torch
 
     quantized = torch.backends.quantized
-    if _ENGINES[0] not in quantized.supported_engines:
-        raise ArtifactError(
-            f"{path}: dtype int8 expected torch's quantised engine {_ENGINES[0]}, got "
-            f"{quantized.supported_engines}. Open it on an x86 CPU, or convert to float32."
-        )
     before = quantized.engine
     if before not in _ENGINES:
         quantized.engine = _ENGINES[0]
