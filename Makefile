@@ -8,6 +8,10 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS ?= 180
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
+# Tests run beside each other: a torch with a thread for each core would wait for its own threads,
+# and those of larger models must not spin while they wait.
+QUIETLY := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
 .PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-fleet format clean help
 
 help:  ## show this list
@@ -23,16 +27,14 @@ demo: $(STAMP)  ## convert the real all-MiniLM-L6-v2 into ./store and use it
 
 test: $(STAMP)  ## every test, with coverage
 	$(BIN)/python -m coverage erase
-	@# Two at a time: a third of the tests wait for servers that stall on purpose. Idle OpenMP threads
-	@# must not spin meanwhile.
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(QUIETLY) $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@# Children that were killed on purpose leave torn data files behind: passed over, then removed.
 	$(BIN)/python -W ignore -m coverage combine --quiet
 	@rm -f .coverage.*
 	$(BIN)/python -m coverage report
 
 test-quick: $(STAMP)  ## a verdict in two minutes: no servers, no sweeps, no coverage
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(QUIETLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store, all steps
 	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py

@@ -97,6 +97,8 @@ def _make_manifest(index: int) -> Manifest:
         same_program=True,
         general=None,
         routed=None,
+        device="cpu",
+        follows_device=True,
         files=(bundle,),
         toolchain=Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0"),
         recipe=1,

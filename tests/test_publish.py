@@ -100,6 +100,8 @@ def _conversion(
         same_program=True,
         general=None,
         routed=None,
+        device="cpu",
+        follows_device=False,
         files=describe_files(files, [bundle]),
         toolchain=toolchain,
         recipe=RECIPE,

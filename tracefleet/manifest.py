@@ -42,7 +42,7 @@ _FIRST_SCHEMA = 1
 _SECOND_SCHEMA = 2
 #: The first one that says where one graph was proved for every shape.
 GENERAL_SCHEMA = 3
-_THIRD_SCHEMA_FIELDS = ("general", "reader", "routed")
+_THIRD_SCHEMA_FIELDS = ("device", "follows_device", "general", "reader", "routed")
 #: Oldest version of tracefleet that reads what this one writes.
 READER = "0.2.0"
 SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
@@ -78,6 +78,9 @@ class Manifest:
         general: where one graph was proved for every shape; None: calls are routed to a standard
             length and padded.
         routed: why they are; None: they are not, or an earlier recipe did not try.
+        device: device on which the gate ran, such as ``cpu``; None: an earlier schema does not say.
+        follows_device: whether the bundle runs where its inputs and weights are, and not on that
+            kind of device alone.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -99,6 +102,8 @@ class Manifest:
     same_program: bool
     general: General | None
     routed: str | None
+    device: str | None
+    follows_device: bool
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -217,7 +222,7 @@ def _upgrade(raw: Any) -> Any:
     for name in _THIRD_SCHEMA_FIELDS:
         if name in raw:
             raise ManifestError(f"manifest: schema {raw['schema']} has no field {name}; got one")
-    raw = {**raw, **dict.fromkeys(_THIRD_SCHEMA_FIELDS)}
+    raw = {**raw, **dict.fromkeys(_THIRD_SCHEMA_FIELDS), "follows_device": False}
     if raw["schema"] == _SECOND_SCHEMA:
         return raw
     untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)

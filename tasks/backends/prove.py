@@ -75,7 +75,8 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
                 raise _refusal(error, job, traced) from None
             reach, failed = narrower, failed or _name_failures(error)
         else:
-            traced = replace(traced, routed=failed or traced.routed)
+            routed = failed or traced.routed
+            traced = replace(traced, routed=routed, follows_device=report.follows_device)
             return Proved(facts=job.facts, traced=traced, report=report)
 
 
@@ -202,6 +203,7 @@ def _make_trace_result(
         same_program=False,
         shared=False,
         routed="a program has one length",
+        device="neuroncore",
         has_topk_or_sort=prepared.has_topk_or_sort,
         **{**made, **known},
     )

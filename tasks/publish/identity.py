@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def may_be_general(self) -> bool:
-        """Whether the manifest has a place for where one graph serves every shape."""
+        """Whether the manifest says where one graph serves every shape, and on which devices."""
         return self.schema >= GENERAL_SCHEMA
 
     def limited_to(self, schema: int) -> Identity:
@@ -111,6 +111,8 @@ class Identity:
             same_program=traced.same_program,
             general=traced.general,
             routed=traced.routed if self.may_be_general else None,
+            device=traced.device if self.may_be_general else None,
+            follows_device=traced.follows_device and self.may_be_general,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import TraceError
+from tasks.model.graphs import walk
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +87,11 @@ def _read_program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
     return lines, list(_find_baked_tensors(graph))
 
 
-def _find_baked_tensors(block: Any) -> Iterator[Any]:
-    for node in block.nodes():
+def _find_baked_tensors(graph: Any) -> Iterator[Any]:
+    for node in walk(graph):
         is_constant = node.kind() == "prim::Constant" and node.hasAttribute("value")
         if is_constant and node.kindOf("value") == "t":
             yield node.t("value")
-        for inner in node.blocks():
-            yield from _find_baked_tensors(inner)
 
 
 def _are_equal(

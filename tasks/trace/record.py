@@ -29,6 +29,7 @@ from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_s
 from tasks.model.quantise import quantise
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
+from tasks.trace.devices import follow_inputs
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
 from tracefleet.manifest_types import INT8, General, OutputSpec
@@ -62,6 +63,8 @@ class TraceResult:
         shared: Whether one graph serves every length.
         general: Shapes at which this one graph is to run calls as they are; None: it is not.
         routed: Why it is not; None: it is, or it was not asked for.
+        device: Device on which the gate runs it.
+        follows_device: Whether it runs on other devices too; the gate finds out.
         has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
             differently.
     """
@@ -74,6 +77,8 @@ class TraceResult:
     has_topk_or_sort: bool
     general: General | None = None
     routed: str | None = None
+    device: str = "cpu"
+    follows_device: bool = False
 
     @property
     def file(self) -> TracedFile:
@@ -130,6 +135,8 @@ def trace_checkpoint(
     graphs = {length: f"_traced_{length}" for length in lengths}
     if shared:
         graphs = dict.fromkeys(lengths, f"_traced_{lengths[0]}")
+    # Only now: comparing has made torch cache the graphs as they were.
+    follow_inputs(traced)
     report_progress(f"writing the bundle ({_describe(shared or len(lengths) == 1, general)})")
     # Nothing can be read from the module afterwards: its weights move to the meta device.
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target, general)

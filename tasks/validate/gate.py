@@ -7,6 +7,7 @@ has to catch that with the same probes, else it is blind and nothing is publishe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tasks.model.feeds import random_feed
 from tasks.model.weights import digests, list_tensors
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import run_controls
+from tasks.validate.devices import follows_device
 from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
@@ -48,7 +50,9 @@ def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
     """
     report_progress("loading the saved bundle")
     module = _load(bundle)
-    return judge(module, reference, weights_matched=_check_weights(module, reference))
+    report = judge(module, reference, weights_matched=_check_weights(module, reference))
+    methods = ("forward", *(f"forward_{length}" for length in reference.plan.lengths))
+    return dataclasses.replace(report, follows_device=follows_device(module, methods))
 
 
 def judge(module: Any, reference: Reference, *, weights_matched: int = 0) -> ValidationReport:

@@ -117,6 +117,7 @@ class ValidationReport:
             another one.
         accuracy: Cost of quantisation; None: nothing is quantised.
         general: Shapes at which probes ran without padding; None: the artifact pads.
+        follows_device: Whether nothing in the artifact binds it to the device of its recording.
     """
 
     tolerance: Tolerance
@@ -129,6 +130,7 @@ class ValidationReport:
     measured: tuple[tuple[int, str, str], ...] = ()
     accuracy: Accuracy | None = None
     general: General | None = None
+    follows_device: bool = False
 
     @property
     def passed(self) -> bool:

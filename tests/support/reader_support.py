@@ -74,6 +74,8 @@ def example_manifest(**changes: Any) -> Manifest:
         "same_program": True,
         "general": None,
         "routed": None,
+        "device": "cpu",
+        "follows_device": True,
         "files": (
             entry("model/1/model.pt", b"weights", BUNDLE_MEDIA_TYPE),
             entry("model/config.json", b"{}", "application/json"),

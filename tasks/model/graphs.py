@@ -1,0 +1,17 @@
+"""Nodes of torch.jit's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+#: Kinds of types, as a value's ``type().kind()`` names them.
+DEVICE, TENSOR, NONE = "DeviceObjType", "TensorType", "NoneType"
+
+
+def walk(block: Any) -> Iterator[Any]:
+    """Yield every node of a graph or block, those of inner blocks included."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from walk(inner)
