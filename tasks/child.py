@@ -47,7 +47,8 @@ class Limits:
     Attributes:
         timeout: Wall seconds before the child's process group is killed.
         memory: Resident bytes of the child's process group before it is killed; None: no limit.
-        threads: Torch threads in the child; 0: one for each core that this process may use.
+        threads: Torch threads in the child; 0: ``OMP_NUM_THREADS``, or one for each core that this
+            process may use.
     """
 
     timeout: float = 3600.0

@@ -83,7 +83,7 @@ def _call(
 
     import torch
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or _count_threads())
     try:
         value = function(*arguments)
     except ConversionError as error:
@@ -93,6 +93,14 @@ def _call(
         sys.stderr.flush()
         return crash_error(step, f"{type(error).__name__}: {first_line(error)}", log)
     return value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _count_threads() -> int:
+    """Return how many threads the environment allows, else one for each usable core."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if first.isdigit() and int(first) > 0:
+        return int(first)
+    return len(os.sched_getaffinity(0))
 
 
 def _isolate(log: str) -> None:

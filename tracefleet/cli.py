@@ -128,6 +128,7 @@ def _add_run(subparsers: Subparsers) -> None:
     _add_source(parser)
     rows = parser.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; repeat for more rows")
+    parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
     rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
     parser.add_argument(
         "--decoder-ids", action="append", help="decoder_input_ids, one for each row"

@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tracefleet.channel import Published
+from tracefleet.devices import find_verdicts
 from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
+from tracefleet.manifest_types import VALIDATED, FileEntry, InputSpec, OutputSpec
 from tracefleet.printing import Table, format_size, print_json
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.pull import pull
@@ -107,7 +108,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(dataclasses.asdict(manifest))
         return 0
-    for name, value in _list_facts(selection, manifest).items():
+    for name, value in _list_facts(store, selection, manifest).items():
         print(f"{name:<10} {value}")
     for length in manifest.validation.lengths:
         verdict = "passed" if length.passed else "FAILED"
@@ -118,7 +119,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, Any]:
+def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) -> dict[str, Any]:
     tolerance = manifest.validation.tolerance
     versions = dataclasses.asdict(manifest.toolchain).items()
     return {
@@ -130,10 +131,22 @@ def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, Any]:
         "inputs": _format_specs(manifest.inputs),
         "outputs": _format_specs(manifest.outputs),
         "any shape": _describe_shapes(manifest),
+        "devices": _describe_devices(store, selection, manifest),
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
         "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
         "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
     }
+
+
+def _describe_devices(store: ReadableStore, selection: Selection, manifest: Manifest) -> str:
+    """Say on which devices the gate was run, and whether the conversion runs on others."""
+    first = manifest.device or "cpu"
+    proved = [] if manifest.validation.verdict != VALIDATED else [first]
+    for verdict in find_verdicts(store, selection.folder, manifest):
+        proved.append(f"{verdict.device} ({verdict.name}, torch {verdict.toolchain.torch})")
+    known = f"proved on {', '.join(proved)}" if proved else "proved on none"
+    others = "runs where its inputs are" if manifest.follows_device else f"runs on {first} alone"
+    return f"{known}; {others}"
 
 
 def _describe_shapes(manifest: Manifest) -> str:
@@ -227,7 +240,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         inputs = {"input_ids": [_parse_ids(row) for row in arguments.ids]}
     if arguments.decoder_ids:
         inputs["decoder_input_ids"] = [_parse_ids(row) for row in arguments.decoder_ids]
-    outputs = open_selected(store, selection)(**inputs)
+    outputs = open_selected(store, selection, device=arguments.device)(**inputs)
     if arguments.json:
         described = {
             name: {"shape": list(value.shape), "dtype": str(value.dtype), "values": value.tolist()}

@@ -1,4 +1,4 @@
-"""``python -m flows validate``: prove a candidate on this host's device, and publish it."""
+"""``python -m flows validate``: prove a conversion on a device of this host, and publish that."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ _DESCRIPTION = """\
 Run what was compiled without a device (channel `candidate`, verdict `unvalidated-on-device`)
 through the whole gate on this host's Neuron device, against the checkpoint's eager outputs. What
 passes is published under the channel; what does not stays a candidate, and its report is kept.
+
+With --device, run a published jit conversion through the whole gate on that device, against eager
+on the same one. The verdict is written beside the manifest, where readers look for it.
 """
 _EPILOG = """\
 exit codes: 0 validated, or validated already; 1 refused or failed; 2 wrong usage; 130 interrupted.
 
 example:
   python -m flows validate --conversion s3://bucket/models/conversions/hf.org.name-1a2b3c4d/KEY
+  python -m flows validate --conversion s3://…/KEY --device cuda
 """
 
 
@@ -30,7 +34,7 @@ def add_command(commands: Any) -> None:
     """Add ``validate`` to the command line."""
     parser = commands.add_parser(
         "validate",
-        help="run a Neuron candidate on this host's device and publish it if it is right",
+        help="run a conversion on a device of this host and publish it, or that, if it is right",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,6 +42,7 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(command=_validate)
     add = parser.add_argument
     add("--conversion", required=True, metavar="URL", help="of its folder, as convert tells it")
+    add("--device", help="prove a published conversion on this one too, such as cuda")
     add("--channel", default="latest", help="channel that will point to it (default: latest)")
     add("--allow-pickle", action="store_true", help="read pickled weights")
     add("--trust-remote-code", action="store_true", help="run the checkpoint's code")
@@ -48,11 +53,28 @@ def add_command(commands: Any) -> None:
 
 def _validate(options: argparse.Namespace) -> int:
     more: dict[str, Any] = {name: getattr(options, name) for name in _MORE}
+    if options.device is not None:
+        return _prove_device(options, more)
     if settings.wants_prefect(options.engine):
         return print_result(options, _run_flow(options.conversion, more))
     from flows.convert import validate
 
     return print_result(options, validate(options.conversion, **more))
+
+
+def _prove_device(options: argparse.Namespace, more: dict[str, Any]) -> int:
+    from flows.prove_device import prove_device
+
+    del more["channel"]  # a verdict moves none
+    verdict = prove_device(options.conversion, options.device, **more)
+    if options.json:
+        print(verdict.to_bytes().decode(), end="")
+        return 0
+    errors = [length.max_rel_error for length in verdict.validation.lengths]
+    print(f"device     {verdict.device}: {verdict.name}, torch {verdict.toolchain.torch}")
+    print(f"verdict    {verdict.validation.verdict}, largest relative error {max(errors):.2e}")
+    print(f"eager      {verdict.distance:.2e} from the CPU's")
+    return 0
 
 
 def _run_flow(conversion: str, more: dict[str, Any]) -> Conversion:

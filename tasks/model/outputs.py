@@ -69,6 +69,11 @@ def call_tuple(
     return tuple(named[spec.name] for spec in outputs)
 
 
+def move(feed: Feed, device: str) -> Feed:
+    """Return a feed whose tensors are on a device."""
+    return {name: tensor.to(device) for name, tensor in feed.items()}
+
+
 def describe_outputs(model: nn.Module, facts: ModelFacts) -> tuple[OutputSpec, ...]:
     """Return the tensors that have one entry for each row of the batch.
 

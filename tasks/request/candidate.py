@@ -38,14 +38,8 @@ def read_candidate(
         NoSuchVariantError: there is no candidate.
         ManifestError: the manifest can't be trusted.
     """
-    found = _CONVERSION.fullmatch(conversion)
-    if found is None:
-        raise RequestError(
-            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` "
-            f"prints it, got {conversion!r}"
-        )
-    store = open_store(found["store"])
-    manifest = _read_manifest(store, found["folder"], found["key"])
+    store, folder, key = parse_url(conversion)
+    manifest = _read_manifest(store, folder, key)
     variant = manifest.variant
     if variant.backend == JIT or backend not in (None, variant.backend):
         raise RequestError(
@@ -55,9 +49,27 @@ def read_candidate(
     return manifest, make_request({**request_fields(manifest), "store": store.url, **more})
 
 
+def parse_url(conversion: str) -> tuple[ReadableStore, str, str]:
+    """Return the store, the folder and the key that a conversion's URL names.
+
+    Raises:
+        RequestError: it is no conversion's URL.
+    """
+    found = _CONVERSION.fullmatch(conversion)
+    if found is None:
+        raise RequestError(
+            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` "
+            f"prints it, got {conversion!r}"
+        )
+    return open_store(found["store"]), found["folder"], found["key"]
+
+
 def request_fields(manifest: Manifest) -> dict[str, Any]:
     """Return the request's fields, read back from the manifest's identity."""
     variant, options = manifest.variant, manifest.options
+    compiling = {}
+    if variant.backend != JIT:
+        compiling = {variant.backend: _read_options(options, f"{variant.backend}.")}
     return {
         "source": manifest.source,
         "revision": manifest.commit if manifest.source.startswith("hf://") else None,
@@ -66,7 +78,7 @@ def request_fields(manifest: Manifest) -> dict[str, Any]:
         "backend": variant.backend,
         "dtype": variant.dtype,
         "batch": variant.batch,
-        variant.backend: _read_options(options, f"{variant.backend}."),
+        **compiling,
         "rtol": options.get("rtol"),
         "accept_tolerance_risk": options.get("accept_tolerance_risk") == "true",
     }

@@ -110,7 +110,9 @@ class ConversionRequest(BaseModel):
         description="Resident megabytes for each child process; none: no limit.",
     )
     threads: int = Field(
-        default=0, ge=0, description="Torch threads in a child; 0: one for each core."
+        default=0,
+        ge=0,
+        description="Torch threads in a child; 0: OMP_NUM_THREADS, or one for each core.",
     )
 
     @field_validator("source", mode="before")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import last_line
+from tasks.model.outputs import move
 from tasks.validate.latency import keep_latency, time_call
 from tasks.validate.plan import is_timed
 from tasks.validate.probes import Probe
@@ -37,10 +38,9 @@ class Artifact:
     def call(self, probe: Probe, feed: Feed) -> Outputs:
         """Call the method that a probe tests, and time it if that is the probe's own feed."""
         name = "forward" if probe.dispatch else f"forward_{probe.length}"
-        method: Callable[..., Outputs] = getattr(self.module, name)
-        outputs, took = time_call(method, *feed.values())
+        outputs, took = time_call(self._run, name, feed)
         if feed is probe.feed and is_timed(self.plan.facts, probe, self.plan.batch):
-            keep_latency(self.latency, probe.length, took, lambda: method(*feed.values()))
+            keep_latency(self.latency, probe.length, took, lambda: self._run(name, feed))
         return outputs
 
     def call_graph(self, probe: Probe) -> Outputs:
@@ -48,8 +48,12 @@ class Artifact:
         own = f"_traced_{probe.length}"
         shared = f"_traced_{self.plan.lengths[0]}"
         name = own if hasattr(self.module, own) else shared
-        outputs: Outputs = getattr(self.module, name)(*probe.feed.values())
-        return outputs
+        return self._run(name, probe.feed)
+
+    def _run(self, name: str, feed: Feed) -> Outputs:
+        method: Callable[..., Outputs] = getattr(self.module, name)
+        outputs = method(*move(feed, self.plan.device).values())
+        return tuple(output.cpu() for output in outputs)
 
     def compare(self, index: int, probe: Probe, feed: Feed) -> list[Difference]:
         """Call and compare; an artifact that raises has failed the probe like one that differs."""
@@ -86,7 +90,7 @@ class Artifact:
         import torch
 
         try:
-            getattr(self.module, method)(*feed.values())
+            self._run(method, feed)
         except (torch.jit.Error, RuntimeError):
             return True
         return False

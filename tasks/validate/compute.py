@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.child_main import report_progress
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
-from tasks.model.outputs import describe_outputs
+from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.weights import compare_with_files, digests, list_tensors
-from tasks.validate.plan import ProbePlan
-from tasks.validate.reference import Reference
+from tasks.validate.devices import use_full_precision
+from tasks.validate.plan import ProbePlan, first_probe
+from tasks.validate.reference import Reference, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.reference_pass_int8 import QuantisedReferencePass
 from tasks.validate.self_check import check_itself
 from tracefleet.manifest_types import INT8
+
+if TYPE_CHECKING:
+    from tasks.validate.reference import Outputs
 
 
 def compute_reference(
@@ -38,6 +43,9 @@ def compute_reference(
     quantised, accuracy = options.dtype == INT8, None
     eager = ReferencePass(model, plan, outputs, folder / "float32" if quantised else folder)
     with torch.no_grad():
+        on_cpu = _run_on_cpu(eager, plan)
+        use_full_precision(plan.device)
+        model.to(plan.device)
         eager.run()
         check_itself(eager)
         corrupted = eager.store_corrupted() if plan.opaque else None
@@ -59,4 +67,22 @@ def compute_reference(
         refused=frozenset(eager.refused),
         accuracy=accuracy,
         corrupted=corrupted,
+        distance=_find_distance(eager, on_cpu),
     )
+
+
+def _run_on_cpu(eager: ReferencePass, plan: ProbePlan) -> Outputs | None:
+    """Return the first probe's outputs on the CPU if the gate runs on another device."""
+    if plan.device == "cpu":
+        return None
+    return call_tuple(eager.model, first_probe(plan).eager_feed, eager.specs)
+
+
+def _find_distance(eager: ReferencePass, on_cpu: Outputs | None) -> float:
+    """Return how far eager on its device is from eager on the CPU, for the first probe."""
+    if on_cpu is None:
+        return 0.0
+    plan, there = eager.plan, load_outputs(eager.path(0))
+    feed = first_probe(plan).eager_feed
+    found = compare_outputs(eager.specs, plan.tolerance, there, on_cpu, feed, eager.scales)
+    return max(difference.max_rel for difference in found)

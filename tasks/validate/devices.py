@@ -1,9 +1,11 @@
-"""Does a bundle run where its inputs are, or on the device of its recording alone?"""
+"""Devices of the gate: what ties a bundle to one, and what another one has to compute like."""
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
+from tasks.errors import BackendUnavailableError, first_line
 from tasks.model.graphs import DEVICE, NONE, TENSOR, walk
 from tasks.model.quantise import find_packed_layers
 
@@ -19,6 +21,35 @@ def follows_device(module: Any, methods: tuple[str, ...]) -> bool:
         return False  # int8 has kernels for x86 alone
     graphs = [getattr(module, method).inlined_graph for method in methods]
     return not any(_names_a_device(graph) for graph in graphs)
+
+
+def use_full_precision(device: str) -> None:
+    """Let a GPU compute float32 in float32: its convolutions round to TF32 by default."""
+    import torch
+
+    if device != "cpu":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def name_device(device: str) -> str:
+    """Return what a device of this host is called; the whole job of one child.
+
+    Raises:
+        BackendUnavailableError: There is none.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BackendUnavailableError(
+            f"device: expected {device!r} on this host, got: {first_line(error)}. Validate on a "
+            "host that has it, with a torch that supports it."
+        ) from error
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return platform.processor() or platform.machine()
 
 
 def _names_a_device(graph: Any) -> bool:

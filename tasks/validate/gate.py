@@ -19,7 +19,7 @@ from tasks.model.feeds import random_feed
 from tasks.model.weights import digests, list_tensors
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import run_controls
-from tasks.validate.devices import follows_device
+from tasks.validate.devices import follows_device, use_full_precision
 from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
@@ -49,8 +49,12 @@ def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
         NumericsMismatchError: A probe failed, or the gate missed a negative control.
     """
     report_progress("loading the saved bundle")
+    device = reference.plan.device
     module = _load(bundle)
-    report = judge(module, reference, weights_matched=_check_weights(module, reference))
+    matched = _check_weights(module, reference)
+    use_full_precision(device)
+    module.to(device)
+    report = judge(module, reference, weights_matched=matched)
     methods = ("forward", *(f"forward_{length}" for length in reference.plan.lengths))
     return dataclasses.replace(report, follows_device=follows_device(module, methods))
 

@@ -32,6 +32,7 @@ class ProbePlan:
             eager instead.
         general: Shapes at which the artifact runs calls as they are, and is to be proved; None: it
             pads them.
+        device: Device that eager and the artifact run on.
     """
 
     facts: ModelFacts
@@ -42,6 +43,7 @@ class ProbePlan:
     has_topk_or_sort: bool = False
     opaque: bool = False
     general: General | None = None
+    device: str = "cpu"
 
     @property
     def is_general(self) -> bool:

@@ -40,6 +40,8 @@ class Reference:
         accuracy: Cost of quantisation; None: nothing is quantised.
         corrupted: File with the first probe's outputs of an eager model with a wrong weight, from
             which the artifact must differ; None: the artifact's own weights are corrupted instead.
+        distance: Largest difference of eager on the plan's device from eager on the CPU, relative
+            to the largest value, for the first probe.
     """
 
     plan: ProbePlan
@@ -53,6 +55,7 @@ class Reference:
     refused: frozenset[str] = frozenset()
     accuracy: Accuracy | None = None
     corrupted: Path | None = None
+    distance: float = 0.0
 
 
 def as_run(probe: Probe, padded: Container[str]) -> Probe:

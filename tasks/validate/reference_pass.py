@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
 from tasks.errors import UnsupportedCheckpointError, first_line
-from tasks.model.outputs import call_tuple, restoring_module_state
+from tasks.model.outputs import call_tuple, move, restoring_module_state
 from tasks.validate.faults import corrupting_weight, dense_weights
 from tasks.validate.latency import keep_latency, time_call
 from tasks.validate.plan import ProbePlan, first_probe, is_timed, plan_probes
@@ -125,7 +125,7 @@ class ReferencePass:
     def outputs(self, feed: Feed) -> Outputs:
         """Return eager's outputs on a feed; the model is afterwards as it was before."""
         with restoring_module_state(self.model):
-            return call_tuple(self.model, feed, self.specs)
+            return self._run(feed)
 
     def _store_other_shape(self, index: int, probe: Probe) -> None:
         """Store eager's outputs at another shape, if it runs there at all."""
@@ -157,7 +157,12 @@ class ReferencePass:
 
     def run_eager(self, probe: Probe) -> Outputs:
         """Run eager on a probe's inputs."""
-        return call_tuple(self.model, probe.eager_feed, self.specs)
+        return self._run(probe.eager_feed)
+
+    def _run(self, feed: Feed) -> Outputs:
+        device = self.plan.device
+        outputs = call_tuple(self.model, move(feed, device), self.specs)
+        return tuple(output.cpu() for output in outputs)
 
     def _refuse_nan(self, probe: Probe, outputs: Outputs) -> None:
         # Two NaN are no agreement: an overflow in half precision proves nothing.

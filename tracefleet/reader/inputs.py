@@ -259,7 +259,7 @@ def _mask_padding(
             continue
         real = torch.arange(tensors[ids].shape[1]) < torch.tensor(rows[ids]).unsqueeze(1)
         if mask in tensors:
-            if bool((tensors[mask].bool() & ~real).any()):
+            if bool((tensors[mask].bool().cpu() & ~real).any()):
                 raise ValueError(
                     f"{mask}: expected 0 where the shorter rows of {ids} have no token"
                 )

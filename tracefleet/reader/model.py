@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tracefleet.devices import CPU
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import Manifest
 from tracefleet.reader import rows as ragged
 from tracefleet.reader.general import BUDGET
 from tracefleet.reader.inputs import arrange
 from tracefleet.reader.outputs import Outputs, Run
+from tracefleet.reader.placing import wait_for
 from tracefleet.reader.rows import Table
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Model:
 
     Attributes:
         manifest: description of the conversion.
+        device: device that it runs on.
+        proved: whether the gate was run on such a device.
         on_run: called with each `Run` of the bundle, for metrics; it costs the count of tokens.
     """
 
@@ -36,8 +40,11 @@ class Model:
         manifest: Manifest,
         module: torch.jit.ScriptModule,
         programs: Mapping[int, torch.jit.ScriptModule] | None = None,
+        *,
+        device: str = CPU,
+        proved: bool = True,
     ) -> None:
-        self.manifest = manifest
+        self.manifest, self.device, self.proved = manifest, device, proved
         self.on_run: Callable[[Run], None] | None = None
         self._module = module
         self._programs = programs or {}
@@ -77,8 +84,8 @@ class Model:
         outputs that have one value for each token end in zeros where a row is shorter.
 
         Returns:
-            Torch tensors if any input is one, otherwise NumPy arrays. NumPy has no bfloat16: such
-            outputs are float32.
+            Torch tensors on the model's device if any input is one, otherwise NumPy arrays. NumPy
+            has no bfloat16: such outputs are float32.
 
         Raises:
             InputTooLongError: more tokens than the largest standard length.
@@ -90,7 +97,7 @@ class Model:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **named}
         table = ragged.read_table(self.manifest, given)
         if table is not None:
-            results = [(group, self._call(group.inputs)) for group in self._group(table)]
+            results = [(group, self._call_group(group)) for group in self._group(table)]
             return self._name(map(_to_numpy, ragged.join(self.manifest, table, results)))
         outputs = self._call(given)
         if any(isinstance(value, torch.Tensor) for value in given.values()):
@@ -123,13 +130,17 @@ class Model:
     def _run_window(self, table: Table) -> list[Outputs]:
         found: dict[int, Outputs] = {}
         for group in self._group(table):
-            outputs = self._call(group.inputs)
+            outputs = self._call_group(group)
             for row, own in ragged.split(self.manifest, group, outputs):
                 found[row] = self._name(map(_to_numpy, own))
         return [found[row] for row in sorted(found)]
 
     def _group(self, table: Table) -> Iterator[ragged.Group]:
         return ragged.group(self.manifest, table, tokens=getattr(self._module, BUDGET, None))
+
+    def _call_group(self, group: ragged.Group) -> list[torch.Tensor]:
+        # Once for all rows: each copy from a device waits for it.
+        return [output.cpu() for output in self._call(group.inputs)]
 
     def _call(self, given: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         manifest = self.manifest
@@ -138,6 +149,7 @@ class Model:
             return self._run("forward", tensors)
         started = time.perf_counter()
         outputs = self._run("forward", tensors)
+        wait_for(self.device)
         seconds = time.perf_counter() - started
         self.on_run(ragged.describe_run(manifest, tensors, seconds))
         return outputs
@@ -201,6 +213,7 @@ class Model:
 
         # Not inference_mode: callers may train a head on these outputs. Not torch's profiling
         # executor: it spends seconds on the first two calls, and again on each new shape.
+        tensors = [tensor.to(self.device) for tensor in tensors]
         with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             try:
                 returned: tuple[torch.Tensor, ...] = getattr(self._module, method)(*tensors)
@@ -224,4 +237,4 @@ def _to_numpy(tensor: torch.Tensor) -> Any:
 
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    return tensor.numpy()
+    return tensor.cpu().numpy()

@@ -20,6 +20,7 @@ from tracefleet.manifest_types import INT8, JIT, VALIDATED
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
+from tracefleet.reader.placing import check_device, find_proof, place
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
 
@@ -39,6 +40,7 @@ def open(  # noqa: A001 - read as tracefleet.open
     dtype: str | None = None,
     batch: int | None = None,
     channel: str = "latest",
+    device: str | None = None,
     allow_unvalidated: bool = False,
     neuron_cores: tuple[int, int] | None = None,
 ) -> Model:
@@ -53,6 +55,8 @@ def open(  # noqa: A001 - read as tracefleet.open
         dtype: dtype such as ``float32``; needed if several are published.
         batch: rows in one traced call; needed if several are published.
         channel: channel whose newest number is opened.
+        device: device to run on, such as ``cuda`` or ``cuda:1``; None: the CPU, or NeuronCores for
+            Neuron's backends. `Model.proved` tells whether the gate was run on such a device.
         allow_unvalidated: whether to open a conversion that no device has validated yet.
         neuron_cores: the first NeuronCore and how many, for the programs of all lengths; None: the
             runtime puts each program on the next core in turn.
@@ -65,7 +69,8 @@ def open(  # noqa: A001 - read as tracefleet.open
         DigestMismatchError: a byte was changed since publishing; nothing was loaded.
         ManifestError: the manifest is malformed, or the conversion is not validated.
         BackendUnavailableError: this host lacks Neuron's package, a version of it or the device, or
-            torch's engine for int8.
+            torch's engine for int8; or the conversion is bound to another device.
+        ValueError: ``device`` is no name of a device.
         StoreError: the store or a file can't be read.
     """
     opened = as_store(store)
@@ -79,7 +84,11 @@ def open(  # noqa: A001 - read as tracefleet.open
         channel=channel,
     )
     return open_selected(
-        opened, selection, allow_unvalidated=allow_unvalidated, neuron_cores=neuron_cores
+        opened,
+        selection,
+        device=device,
+        allow_unvalidated=allow_unvalidated,
+        neuron_cores=neuron_cores,
     )
 
 
@@ -87,6 +96,7 @@ def open_selected(
     store: ReadableStore,
     selection: Selection,
     *,
+    device: str | None = None,
     allow_unvalidated: bool = False,
     neuron_cores: tuple[int, int] | None = None,
 ) -> Model:
@@ -94,6 +104,7 @@ def open_selected(
     manifest = published.load_manifest(store, selection)
     path = f"{selection.folder}/{manifest.file_name}"
     _check_usable(manifest, path, allow_unvalidated)
+    device = check_device(manifest, path, device)
     if manifest.variant.dtype == INT8:
         _check_int8_engine(path)
     for file in manifest.files:
@@ -101,20 +112,25 @@ def open_selected(
             with open_verified(store, selection, file):
                 pass
     if manifest.variant.backend == JIT:
-        model = _open_bundle(store, selection, manifest)
+        model = _open_bundle(store, selection, manifest, device)
     else:
         model = _open_programs(store, selection, manifest, neuron_cores)
     published.cache_selection(store, selection, manifest)
     return model
 
 
-def _open_bundle(store: ReadableStore, selection: Selection, manifest: Manifest) -> Model:
+def _open_bundle(
+    store: ReadableStore, selection: Selection, manifest: Manifest, device: str
+) -> Model:
     path = selection.path_of(manifest.bundle)
     with (
         _using_int8_engine(manifest),
         open_verified(store, selection, manifest.bundle) as handle,
     ):
-        return Model(manifest, _load(handle, path))
+        module = _load(handle, path)
+        place(module, device)
+        proved = find_proof(store, selection, manifest, device)
+        return Model(manifest, module, device=device, proved=proved)
 
 
 def _open_programs(
@@ -133,7 +149,8 @@ def _open_programs(
             for length, handle in handles.items()
         }
     module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
-    return Model(manifest, module, programs)
+    proved = manifest.validation.verdict == VALIDATED
+    return Model(manifest, module, programs, proved=proved)
 
 
 def load_manifest(

@@ -163,6 +163,7 @@ def watch(
     dtype: str | None = None,
     batch: int | None = None,
     channel: str = "latest",
+    device: str | None = None,
     allow_unvalidated: bool = False,
     neuron_cores: tuple[int, int] | None = None,
 ) -> WatchedModel:
@@ -178,6 +179,7 @@ def watch(
         dtype: see there.
         batch: see there.
         channel: the channel to follow.
+        device: see there.
         allow_unvalidated: see there.
         neuron_cores: see there.
 
@@ -193,7 +195,11 @@ def watch(
     def find() -> Selection:
         return select(opened, source, **wanted)  # type: ignore[arg-type]
 
-    options = {"allow_unvalidated": allow_unvalidated, "neuron_cores": neuron_cores}
+    options = {
+        "device": device,
+        "allow_unvalidated": allow_unvalidated,
+        "neuron_cores": neuron_cores,
+    }
     return WatchedModel(opened, find, options, every, on_change)
 
 
