@@ -42,7 +42,14 @@ _FIRST_SCHEMA = 1
 _SECOND_SCHEMA = 2
 #: The first one that says where one graph was proved for every shape.
 GENERAL_SCHEMA = 3
-_THIRD_SCHEMA_FIELDS = ("device", "follows_device", "general", "reader", "routed")
+#: Fields that came with schema 3, and what they are in a manifest of an earlier one.
+_SINCE_THIRD: dict[str, Any] = {
+    "device": None,
+    "follows_device": False,
+    "general": None,
+    "reader": None,
+    "routed": None,
+}
 #: Oldest version of tracefleet that reads what this one writes.
 READER = "0.2.0"
 SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
@@ -175,11 +182,17 @@ class Manifest:
         """Sha256 of the canonical bytes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    def in_schema(self, schema: int) -> Manifest:
+        """Return the manifest as an earlier schema can say it."""
+        if schema >= GENERAL_SCHEMA:
+            return self
+        return dataclasses.replace(self, schema=schema, **_SINCE_THIRD)
+
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
         if self.schema < SCHEMA:
-            for name in _THIRD_SCHEMA_FIELDS:
+            for name in _SINCE_THIRD:
                 del raw[name]
         if self.schema == _FIRST_SCHEMA:
             del raw["validation"]["accuracy"]
@@ -219,10 +232,10 @@ def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
     if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
         return raw
-    for name in _THIRD_SCHEMA_FIELDS:
+    for name in _SINCE_THIRD:
         if name in raw:
             raise ManifestError(f"manifest: schema {raw['schema']} has no field {name}; got one")
-    raw = {**raw, **dict.fromkeys(_THIRD_SCHEMA_FIELDS), "follows_device": False}
+    raw = {**raw, **_SINCE_THIRD}
     if raw["schema"] == _SECOND_SCHEMA:
         return raw
     untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tasks.fetch.source import Checkpoint
 from tasks.trace.record import TraceResult
 from tracefleet.canonical import canonical_json
-from tracefleet.manifest import GENERAL_SCHEMA, READER, SCHEMA, Manifest
+from tracefleet.manifest import GENERAL_SCHEMA, SCHEMA, Manifest
 from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validation, Variant
 
 #: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
@@ -100,9 +100,7 @@ class Identity:
             validation: Verdict of the gate.
         """
         names = [field.name for field in dataclasses.fields(self)]
-        return Manifest(
-            schema=self.schema,
-            reader=READER if self.may_be_general else None,
+        manifest = Manifest(
             key=self.key,
             license=checkpoint.license,
             inputs=inputs,
@@ -110,10 +108,11 @@ class Identity:
             tied_groups=traced.tied_groups,
             same_program=traced.same_program,
             general=traced.general,
-            routed=traced.routed if self.may_be_general else None,
-            device=traced.device if self.may_be_general else None,
-            follows_device=traced.follows_device and self.may_be_general,
+            routed=traced.routed,
+            device=traced.device,
+            follows_device=traced.follows_device,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},
         )
+        return manifest.in_schema(self.schema)

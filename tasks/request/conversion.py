@@ -112,7 +112,7 @@ class ConversionRequest(BaseModel):
     threads: int = Field(
         default=0,
         ge=0,
-        description="Torch threads in a child; 0: OMP_NUM_THREADS, or one for each core.",
+        description="Torch threads; 0: OMP_NUM_THREADS, or one for each core.",
     )
 
     @field_validator("source", mode="before")
