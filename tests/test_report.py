@@ -28,13 +28,8 @@ from tasks.report.conversion.page import render_html
 from tasks.report.render import environment, render
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
-from tasks.validate.verdict import (
-    TOLERANCES,
-    Difference,
-    ProbeResult,
-    ValidationReport,
-    incomparable,
-)
+from tasks.validate.difference import Difference, incomparable
+from tasks.validate.verdict import TOLERANCES, ProbeResult, ValidationReport
 from tests.test_pipeline import _gate_without_bits, _mistrace
 from tracefleet.manifest_types import (
     DIFFERS,

@@ -11,8 +11,9 @@ import torch
 from tasks.errors import NumericsMismatchError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import catches_wrong_weight
+from tasks.validate.difference import compare
 from tasks.validate.plan import plan_probes
-from tasks.validate.verdict import TOLERANCES, compare
+from tasks.validate.verdict import TOLERANCES
 from tests.support.gate_support import Bench
 from tracefleet.manifest_types import Tolerance
 

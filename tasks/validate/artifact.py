@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import last_line
 from tasks.model.outputs import move
+from tasks.validate.difference import Difference, incomparable
 from tasks.validate.latency import keep_latency, time_call
 from tasks.validate.plan import is_timed
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, compare_outputs, load_outputs
-from tasks.validate.verdict import Difference, incomparable
 
 if TYPE_CHECKING:
     from tasks.model.feeds import Feed
@@ -39,8 +39,9 @@ class Artifact:
         """Call the method that a probe tests, and time it if that is the probe's own feed."""
         name = "forward" if probe.dispatch else f"forward_{probe.length}"
         outputs, took = time_call(self._run, name, feed)
-        if feed is probe.feed and is_timed(self.plan.facts, probe, self.plan.batch):
-            keep_latency(self.latency, probe.length, took, lambda: self._run(name, feed))
+        if feed is probe.feed and is_timed(self.plan, probe):
+            again = None if self.plan.is_general else lambda: self._run(name, feed)
+            keep_latency(self.latency, probe.length, took, again)
         return outputs
 
     def call_graph(self, probe: Probe) -> Outputs:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tasks.model.quantise import corrupting_layer, find_packed_layers
 from tasks.validate.artifact import Artifact
+from tasks.validate.difference import all_passed
 from tasks.validate.faults import FACTOR, corrupting_weight, dense_weights, sample_evenly
 from tasks.validate.plan import first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run
-from tasks.validate.verdict import all_passed
 
 
 def run_controls(artifact: Artifact) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -20,10 +20,11 @@ from tasks.model.weights import digests, list_tensors
 from tasks.validate.artifact import Artifact
 from tasks.validate.controls import run_controls
 from tasks.validate.devices import follows_device, use_full_precision
+from tasks.validate.difference import all_passed
 from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
-from tasks.validate.verdict import ProbeResult, ValidationReport, all_passed
+from tasks.validate.verdict import ProbeResult, ValidationReport
 from tracefleet.manifest_types import DIFFERS, HOLDS, RAISES
 
 if TYPE_CHECKING:

@@ -19,7 +19,10 @@ def time_call(function: Callable[..., R], *arguments: object) -> tuple[R, float]
 
 
 def keep_latency(
-    latency: dict[int, float], length: int, took: float, call_again: Callable[[], object]
+    latency: dict[int, float],
+    length: int,
+    took: float,
+    call_again: Callable[[], object] | None,
 ) -> None:
     """Keep the shortest time of a length.
 
@@ -27,10 +30,10 @@ def keep_latency(
         latency: Milliseconds by length; changed in place.
         length: The standard length.
         took: Milliseconds of the call that was just made.
-        call_again: Repeats that call.
+        call_again: Repeats that call; None: other probes time this length too.
     """
     # The first call at a length also prepares it: a bundle's takes up to 100 times a later one's.
-    if length not in latency and took < _WORTH_REPEATING:
+    if call_again is not None and length not in latency and took < _WORTH_REPEATING:
         _, again = time_call(call_again)
         took = min(took, again)
     latency[length] = min(took, latency.get(length, took))

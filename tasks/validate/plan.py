@@ -81,16 +81,16 @@ def first_probe(plan: ProbePlan) -> Probe:
     return next(iter(plan_probes(plan)))
 
 
-def is_timed(facts: ModelFacts, probe: Probe, batch: int) -> bool:
+def is_timed(plan: ProbePlan, probe: Probe) -> bool:
     """Tell whether a call of this probe counts as one call at its standard length.
 
     Eager then gets all tokens but the one that the dispatcher pads.
     """
-    if probe.reference_feed is not None or probe.probes_axis or probe.general:
+    if probe.reference_feed is not None or probe.probes_axis:
         return False
     rows = {tensor.shape[0] for tensor in probe.feed.values()}
-    tokens = tokens_of(facts, probe.feed).values()
-    return rows == {batch} and all(size >= probe.length - 1 for size in tokens)
+    tokens = tokens_of(plan.facts, probe.feed).values()
+    return rows == {plan.batch} and all(size >= probe.length - 1 for size in tokens)
 
 
 def _proving_probes(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.validate.difference import Difference, compare, is_within, least_movement
 from tasks.validate.plan import ProbePlan
 from tasks.validate.probes import Probe
-from tasks.validate.verdict import Difference, compare, is_within, least_movement
 from tracefleet.manifest_types import Accuracy, OutputSpec, Tolerance
 
 if TYPE_CHECKING:

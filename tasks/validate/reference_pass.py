@@ -68,10 +68,10 @@ class ReferencePass:
             if planned.general:
                 self._store_general(index, planned)
                 continue
-            probe = self._form_eager_accepts(planned)
-            if probe is None:
+            accepted = self._call_accepted(planned)
+            if accepted is None:
                 continue
-            outputs = self.call(probe)
+            probe, outputs = accepted
             save_outputs(self.path(index), outputs)
             if first is None:
                 first = outputs
@@ -96,27 +96,33 @@ class ReferencePass:
                 return path
         raise self.refusal("no wrong weight moves its outputs")
 
-    def _form_eager_accepts(self, probe: Probe) -> Probe | None:
-        """Return the probe as eager can run it: padded where it refuses the unpadded input.
+    def _call_accepted(self, planned: Probe) -> tuple[Probe, Outputs] | None:
+        """Run a probe in the first form that eager accepts, and return that with its outputs.
 
-        None: it refuses this padding or mask altogether; then the bundle has to refuse it too.
+        None: it refuses this padding or mask altogether; then the bundle has to refuse it too,
+        unless it is optional.
         """
-        if probe.optional:
-            return probe if self._runs(probe.feed) else None
-        if probe.control is probe.reference_feed is None or self._runs(probe.eager_feed):
-            return probe
-        if probe.reference_feed is not None and self._runs(probe.feed):
-            self.padded.add(probe.key)
-            return as_run(probe, self.padded)
-        self.refused.add(probe.key)
+        failure: Exception | None = None
+        for probe in self._list_forms(planned):
+            try:
+                outputs = self._time(probe)
+            except Exception as error:  # every architecture has its own
+                failure = error
+                continue
+            self._refuse_nan(probe, outputs)
+            if probe is not planned:
+                self.padded.add(planned.key)
+            return probe, outputs
+        if planned.optional:
+            return None
+        if planned.control is planned.reference_feed is None and failure is not None:
+            raise self._failure(planned, failure)
+        self.refused.add(planned.key)
         return None
 
-    def _runs(self, feed: Feed) -> bool:
-        try:
-            self.outputs(feed)
-        except Exception:  # every architecture has its own
-            return False
-        return True
+    def _list_forms(self, probe: Probe) -> list[Probe]:
+        """Return the forms in which eager may run a probe: as it is, or padded as the bundle's."""
+        return [probe] if probe.reference_feed is None else [probe, as_run(probe, {probe.key})]
 
     def path(self, index: int) -> Path:
         """Return the file of a probe's outputs."""
@@ -145,15 +151,23 @@ class ReferencePass:
         Raises:
             UnsupportedCheckpointError: It fails, or an output is NaN.
         """
-        with restoring_module_state(self.model):
-            try:
-                outputs, took = time_call(self.run_eager, probe)
-            except Exception as error:
-                raise self.refusal(f"it fails on {probe.name}: {first_line(error)}") from error
-            if is_timed(self.plan.facts, probe, self.plan.batch):
-                keep_latency(self.latency, probe.length, took, lambda: self.run_eager(probe))
+        try:
+            outputs = self._time(probe)
+        except Exception as error:
+            raise self._failure(probe, error) from error
         self._refuse_nan(probe, outputs)
         return outputs
+
+    def _time(self, probe: Probe) -> Outputs:
+        with restoring_module_state(self.model):
+            outputs, took = time_call(self.run_eager, probe)
+            if is_timed(self.plan, probe):
+                again = None if self.plan.is_general else lambda: self.run_eager(probe)
+                keep_latency(self.latency, probe.length, took, again)
+        return outputs
+
+    def _failure(self, probe: Probe, error: Exception) -> UnsupportedCheckpointError:
+        return self.refusal(f"it fails on {probe.name}: {first_line(error)}")
 
     def run_eager(self, probe: Probe) -> Outputs:
         """Run eager on a probe's inputs."""

@@ -13,12 +13,12 @@ from tasks.child_main import report_progress
 from tasks.model.feeds import pad_right, tokens_of
 from tasks.model.outputs import call_tuple
 from tasks.model.quantise import check_accuracy, quantise
+from tasks.validate.difference import Difference, worst_of
 from tasks.validate.plan import plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.self_check import check_second_run
-from tasks.validate.verdict import Difference, worst_of
 from tracefleet.manifest_types import Accuracy
 
 if TYPE_CHECKING:
@@ -71,12 +71,10 @@ class QuantisedReferencePass(ReferencePass):
             shortened.append(tensor)
         return tuple(shortened)
 
-    def _form_eager_accepts(self, probe: Probe) -> Probe | None:
-        if probe.key in self.refused or (probe.optional and not self._runs(probe.feed)):
-            return None
-        if probe.reference_feed is not None:
-            self.padded.add(probe.key)
-        return as_run(probe, self.padded)
+    def _list_forms(self, probe: Probe) -> list[Probe]:
+        if probe.key in self.refused:
+            return []
+        return [probe] if probe.reference_feed is None else [as_run(probe, {probe.key})]
 
     def _note_movement(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
         """Do nothing: the first pass did."""

@@ -12,11 +12,11 @@ from tasks.errors import PaddingChangesError, UnsupportedCheckpointError
 from tasks.model.feeds import pad_right, random_feed, tokens_of
 from tasks.model.outputs import restoring_module_state
 from tasks.model.versions import eager_attention
+from tasks.validate.difference import is_within
 from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
-from tasks.validate.verdict import is_within
 
 if TYPE_CHECKING:
     from tasks.validate.reference import Outputs

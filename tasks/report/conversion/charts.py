@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence, Sized
 
 from tasks.report.bars import Bar, Chart, Tick
 from tasks.report.conversion.words import figure, milliseconds, number
-from tasks.validate.verdict import Difference, ValidationReport
+from tasks.validate.difference import Difference
+from tasks.validate.verdict import ValidationReport
 
 _SERIES = ("--one", "--two", "--three", "--four", "--five", "--six")
 _LATENCIES = (("--grey", "eager"), ("--one", "traced"))

@@ -6,13 +6,8 @@ import math
 from collections.abc import Iterator
 
 from tasks.report.conversion.facts import ReportFacts
-from tasks.validate.verdict import (
-    MEASURED,
-    TOLERANCES,
-    ProbeResult,
-    ValidationReport,
-    least_movement,
-)
+from tasks.validate.difference import least_movement
+from tasks.validate.verdict import MEASURED, TOLERANCES, ProbeResult, ValidationReport
 from tracefleet.manifest_types import (
     DIFFERS,
     HOLDS,
