@@ -1,8 +1,9 @@
 """``make bench-serve``: sentences a second of an artifact against what it replaces.
 
-The sample checkpoint and a random BERT-base, 512 real sentences, two threads; the peers take turns
-in one process, and the result is the ratios. Texts are tokenized before, but for
-sentence-transformers, whose ``encode`` takes texts: there ours tokenizes too.
+The sample checkpoint and a random BERT-base, 512 real sentences, two threads; the peers take turns,
+and the result is the ratios. Texts are tokenized before, but for sentence-transformers, whose
+``encode`` takes texts: there ours tokenizes too. C++ runs in a process of its own, which measures
+itself. Callers in threads have one torch thread each.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from benchmarks.conversion import WORK, build
+from benchmarks.peers import (
+    Peer,
+    Rows,
+    load_eager,
+    make_eager,
+    make_quantised,
+    make_reader,
+    make_whole,
+    serving_in_cpp,
+    share,
+)
 from benchmarks.sentences import collect_sentences
 from examples.sample import ensure_sample
 from tasks.request.conversion import make_request
@@ -28,23 +39,12 @@ from tracefleet import open as open_model
 _STORE = WORK / "serve-store"
 _LENGTHS = {"minilm": (32, 128, 256), "bert-base": (32, 128, 512)}
 _BATCHES = (1, 8, 32)
+_THREADS = 2
 #: A row at a time takes long; so many of the sentences say enough.
 _SINGLES = 64
+_CALLERS = (1, 2, 8)
 
-Rows = list[list[int]]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One way to serve rows.
-
-    Attributes:
-        name: of the way.
-        run: runs all rows that it is given, in batches of so many.
-    """
-
-    name: str
-    run: Callable[[Rows, int], None]
+Results = dict[str, dict[str, float]]
 
 
 def main() -> int:
@@ -57,27 +57,31 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    torch.set_num_threads(2)
-    results: dict[str, dict[str, float]] = {}
+    torch.set_num_threads(_THREADS)
+    results: Results = {}
     for name in options.model or sorted(_LENGTHS):
         checkpoint = ensure_sample() if name == "minilm" else build(name)
         texts = collect_sentences(options.sentences)
         rows = tokenize(ensure_sample(), texts, _LENGTHS[name][-1])
-        lengths = sorted(map(len, rows))
-        median = statistics.median(lengths)
-        print(f"{name}: {len(rows)} sentences, median {median:g} tokens, longest {lengths[-1]}")
-        models = {}
-        for dtype in options.dtype or ("float32", "int8"):
-            models[dtype] = convert(checkpoint, name, dtype)
+        print_lengths(name, rows)
+        models = {
+            dtype: convert(checkpoint, name, dtype)
+            for dtype in options.dtype or ("float32", "int8")
+        }
         measured = measure(checkpoint, models, rows, options.rounds)
-        results |= {f"{name} {case}": found for case, found in measured.items()}
         if name == "minilm" and importlib.util.find_spec("sentence_transformers"):
-            found = measure_texts(checkpoint, models["float32"], texts, options.rounds)
-            results[f"{name} texts"] = found
-            report("texts in, one call", found)
+            measured |= measure_texts(checkpoint, models["float32"], texts, options.rounds)
+        results |= {f"{name} {case}": found for case, found in measured.items()}
     WORK.mkdir(exist_ok=True)
     (WORK / "serve.json").write_text(json.dumps(results, indent=2))
     return 0
+
+
+def print_lengths(name: str, rows: Rows) -> None:
+    """Print how long the sentences are."""
+    lengths = sorted(map(len, rows))
+    median = statistics.median(lengths)
+    print(f"{name}: {len(rows)} sentences, median {median:g} tokens, longest {lengths[-1]}")
 
 
 def tokenize(checkpoint: Path, texts: Sequence[str], longest: int) -> Rows:
@@ -105,69 +109,56 @@ def convert(checkpoint: Path, name: str, dtype: str) -> Model:
     return open_model(_STORE, checkpoint, task="feature-extraction", dtype=dtype)
 
 
-def measure(
-    checkpoint: Path, models: dict[str, Model], rows: Rows, rounds: int
-) -> dict[str, dict[str, float]]:
+def find_bundle(model: Model) -> Path:
+    """Return the file of an opened conversion's bundle."""
+    return next(_STORE.rglob(f"{model.manifest.key}/{model.manifest.bundle.path}"))
+
+
+def measure(checkpoint: Path, models: dict[str, Model], rows: Rows, rounds: int) -> Results:
     """Return rows a second of each peer, by case; print them."""
-    peers = [Peer("transformers", make_eager(checkpoint))]
-    for dtype, model in models.items():
-        peers.append(Peer(f"tracefleet {dtype}", make_reader(model)))
-    results = {}
-    for batch in _BATCHES:
-        some = rows[:_SINGLES] if batch == 1 else rows
-        orders = {"": some} if batch == 1 else {" sorted": sorted(some, key=len), " mixed": some}
-        for order, ordered in orders.items():
-            found = interleave([(p.name, p.run, ordered, batch) for p in peers], rounds)
-            results[f"batches of {batch}{order}"] = found
-            report(f"batches of {batch}{order}", found)
-    eager, *ours = peers
-    calls = [(eager.name, eager.run, rows, _BATCHES[-1])]
-    calls += [
-        (p.name, make_whole(model), rows, 0) for p, model in zip(ours, models.values(), strict=True)
-    ]
-    found = interleave(calls, rounds)
-    results["one call of ours, mixed batches of 32 of theirs"] = found
-    report("one call of ours, mixed batches of 32 of theirs", found)
+    eager = load_eager(checkpoint)
+    theirs = Peer("transformers", make_eager(eager))
+    ours = [Peer(f"tracefleet {dtype}", make_reader(model)) for dtype, model in models.items()]
+    results: Results = {}
+    with ExitStack() as stack:
+        peers = [theirs, *ours]
+        if "int8" in models:
+            peers.append(Peer("torch int8", make_quantised(eager)))
+        for dtype, model in models.items():
+            run = stack.enter_context(serving_in_cpp(find_bundle(model), _THREADS))
+            peers.append(Peer(f"C++ {dtype}", run))
+        for case, batch, ordered in list_cases(rows):
+            results[case] = compare(case, peers, ordered, batch, rounds)
+    wholes = [Peer(f"tracefleet {dtype}", make_whole(model)) for dtype, model in models.items()]
+    case = f"one call of ours, mixed batches of {_BATCHES[-1]} of theirs"
+    results[case] = compare(case, [theirs, *wholes], rows, _BATCHES[-1], rounds)
+    return results | measure_callers(theirs, ours[0], rows, rounds)
+
+
+def list_cases(rows: Rows) -> list[tuple[str, int, Rows]]:
+    """Return name, batch and rows of each case."""
+    cases = [("batches of 1", 1, rows[:_SINGLES])]
+    for batch in _BATCHES[1:]:
+        cases.append((f"batches of {batch} sorted", batch, sorted(rows, key=len)))
+        cases.append((f"batches of {batch} mixed", batch, rows))
+    return cases
+
+
+def measure_callers(theirs: Peer, ours: Peer, rows: Rows, rounds: int) -> Results:
+    """Compare callers in threads: does ours scale as torch itself does?"""
+    import torch
+
+    torch.set_num_threads(1)
+    results: Results = {}
+    for callers in _CALLERS:
+        peers = [Peer(one.name, share(one.run, callers)) for one in (theirs, ours)]
+        case = f"batches of 8 sorted, callers in threads: {callers}"
+        results[case] = compare(case, peers, sorted(rows, key=len), 8, rounds)
+    torch.set_num_threads(_THREADS)
     return results
 
 
-def make_eager(checkpoint: Path) -> Callable[[Rows, int], None]:
-    """Return what runs rows through transformers, each batch padded to its longest row."""
-    import torch
-    import transformers
-
-    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
-
-    def run(rows: Rows, batch: int) -> None:
-        with torch.inference_mode():
-            for ids, mask in _pad_batches(rows, batch):
-                model(input_ids=ids, attention_mask=mask)
-
-    return run
-
-
-def make_reader(model: Model) -> Callable[[Rows, int], None]:
-    """Return what runs the same padded batches through an artifact."""
-
-    def run(rows: Rows, batch: int) -> None:
-        for ids, mask in _pad_batches(rows, batch):
-            model(ids, mask)
-
-    return run
-
-
-def make_whole(model: Model) -> Callable[[Rows, int], None]:
-    """Return what runs all rows in one call."""
-
-    def run(rows: Rows, _batch: int) -> None:
-        model(rows)
-
-    return run
-
-
-def measure_texts(
-    checkpoint: Path, model: Model, texts: Sequence[str], rounds: int
-) -> dict[str, float]:
+def measure_texts(checkpoint: Path, model: Model, texts: Sequence[str], rounds: int) -> Results:
     """Compare with sentence-transformers, which sorts by length too."""
     from sentence_transformers import SentenceTransformer
 
@@ -179,42 +170,33 @@ def measure_texts(
     def ours(_rows: Rows, _batch: int) -> None:
         model(tokenize(checkpoint, texts, model.lengths[-1]))
 
+    peers = [Peer("sentence-transformers", encode), Peer("tracefleet float32", ours)]
     none: Rows = [[]] * len(texts)
-    calls = [("sentence-transformers", encode, none, 0), ("tracefleet float32", ours, none, 0)]
-    return interleave(calls, rounds)
+    return {"texts in, one call": compare("texts in, one call", peers, none, 0, rounds)}
 
 
-def interleave(
-    calls: Sequence[tuple[str, Callable[[Rows, int], None], Rows, int]], rounds: int
+def compare(
+    case: str, peers: Sequence[Peer], rows: Rows, batch: int, rounds: int
 ) -> dict[str, float]:
-    """Return the median of rows a second of each call; they take turns, after one warm round."""
-    seconds: dict[str, list[float]] = {name: [] for name, *_ in calls}
+    """Return the median of rows a second of each peer; they take turns, after one warm round."""
+    seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for number in range(rounds + 1):
-        for name, run, rows, batch in calls:
+        for peer in peers:
             started = time.perf_counter()
-            run(rows, batch)
+            own = peer.run(rows, batch)
             if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: len(rows) / statistics.median(seconds[name]) for name, _, rows, _ in calls}
+                took = time.perf_counter() - started
+                seconds[peer.name].append(took if own is None else own)
+    found = {name: len(rows) / statistics.median(times) for name, times in seconds.items()}
+    report(case, found)
+    return found
 
 
 def report(case: str, found: dict[str, float]) -> None:
     """Print one case: rows a second, and the ratio to the first peer."""
     first = next(iter(found.values()))
-    parts = [f"{name} {rate:7.1f}/s ({rate / first:.2f})" for name, rate in found.items()]
-    shown = "   ".join(parts)
-    print(f"  {case:<50} {shown}", flush=True)
-
-
-def _pad_batches(rows: Rows, batch: int) -> Iterator[tuple[Any, Any]]:
-    import torch
-
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        longest = max(map(len, part))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in part])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part])
-        yield ids, mask
+    parts = [f"{name} {rate:.1f}/s ({rate / first:.2f})" for name, rate in found.items()]
+    print(f"  {case:<50} {'   '.join(parts)}", flush=True)
 
 
 if __name__ == "__main__":

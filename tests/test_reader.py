@@ -361,6 +361,3 @@ def test_an_archive_that_torch_refuses_is_an_artifact_error(store: FileStore):
     publish(store, bundle=b"published like this, and no archive")
     with pytest.raises(ArtifactError, match=r"model\.pt: torch .* can't load it"):
         tracefleet.open(store, SOURCE)
-
-
-# Calling: what comes out

@@ -22,7 +22,12 @@ IDS = [101, 7592, 2088, 102]
 
 
 def build(target: Path) -> Path:
-    """Compile the consumer; about half a minute, nearly all of it torch's headers.
+    """Compile the consumer; see ``compile_source``."""
+    return compile_source(SOURCE, target)
+
+
+def compile_source(source: Path, target: Path) -> Path:
+    """Compile a C++ program; about half a minute, nearly all of it torch's headers.
 
     Raises:
         RuntimeError: there is no g++, or it refused.
@@ -31,14 +36,14 @@ def build(target: Path) -> Path:
         raise RuntimeError("expected a C++ compiler named g++, got none; install one first")
     root = Path(torch.__file__).parent
     command = [
-        "g++", "-std=c++20", "-O1", str(SOURCE), "-o", str(target),
+        "g++", "-std=c++20", "-O1", str(source), "-o", str(target),
         f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}",
         f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     ]  # fmt: skip
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     if outcome.returncode:
-        raise RuntimeError(f"g++ refused {SOURCE.name}:\n{outcome.stderr[-2000:]}")
+        raise RuntimeError(f"g++ refused {source.name}:\n{outcome.stderr[-2000:]}")
     return target
 
 
