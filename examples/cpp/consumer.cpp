@@ -3,7 +3,8 @@
 //
 //   consumer model.pt INPUTS ID [ID …]
 //
-// INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros).
+// With DEVICE=cuda in the environment it runs on a GPU: a bundle whose manifest says
+// follows_device runs where its weights and inputs are. INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros).
 #include <torch/script.h>
 
 #include <cstdlib>
@@ -27,13 +28,16 @@ int main(int argc, char** argv) {
   try {
     torch::jit::Module bundle = torch::jit::load(argv[1]);
     bundle.eval();
+    const char* chosen = std::getenv("DEVICE");
+    const torch::Device device(chosen == nullptr ? "cpu" : chosen);
+    bundle.to(device);
     // The profiling executor takes seconds for the first two calls, and again for new shapes.
     torch::jit::setGraphExecutorOptimize(false);
     torch::NoGradGuard no_grad;
 
     std::vector<int64_t> ids;
     for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
-    const auto tensor = torch::tensor(ids, torch::kInt64).unsqueeze(0);  // one row
+    const auto tensor = torch::tensor(ids, torch::kInt64).unsqueeze(0).to(device);  // one row
 
     std::vector<torch::jit::IValue> inputs{tensor};
     const int count = std::atoi(argv[2]);
@@ -46,7 +50,7 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < outputs.size(); ++i) {
       const auto output = outputs[i].toTensor();
       std::cout << "output " << i << " " << output.sizes() << " sum "
-                << output.to(torch::kFloat64).sum().item<double>() << "\n";
+                << output.to(torch::kCPU, torch::kFloat64).sum().item<double>() << "\n";
     }
   } catch (const c10::Error& error) {
     std::cerr << "error: " << error.what_without_backtrace() << "\n";
