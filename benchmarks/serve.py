@@ -29,12 +29,12 @@ from benchmarks.peers import (
     serving_in_cpp,
     share,
 )
-from benchmarks.sentences import collect_sentences
 from examples.sample import ensure_sample
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
 from tracefleet import Model
 from tracefleet import open as open_model
+from tracefleet.bench.texts import collect_sentences
 
 _STORE = WORK / "serve-store"
 _LENGTHS = {"minilm": (32, 128, 256), "bert-base": (32, 128, 512)}

@@ -24,6 +24,7 @@ from tracefleet.channel import find_variants
 from tracefleet.errors import (
     ArtifactError,
     BackendUnavailableError,
+    BenchError,
     DigestMismatchError,
     InputTooLongError,
     ManifestError,
@@ -52,6 +53,7 @@ except PackageNotFoundError:  # a source tree on the path, as in the pipeline's 
 __all__ = [
     "ArtifactError",
     "BackendUnavailableError",
+    "BenchError",
     "Change",
     "DigestMismatchError",
     "FileCheck",

@@ -1,4 +1,4 @@
-"""The command ``tracefleet``: list a store, verify it, copy from it, run a model.
+"""The command ``tracefleet``: list a store, verify it, copy from it, run a model, measure it.
 
 Exit codes: 0 done, 1 damage or an error (reported on standard error), 2 wrong usage.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tracefleet import __version__, commands
+from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.errors import ArtifactError
 
 Command = Callable[[argparse.Namespace], int]
@@ -24,6 +25,7 @@ _SUMMARIES = {
     "verify": "Check every byte of current conversions against their digests.",
     "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
     "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
+    "bench": "Compare conversions with transformers and ONNX Runtime on this machine.",
 }
 
 
@@ -79,18 +81,25 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_source(verify, optional=True)
     _add_pull(subparsers)
     _add_run(subparsers)
+    _add_bench(subparsers)
     return parser
 
 
 def _add(
     subparsers: Subparsers, name: str, command: Command, *, channel: str | None = "latest"
 ) -> argparse.ArgumentParser:
-    """Add a command with the options that all commands have."""
-    text = _SUMMARIES[name]
-    parser = subparsers.add_parser(name, help=text, description=text)
+    """Add a command with the options that most commands have."""
+    parser = _add_bare(subparsers, name, command, _SUMMARIES[name])
+    _add_selection(parser, channel)
+    return parser
+
+
+def _add_bare(
+    subparsers: Subparsers, name: str, command: Command, description: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=_SUMMARIES[name], description=description)
     parser.set_defaults(command=command)
     parser.add_argument("store", metavar="STORE", help="a folder, file:///… or s3://bucket/prefix")
-    _add_selection(parser, channel)
     return parser
 
 
@@ -133,6 +142,12 @@ def _add_run(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
     )
+
+
+def _add_bench(subparsers: Subparsers) -> None:
+    parser = _add_bare(subparsers, "bench", bench_command, DESCRIPTION)
+    _add_source(parser)
+    add_arguments(parser)
 
 
 def _parse_channel(text: str) -> str:

@@ -24,7 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.published",),
     ("tracefleet.reader", "tracefleet.verify", "tracefleet.pull"),
     ("tracefleet",),
-    ("tracefleet.commands",),
+    ("tracefleet.commands", "tracefleet.bench"),
     ("tracefleet.cli",),
     ("tasks", "tasks.errors"),
     ("tasks.child_main",),
