@@ -37,6 +37,11 @@ TOURS = {"tracefleet", "tracefleet/store"}
 HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
 LATE_ONLY = {"torch", "numpy", "tokenizers", *S3}  # inside functions
+#: What `tracefleet bench` imports by name, where it is installed; no other part of the wheel may.
+BENCH_ONLY = {"transformers", "onnxruntime", "matplotlib", "tokenizers"}
+CALLS = {"import_optional", "import_module", "__import__"}
+#: Where names are imported that are values: AWS's packages, and the bench's one function for it.
+BY_NAME = {"tracefleet.reader.neuron", "tracefleet.bench.optional"}
 MOST_LINES = 300
 #: At most one of these in a statement.
 DENSE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
@@ -208,6 +213,47 @@ def test_the_wheel_imports_nothing_heavy():
 )
 def test_a_heavy_import_is_seen(source: str, expected: list[str]):
     assert heavy(source) == expected
+
+
+def named(source: str) -> list[str]:
+    """Return the packages that a module imports by calls; ``?``: a name that is a value."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in CALLS:
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "?"
+            found.append(str(name).split(".")[0])
+    return found
+
+
+def smuggled(module: str, source: str) -> list[str]:
+    """Return what a module of the wheel imports by calls and may not."""
+    allowed = BENCH_ONLY if module.startswith("tracefleet.bench.") else set()
+    if module in BY_NAME:
+        allowed = {"?"}
+    return [name for name in named(source) if name not in allowed]
+
+
+def test_the_bench_alone_imports_optional_packages_by_name():
+    sources = _modules("tracefleet")
+    wrong = {module: smuggled(module, source) for module, source in sources.items()}
+    assert {module: found for module, found in wrong.items() if found} == {}
+    used = {name for module, source in sources.items() for name in named(source)}
+    assert used == {*BENCH_ONLY, "?"}, "nothing is allowed that is not needed"
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("tracefleet.bench.eager", "import_optional('transformers.utils')", []),
+        ("tracefleet.bench.eager", "optional.import_optional('prefect')", ["prefect"]),
+        ("tracefleet.bench.eager", "importlib.import_module(name)", ["?"]),
+        ("tracefleet.reader.open", "import_optional('transformers')", ["transformers"]),
+        ("tracefleet.reader.open", "__import__('prefect')", ["prefect"]),
+        ("tracefleet.reader.neuron", "importlib.import_module(package)", []),
+    ],
+)
+def test_an_import_by_a_call_is_seen(module: str, source: str, expected: list[str]):
+    assert smuggled(module, source) == expected
 
 
 def needs_prefect(source: str) -> bool:

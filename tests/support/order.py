@@ -30,6 +30,7 @@ SLOW = (
     "test_store_before",
     "test_validate",
     "test_samples",
+    "test_bench",
     "test_flows_cli",
     "test_child",
     "test_convert_checkpoint",

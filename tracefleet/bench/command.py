@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,8 +91,10 @@ def bench_command(arguments: argparse.Namespace) -> int:
     )
     lengths = choose_lengths(conversions, request.lengths)
     inputs = prepare_inputs(store, conversions[0], request.texts)
-    peers, absent = gather_peers(store, conversions, inputs, request)
-    figures = _measure(peers, make_cases(inputs, lengths, request.batches), inputs, request)
+    cases = make_cases(inputs, lengths, request.batches)
+    with tempfile.TemporaryDirectory(prefix="tracefleet-bench-") as scratch:
+        peers, absent = gather_peers(store, conversions, inputs, request, Path(scratch))
+        figures = _measure(peers, cases, inputs, request)
     manifest = inputs.manifest
     report = Report(
         source=manifest.source,

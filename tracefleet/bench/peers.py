@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tracefleet.bench.cases import PADDED_ROWS, Case, Feed, Inputs, make_feed, pad_rows
@@ -49,9 +50,20 @@ class Peer:
 
 
 def gather_peers(
-    store: ReadableStore, conversions: Sequence[Conversion], inputs: Inputs, request: Request
+    store: ReadableStore,
+    conversions: Sequence[Conversion],
+    inputs: Inputs,
+    request: Request,
+    scratch: Path,
 ) -> tuple[list[Peer], list[Absent]]:
     """Return the peers, eager first, and those that can't take part.
+
+    Args:
+        store: store of the conversions.
+        conversions: what is compared.
+        inputs: what they take.
+        request: who was asked for.
+        scratch: folder for an exported model; it is needed while peers are measured.
 
     Raises:
         BenchError: one that was asked for by name can't take part, or no conversion can.
@@ -61,7 +73,7 @@ def gather_peers(
     refused = [one for one in ours if isinstance(one, Absent)]
     if len(refused) == len(ours) or (refused and request.dtypes):
         raise BenchError("; ".join(f"{one.name}: {one.reason}" for one in refused))
-    eager, onnx = _gather_others(inputs, request)
+    eager, onnx = _gather_others(inputs, request, scratch)
     everyone = [*eager, *ours, *onnx]
     present = [one for one in everyone if isinstance(one, Peer)]
     return present, [one for one in everyone if isinstance(one, Absent)]
@@ -82,7 +94,7 @@ def _open_conversion(store: ReadableStore, conversion: Conversion) -> Peer | Abs
 
 
 def _gather_others(
-    inputs: Inputs, request: Request
+    inputs: Inputs, request: Request, scratch: Path
 ) -> tuple[list[Peer | Absent], list[Peer | Absent]]:
     """Return eager and ONNX Runtime, each if it was not left out."""
     manifest = inputs.manifest
@@ -93,7 +105,7 @@ def _gather_others(
 
     def make_onnx() -> Peer:
         import_optional("onnxruntime")
-        return _make_onnx_peer(load(), inputs)
+        return _make_onnx_peer(load(), inputs, scratch / "model.onnx")
 
     makers = {"transformers": lambda: _make_eager_peer(load(), manifest), "onnx": make_onnx}
     found: list[list[Peer | Absent]] = []
@@ -124,10 +136,11 @@ def _make_eager_peer(eager: Eager, manifest: Manifest) -> Peer:
     return Peer(facts=PeerFacts(name="transformers", details=details), run=run)
 
 
-def _make_onnx_peer(eager: Eager, inputs: Inputs) -> Peer:
+def _make_onnx_peer(eager: Eager, inputs: Inputs, path: Path) -> Peer:
     manifest = inputs.manifest
     sample = make_feed(inputs, manifest.lengths[0], 2)
-    model = OnnxModel(export(eager, manifest, sample), manifest)
+    export(eager, manifest, sample, path)
+    model = OnnxModel(path, manifest)
 
     def run(case: Case) -> Results:
         return [model.run(feed) for feed in _split(manifest, case)]
