@@ -318,7 +318,8 @@ def test_the_classes_are_those_that_convert():
 
 
 def test_onnx_runtime_is_measured_and_right(work: Path, capsys: Capture):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is no part of the extra dev")
+    for package in ("onnxruntime", "onnx"):
+        pytest.importorskip(package, reason=f"{package} is no part of the extra dev")
     found = bench_json(capsys, work, "--against", "onnx,transformers", "--lengths", "8,27")
     assert [peer["name"] for peer in found["peers"]][-1] == "onnxruntime"
     assert found["peers"][-1]["difference"] < 1e-5

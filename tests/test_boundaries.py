@@ -38,7 +38,7 @@ HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
 LATE_ONLY = {"torch", "numpy", "tokenizers", *S3}  # inside functions
 #: What `tracefleet bench` imports by name, where it is installed; no other part of the wheel may.
-BENCH_ONLY = {"transformers", "onnxruntime", "matplotlib", "tokenizers"}
+BENCH_ONLY = {"transformers", "onnxruntime", "onnx", "matplotlib", "tokenizers"}
 CALLS = {"import_optional", "import_module", "__import__"}
 #: Where names are imported that are values: AWS's packages, and the bench's one function for it.
 BY_NAME = {"tracefleet.reader.neuron", "tracefleet.bench.optional"}

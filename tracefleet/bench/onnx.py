@@ -21,7 +21,7 @@ def export(eager: Eager, manifest: Manifest, sample: Feed, path: Path) -> None:
     """Write the model as ONNX, for every batch and length.
 
     It is the exporter over TorchScript: its graphs ran 1.1 to 1.2 times as fast as those of the
-    newer one (torch 2.13, ONNX Runtime 1.32, all-MiniLM-L6-v2), and it needs no further package.
+    newer one (torch 2.13, ONNX Runtime 1.32, all-MiniLM-L6-v2), and it needs fewer packages.
 
     Args:
         eager: the model.

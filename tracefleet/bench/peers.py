@@ -105,6 +105,7 @@ def _gather_others(
 
     def make_onnx() -> Peer:
         import_optional("onnxruntime")
+        import_optional("onnx")  # torch's export reads its own graph with it
         return _make_onnx_peer(load(), inputs, scratch / "model.onnx")
 
     makers = {"transformers": lambda: _make_eager_peer(load(), manifest), "onnx": make_onnx}

@@ -96,9 +96,10 @@ def _explain(report: Report) -> Iterator[str]:
         yield f"not measured: mixed lengths: {report.unmixed}"
     machine = report.machine
     if machine.load is not None and machine.load > machine.cores * _BUSY:
+        cores = format_count(machine.cores, "core")
         yield (
-            f"the machine was busy before: load {machine.load:.1f}, and it has "
-            f"{format_count(machine.cores, 'core')}; several threads wait for the slowest of them"
+            f"the machine was busy before this began (load {machine.load:.1f} on {cores}): do not "
+            "trust these figures, least of all with several threads"
         )
 
 
@@ -113,5 +114,5 @@ def _list_failures(report: Report) -> Iterator[str]:
     for figure in report.figures:
         if figure.failed is not None:
             length = "mixed" if figure.length is None else figure.length
-            case = f"{format_count(figure.threads, 'thread')}, length {length}, {figure.rows} rows"
-            yield f"failed: {figure.peer}: {case}: {figure.failed}"
+            threads, rows = format_count(figure.threads, "thread"), format_count(figure.rows, "row")
+            yield f"failed: {figure.peer}: {threads}, length {length}, {rows}: {figure.failed}"
