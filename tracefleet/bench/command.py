@@ -23,9 +23,9 @@ from tracefleet.store import open_store
 
 DESCRIPTION = (
     "Compare conversions with transformers and with ONNX Runtime on this machine. The peers take "
-    "turns in one process, every shape is called before it is timed, and all outputs are compared "
-    "with those of transformers. A peer that can't take part is named with its reason. The backend "
-    "is jit, on the CPU."
+    "turns in one process; every shape is called before it is timed, and the outputs of its first "
+    "and last row are compared with those of transformers. A peer that can't take part is named "
+    "with its reason. The backend is jit, on the CPU."
 )
 
 

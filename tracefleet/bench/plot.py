@@ -80,7 +80,7 @@ def _describe(report: Report, peer: str) -> str:
     difference = report.difference(peer)
     if peer == report.reference or difference is None:
         return peer
-    return f"{peer} (differs by {difference:.0e})"
+    return f"{peer} (differs by {difference:.1e})"
 
 
 def _label(figure: Figure) -> str:

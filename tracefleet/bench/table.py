@@ -82,7 +82,7 @@ def _explain(report: Report) -> Iterator[str]:
             f"mixed: {mixed} texts of unequal lengths, by tracefleet in one call, by the others in "
             f"padded batches of {PADDED_ROWS} in the same order"
         )
-    yield "largest relative difference of the outputs, over all cases:"
+    yield "largest relative difference of the outputs, first and last row of every case:"
     names = [_mark(report, one.name) for one in report.peers]
     width = max(map(len, names))
     for name, peer in zip(names, report.peers, strict=True):
