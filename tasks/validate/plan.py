@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_of
-from tasks.validate.general import general_probes
+from tasks.validate.general import general_probes, padded_probe
 from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
 from tracefleet.manifest_types import General, Tolerance
 
@@ -61,11 +61,7 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         if length in plan.whole:
             example = example_feed(plan.facts, batch=plan.batch, length=length)
             yield Probe(name="traced-input", length=length, feed=example)
-        # Where one graph serves all lengths, those between its ends were never traced; a general
-        # one gets probes of its own that are one token short.
-        ends = plan.lengths[-1:] if not plan.is_general else ()
-        padded = length in (*plan.whole, *plan.lengths[:1], *ends)
-        yield from _proving_probes(plan.facts, plan.batch, length, below, padded=padded)
+        yield from _proving_probes(plan, length, below)
         if length in plan.whole:
             yield from probes_of_one_length(
                 plan.facts, plan.batch, length, measure=not plan.is_general
@@ -93,15 +89,17 @@ def is_timed(plan: ProbePlan, probe: Probe) -> bool:
     return rows == {plan.batch} and all(size >= probe.length - 1 for size in tokens)
 
 
-def _proving_probes(
-    facts: ModelFacts, batch: int, length: int, below: int, *, padded: bool
-) -> Iterator[Probe]:
-    """Yield fresh ids through the dispatcher, one token short if ``padded``.
+def _proving_probes(plan: ProbePlan, length: int, below: int) -> Iterator[Probe]:
+    """Yield fresh ids through the dispatcher, one token short where padding is to be tried.
 
     Encoder-decoder models get it again with either side shorter than the other. ``below`` is the
     next smaller standard length: an input must be longer to be routed to this graph.
     """
-    pads = padded and facts.takes_padding
+    facts, batch = plan.facts, plan.batch
+    # Where one graph serves all lengths, those between its ends were never traced; a general one
+    # gets probes of its own that are one token short.
+    ends = plan.lengths[-1:] if not plan.is_general else ()
+    pads = facts.takes_padding and length in (*plan.whole, *plan.lengths[:1], *ends)
     real = max(below + 1, length - 1) if pads else length
     if facts.takes_padding and facts.arguments[0].kind == "values":
         # One sample more or less often makes no frame: padding that leaks would not show.
@@ -110,12 +108,23 @@ def _proving_probes(
             short = random_feed(facts, batch=batch, length=part, seed=FRESH_SEED_BASE + length)
             yield Probe(name=f"dispatch-{part}", length=length, feed=short, dispatch=True)
     fresh = random_feed(facts, batch=batch, length=real, seed=FRESH_SEED_BASE + length)
-    yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    if not _shares_reference(plan, length):
+        yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+    elif length != plan.lengths[-1]:  # two rows of the longest are tried in any case
+        yield padded_probe(facts, length)
     if "decoder_input_ids" not in facts.inputs or real < 2 or not facts.takes_padding:
         return
     for side, axis in (("encoder", "length"), ("decoder", "decoder_length")):
         short = cut(facts, fresh, axis, real // 2)
         yield Probe(name=f"dispatch-short-{side}", length=length, feed=short, dispatch=True)
+
+
+def _shares_reference(plan: ProbePlan, length: int) -> bool:
+    """Tell whether a length is proved with the reference of the one under it, and padding."""
+    masks = {"input_ids", "attention_mask"} <= set(plan.facts.inputs) and plan.facts.takes_padding
+    if plan.general is None or not masks or plan.batch > 1:
+        return False
+    return length not in plan.whole and length > plan.general.shortest
 
 
 def _far_padding_probes(plan: ProbePlan) -> Iterator[Probe]:

@@ -40,6 +40,8 @@ class Probe:
         length: Standard length whose graph it tests.
         feed: Inputs of the artifact; shape ``(batch, length)`` when ``dispatch`` is off.
         reference_feed: Inputs of eager; None: the same feed.
+        reference_rows: Inputs of each row by itself, unpadded, whose outputs together are the
+            reference; empty: the rows run together.
         control: Feed whose eager output must differ clearly from the reference's, else the probe
             is vacuous for this model (right padding of a causal model); None: the plan's first
             probe, which has other ids.
@@ -56,6 +58,7 @@ class Probe:
     length: int
     feed: Feed = field(repr=False)
     reference_feed: Feed | None = field(default=None, repr=False)
+    reference_rows: tuple[Feed, ...] = field(default=(), repr=False)
     control: Feed | None = field(default=None, repr=False)
     dispatch: bool = False
     optional: bool = False

@@ -7,7 +7,8 @@ that the eager model and the bundle are never in memory together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable
+import hashlib
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +80,30 @@ def load_outputs(path: Path) -> Outputs:
 
     tensors = load_file(path)
     return tuple(tensors[str(index)] for index in range(len(tensors)))
+
+
+def hash_feed(feed: dict[str, torch.Tensor]) -> str:
+    """Return a digest of a feed's values and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in feed.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def stack_rows(spec: OutputSpec, rows: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """Join single rows of an output, each filled up with zeros to ``length`` on its length axis."""
+    import torch
+
+    if spec.length_axis is None:
+        return torch.cat(list(rows))
+    shape = list(rows[0].shape)
+    shape[0], shape[spec.length_axis] = len(rows), length
+    stacked = rows[0].new_zeros(shape)
+    for place, row in enumerate(rows):
+        size = row.shape[spec.length_axis]
+        stacked[place : place + 1].narrow(spec.length_axis, 0, size).copy_(row)
+    return stacked
 
 
 def valid_positions(

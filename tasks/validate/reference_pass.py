@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from tasks.validate.reference import (
     as_run,
     compare_outputs,
     find_movement,
+    hash_feed,
     load_outputs,
     save_outputs,
+    stack_rows,
     valid_positions,
 )
 from tracefleet.manifest_types import OutputSpec
@@ -53,6 +56,7 @@ class ReferencePass:
         self.latency: dict[int, float] = {}
         self.ever_moved = [False] * len(outputs)
         self.scales = (0.0,) * len(outputs)
+        self._known: dict[str, int] = {}
 
     def run(self) -> None:
         """Compute every probe's reference and find the vacuous ones."""
@@ -66,7 +70,7 @@ class ReferencePass:
                 self._store_other_shape(index, planned)
                 continue
             if planned.general:
-                self._store_general(index, planned)
+                self._store_general(index, planned, first)
                 continue
             accepted = self._call_accepted(planned)
             if accepted is None:
@@ -139,11 +143,41 @@ class ReferencePass:
             outputs = self.outputs(probe.feed)
             save_outputs(self.path(index), outputs)
 
-    def _store_general(self, index: int, probe: Probe) -> None:
+    def _store_general(self, index: int, planned: Probe, first: Outputs | None) -> None:
         """Store eager's outputs; no file, and so no general graph, where it can't run the shape."""
+        probe = self._list_forms(planned)[0]
+        if probe is not planned:
+            self.padded.add(planned.key)
         with contextlib.suppress(UnsupportedCheckpointError):
-            outputs = self.call(probe)
+            outputs = self._join_rows(probe) or self._call_once(probe, probe.eager_feed)
             save_outputs(self.path(index), outputs)
+            if not probe.reference_rows:
+                self._known.setdefault(hash_feed(probe.eager_feed), index)
+            if first is not None:
+                self._note_movement(probe, outputs, first)
+
+    def _call_once(self, probe: Probe, feed: Feed) -> Outputs:
+        """Run eager on a feed of a general probe, unless another one had the same."""
+        known = self._known.get(hash_feed(feed))
+        if known is not None:
+            return load_outputs(self.path(known))
+        if feed is not probe.eager_feed:
+            probe = dataclasses.replace(probe, feed=feed, reference_feed=None)
+        return self.call(probe)
+
+    def _join_rows(self, probe: Probe) -> Outputs | None:
+        """Return the outputs of a probe's rows by themselves, filled up with zeros to its length.
+
+        None: it has none, or an output's length is on an axis where no mask could hide the zeros.
+        """
+        hidden = all(spec.length_axis in (None, 1) for spec in self.specs)
+        if not probe.reference_rows or not hidden:
+            return None
+        rows = [self._call_once(probe, feed) for feed in probe.reference_rows]
+        joined = []
+        for spec, parts in zip(self.specs, zip(*rows, strict=True), strict=True):
+            joined.append(stack_rows(spec, parts, probe.length))
+        return tuple(joined)
 
     def call(self, probe: Probe) -> Outputs:
         """Run eager on a probe and time it.

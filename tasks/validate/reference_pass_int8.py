@@ -76,6 +76,10 @@ class QuantisedReferencePass(ReferencePass):
             return []
         return [probe] if probe.reference_feed is None else [as_run(probe, {probe.key})]
 
+    def _join_rows(self, probe: Probe) -> Outputs | None:
+        """Return nothing: rows of another shape have other last bits."""
+        return None
+
     def _note_movement(self, probe: Probe, outputs: Outputs, first: Outputs) -> None:
         """Do nothing: the first pass did."""
 
@@ -83,7 +87,8 @@ class QuantisedReferencePass(ReferencePass):
         """Compare with float32 on fresh ids alone: the other probes are no usual inputs."""
         found: list[Difference] = []
         for index, probe in enumerate(plan_probes(self.plan)):
-            usual = probe.dispatch and not probe.general
+            alone = not probe.general or probe.reference_feed is not None
+            usual = probe.dispatch and (alone or probe.reference_rows)
             if usual or probe.name.startswith("fresh-"):
                 found += self._compare_with_floats(index, probe)
         worst = worst_of(found)

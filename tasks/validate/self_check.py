@@ -89,7 +89,7 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
     probes = [as_run(probe, eager.padded) for probe in plan_probes(plan)]
     short = {}
     for index, probe in enumerate(probes):
-        if probe.reference_feed and probe.key not in eager.refused:
+        if probe.reference_feed and not probe.general and probe.key not in eager.refused:
             short[index] = probe
     lacking = {plan.lengths[0], plan.lengths[-1]} - {probe.length for probe in short.values()}
     if plan.is_general:
