@@ -25,12 +25,15 @@ int main(int argc, char** argv) {
   std::string path;
   while (std::getline(std::cin, path)) {
     std::ifstream file(path, std::ios::binary);
-    const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
-    const auto tensors = torch::pickle_load(bytes).toTensorVector();
+    const std::vector<char> bytes{std::istreambuf_iterator<char>(file),
+                                  std::istreambuf_iterator<char>()};
+    const auto tensors = torch::jit::pickle_load(bytes).toTensorVector();
     const auto started = std::chrono::steady_clock::now();
     for (size_t i = 0; i + 1 < tensors.size(); i += 2) {
-      std::vector<torch::jit::IValue> inputs{tensors[i], tensors[i + 1]};
-      inputs.push_back(torch::zeros_like(tensors[i]));  // token_type_ids
+      std::vector<torch::jit::IValue> inputs;
+      inputs.emplace_back(tensors[i]);
+      inputs.emplace_back(tensors[i + 1]);
+      inputs.emplace_back(torch::zeros_like(tensors[i]));  // token_type_ids
       bundle.forward(inputs);
     }
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
