@@ -2,6 +2,7 @@
 //
 //   serve model.pt THREADS, then a line for each run on stdin: the file of its batches, a pickled
 //   list of tensors (ids, mask, ids, mask, …). Answers each with the seconds that it took.
+#include <ATen/Parallel.h>
 #include <torch/script.h>
 
 #include <chrono>
@@ -27,13 +28,14 @@ int main(int argc, char** argv) {
     std::ifstream file(path, std::ios::binary);
     const std::vector<char> bytes{std::istreambuf_iterator<char>(file),
                                   std::istreambuf_iterator<char>()};
-    const auto tensors = torch::jit::pickle_load(bytes).toTensorVector();
+    const auto held = torch::jit::pickle_load(bytes);
+    const auto tensors = held.toListRef();
     const auto started = std::chrono::steady_clock::now();
     for (size_t i = 0; i + 1 < tensors.size(); i += 2) {
       std::vector<torch::jit::IValue> inputs;
       inputs.emplace_back(tensors[i]);
       inputs.emplace_back(tensors[i + 1]);
-      inputs.emplace_back(torch::zeros_like(tensors[i]));  // token_type_ids
+      inputs.emplace_back(torch::zeros_like(tensors[i].toTensor()));  // token_type_ids
       bundle.forward(inputs);
     }
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started;
