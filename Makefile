@@ -27,7 +27,7 @@ demo: $(STAMP)  ## convert the real all-MiniLM-L6-v2 into ./store and use it
 
 test: $(STAMP)  ## every test, with coverage
 	$(BIN)/python -m coverage erase
-	$(QUIETLY) $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(QUIETLY) $(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	@# Children that were killed on purpose leave torn data files behind: passed over, then removed.
 	$(BIN)/python -W ignore -m coverage combine --quiet
 	@rm -f .coverage.*
