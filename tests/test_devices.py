@@ -27,7 +27,7 @@ from tasks.model.facts import LoadOptions
 from tasks.model.feeds import example_feed
 from tasks.model.preflight import inspect
 from tasks.request.conversion import make_request
-from tasks.trace import record
+from tasks.trace import bundle
 from tasks.trace.devices import follow_inputs
 from tasks.trace.record import trace_checkpoint
 from tasks.validate.devices import follows_device
@@ -78,17 +78,17 @@ def _run_on_meta(module: Any, feed: dict[str, torch.Tensor]) -> set[str]:
 
 @pytest.mark.parametrize(("name", "task"), ON_META)
 def test_a_bundle_runs_where_its_inputs_are(name, task, checkpoint, tmp_path):
-    bundle, feed = _trace(checkpoint(name), task, tmp_path / "model.pt")
-    assert follows_device(bundle, METHODS)
-    assert _run_on_meta(bundle, feed) == {"meta"}
+    made, feed = _trace(checkpoint(name), task, tmp_path / "model.pt")
+    assert follows_device(made, METHODS)
+    assert _run_on_meta(made, feed) == {"meta"}
 
 
 def test_a_bundle_with_constant_devices_does_not(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "follow_inputs", lambda traced: None)
-    bundle, feed = _trace(checkpoint("bert"), "feature-extraction", tmp_path / "model.pt")
-    assert not follows_device(bundle, METHODS)
+    monkeypatch.setattr(bundle, "follow_inputs", lambda traced: None)
+    bound, feed = _trace(checkpoint("bert"), "feature-extraction", tmp_path / "model.pt")
+    assert not follows_device(bound, METHODS)
     with pytest.raises(RuntimeError, match="meta"):
-        _run_on_meta(bundle, feed)
+        _run_on_meta(bound, feed)
 
 
 class _Baking(nn.Module):

@@ -7,7 +7,7 @@ procedures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,10 @@ class Job:
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""
         return dataclasses.replace(self, facts=self.facts.without_padding())
+
+    def requiring(self, names: Container[str]) -> Job:
+        """Return the job of a model whose callers have to give these inputs."""
+        return dataclasses.replace(self, facts=self.facts.requiring(names))
 
     def plan(
         self,

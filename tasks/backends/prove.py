@@ -77,7 +77,8 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         else:
             routed = failed or traced.routed
             traced = replace(traced, routed=routed, follows_device=report.follows_device)
-            return Proved(facts=job.facts, traced=traced, report=report)
+            facts = job.requiring(reference.required).facts
+            return Proved(facts=facts, traced=traced, report=report)
 
 
 def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
@@ -159,9 +160,10 @@ def _compute_program_reference(job: Job, steps: Steps, prepared: Prepared) -> tu
     """Compute eager's outputs for all probes of every length: the programs have no common graph."""
     plan = job.plan(whole=job.lengths, has_topk_or_sort=prepared.has_topk_or_sort, opaque=True)
     try:
-        return job, _compute_reference(job, steps, plan)
+        reference = _compute_reference(job, steps, plan)
     except PaddingChangesError:
         return _compute_program_reference(_require_exact_lengths(job), steps, prepared)
+    return job.requiring(reference.required), reference
 
 
 def _compute_reference(job: Job, steps: Steps, plan: ProbePlan) -> Reference:

@@ -173,7 +173,8 @@ def _find_other_ids(config: Any, axes: tuple[str, ...]) -> list[Argument]:
 
 def _find_segments(config: Any, axes: tuple[str, ...]) -> list[Argument]:
     """Return the token types; TAPAS has seven columns, Gemma 3 takes the argument and has none."""
-    # Where they are left out, every model here assumes the first type itself: fill is 0.
+    # Where they are left out, nearly every model assumes the first type: fill is 0, and
+    # tasks.validate.left_out requires them of the others.
     columns = getattr(config, "type_vocab_sizes", None)
     if columns:
         bounds = tuple(int(size) for size in columns)

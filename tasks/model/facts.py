@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from dataclasses import dataclass
 
 from tasks.model.arguments import Argument
@@ -64,6 +65,14 @@ class ModelFacts:
     def varies_in_length(self) -> bool:
         """Whether an input has as many positions as a text or sound has."""
         return any(axis in LENGTH_AXES for one in self.arguments for axis in one.axes)
+
+    def requiring(self, names: Container[str]) -> ModelFacts:
+        """Return the facts of a model whose callers have to give these inputs."""
+        arguments = []
+        for one in self.arguments:
+            fill = None if one.name in names else one.fill
+            arguments.append(dataclasses.replace(one, fill=fill))
+        return dataclasses.replace(self, arguments=tuple(arguments))
 
     def without_padding(self) -> ModelFacts:
         """Return the facts of a bundle that takes exact standard lengths and pads nothing."""

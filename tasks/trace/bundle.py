@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tasks.errors import TraceError, first_line
+from tasks.trace.devices import follow_inputs
+from tasks.trace.scalars import restore_numbers
 from tracefleet.manifest import BUNDLE_PATH
 from tracefleet.manifest_types import General, InputSpec, OutputSpec
 from tracefleet.reader.archive import Placement, read_placements
@@ -81,6 +83,9 @@ def write_bundle(
     from tracefleet.reader.dispatcher import dispatcher_source
     from tracefleet.reader.general import BUDGET
 
+    # Only now: whoever compared the graphs has seen them as they were recorded.
+    restore_numbers(traced)
+    follow_inputs(traced)
     if general is not None and general.tokens is not None:
         _add_number(traced, BUDGET, general.tokens)
     for source in dispatcher_source(inputs, outputs, graphs, batch, general):

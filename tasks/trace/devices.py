@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.model.graphs import DEVICE, TENSOR, walk
+from tasks.model.graphs import DEVICE, TENSOR, list_graphs, walk
 
 if TYPE_CHECKING:
     import torch
@@ -25,17 +25,11 @@ def follow_inputs(traced: torch.jit.ScriptModule) -> None:
     import torch
 
     with torch.no_grad():
-        for graph in _list_graphs(traced):
+        for graph in list_graphs(traced):
             source = _find_tensor(graph)
             constants = list(_find_constants(graph))
             if source is not None and constants:
                 _replace(graph, source, constants)
-
-
-def _list_graphs(traced: Any) -> Iterator[Any]:
-    for module in traced.modules():
-        for name in module._c._method_names():
-            yield module._c._get_method(name).graph
 
 
 def _find_tensor(graph: Any) -> Any:

@@ -29,7 +29,6 @@ from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_s
 from tasks.model.quantise import quantise
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
-from tasks.trace.devices import follow_inputs
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
 from tracefleet.manifest_types import INT8, General, OutputSpec
@@ -135,8 +134,6 @@ def trace_checkpoint(
     graphs = {length: f"_traced_{length}" for length in lengths}
     if shared:
         graphs = dict.fromkeys(lengths, f"_traced_{lengths[0]}")
-    # Only now: comparing has made torch cache the graphs as they were.
-    follow_inputs(traced)
     report_progress(f"writing the bundle ({_describe(shared or len(lengths) == 1, general)})")
     # Nothing can be read from the module afterwards: its weights move to the meta device.
     file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target, general)

@@ -11,6 +11,7 @@ from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.weights import compare_with_files, digests, list_tensors
 from tasks.validate.devices import use_full_precision
+from tasks.validate.left_out import find_required
 from tasks.validate.plan import ProbePlan, first_probe
 from tasks.validate.reference import Reference, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
@@ -48,6 +49,7 @@ def compute_reference(
         model.to(plan.device)
         eager.run()
         check_itself(eager)
+        required = find_required(eager)
         corrupted = eager.store_corrupted() if plan.opaque else None
         if quantised:
             eager = QuantisedReferencePass(eager, folder)
@@ -68,6 +70,7 @@ def compute_reference(
         accuracy=accuracy,
         corrupted=corrupted,
         distance=_find_distance(eager, on_cpu),
+        required=required,
     )
 
 

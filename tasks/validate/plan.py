@@ -82,7 +82,8 @@ def is_timed(plan: ProbePlan, probe: Probe) -> bool:
 
     Eager then gets all tokens but the one that the dispatcher pads.
     """
-    if probe.reference_feed is not None or probe.probes_axis:
+    short = probe.reference_feed is not None and not probe.general
+    if short or probe.probes_axis:
         return False
     rows = {tensor.shape[0] for tensor in probe.feed.values()}
     tokens = tokens_of(plan.facts, probe.feed).values()

@@ -43,6 +43,7 @@ class Reference:
             which the artifact must differ; None: the artifact's own weights are corrupted instead.
         distance: Largest difference of eager on the plan's device from eager on the CPU, relative
             to the largest value, for the first probe.
+        required: Inputs that a caller must not leave out: eager's own default is no constant.
     """
 
     plan: ProbePlan
@@ -57,6 +58,7 @@ class Reference:
     accuracy: Accuracy | None = None
     corrupted: Path | None = None
     distance: float = 0.0
+    required: frozenset[str] = frozenset()
 
 
 def as_run(probe: Probe, padded: Container[str]) -> Probe:

@@ -31,6 +31,8 @@ SLOW = (
     "test_validate",
     "test_samples",
     "test_bench",
+    "test_devices",
+    "test_left_out",
     "test_flows_cli",
     "test_child",
     "test_convert_checkpoint",
