@@ -28,7 +28,8 @@ NEEDED = {"boto3", "huggingface_hub", "prefect", "psutil", "pydantic", "s3fs", "
 #: What these hosts can't have in the version of the others.
 OLDER = {"transformers", "tokenizers", "numpy", "huggingface_hub", "torch"}
 #: Prefect 3.9 has left Python 3.10; a 3.8 worker serves a 3.9 server (tests/test_fleet_server.py).
-OLDER_ON = {"neuronx": OLDER, "neuron": OLDER | {"prefect"}}
+# torch-neuron reads its graphs with an old protobuf.
+OLDER_ON = {"neuronx": OLDER, "neuron": OLDER | {"prefect", "protobuf"}}
 ADDRESSES = {
     "neuronx": ("NEURON_PIP_INDEX", "NEURON_APT_REPOSITORY", "NEURON_APT_KEY"),
     "neuron": ("NEURON_PIP_INDEX",),

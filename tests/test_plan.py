@@ -29,6 +29,7 @@ from tasks.plan.fleet import PlanRow, plan
 from tasks.publish.channels import rollback
 from tasks.publish.conversion import attest
 from tasks.publish.identity import RECIPE, Identity
+from tasks.publish.schema_limit import LIMIT_PATH
 from tasks.request.conversion import ConversionRequest, make_request
 from tests.support import reader_support
 from tests.support.fetch_support import safetensors, whole
@@ -306,8 +307,9 @@ def test_of_a_fresh_entry_one_small_file_of_the_store_is_read(wanted, store, mon
 
     monkeypatch.setattr(FileStore, "read", counted)
     assert plan_one(wanted).state == "fresh"
-    assert len(paths) == 1
-    assert paths[0].startswith("channels/")
+    limit, entry = paths
+    assert limit == LIMIT_PATH, "once for the whole store"
+    assert entry.startswith("channels/")
 
 
 def test_a_second_plan_reads_no_weights(wanted, store, monkeypatch):
