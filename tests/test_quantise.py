@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +333,34 @@ def test_the_largest_sums_do_not_overflow():
     x = torch.ones(1, 512)
     x[0, 0] = -1.0
     assert model(x).tolist() == [[63.0 * 510] * 8]
+
+
+#: Of fbgemm's instruction sets.
+_AVX2 = 1
+_WITHOUT_VNNI = """
+import ctypes, sys, torch
+library = ctypes.CDLL(f"{torch.__path__[0]}/lib/libtorch_cpu.so")
+library._ZN6fbgemm14fbgemmForceIsaENS_10inst_set_tE(int(sys.argv[1]))
+from tasks.model.quantise import pack
+levels = int(sys.argv[2])
+values = torch.full((8, 512), levels, dtype=torch.int8)
+packed = pack(values, torch.ones(8).double())
+x = torch.ones(1, 512)
+got = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / 127, 128, packed)
+print(float((got - levels * 512).abs().max()) / (levels * 512))
+"""
+
+
+@pytest.mark.parametrize(("levels", "exact"), [(63, True), (127, False)])
+def test_the_largest_sums_fit_where_a_cpu_has_no_vnni(levels, exact):
+    """In a process that makes fbgemm do without; with 8 bits of weights it is wrong there."""
+    command = [sys.executable, "-c", _WITHOUT_VNNI, str(_AVX2), str(levels)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if "undefined symbol" in done.stderr:
+        pytest.skip("this torch does not let fbgemm's instruction set be chosen")
+    assert done.returncode == 0, done.stderr
+    error = float(done.stdout)
+    assert (error < 1e-6) == exact, error
 
 
 @torch.no_grad()
