@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 ENGINE = "fbgemm"
 #: Cosine of quantised and float32 outputs on fresh inputs. Measured: all-MiniLM-L6-v2 at least
 #: 0.9914 on random ids (0.992 on sentences); 57 tiny random models at least 0.979: the lowest are
-#: UMT5 and mixtures of experts, where rounding may choose another expert; the others 0.997. With one
-#: range for a whole call it is 0.89 for all-MiniLM-L6-v2, which nobody should serve.
+#: UMT5 and mixtures of experts, where rounding may choose another expert. With one range for a
+#: whole call it is 0.89 for all-MiniLM-L6-v2, which nobody should serve.
 LEAST_COSINE = 0.95
 #: Steps from zero to the largest value.
 _WEIGHT_LEVELS, _ACTIVATION_LEVELS = 63, 127
