@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from flows.convert import convert
-from tasks.model.heads import AUTO_CLASSES
 from tasks.request.conversion import make_request
 from tests.support import tiny, tiny_samples
 from tests.support.reader_support import SEQ2SEQ, SOURCE, publish, tiny_seq2seq_bundle
@@ -308,10 +307,6 @@ def test_a_checkpoint_that_does_not_load_is_named(work: Path, tmp_path: Path, ca
     found = bench_json(capsys, work, "--checkpoint", str(tmp_path), "--lengths", "8")
     assert [one["name"] for one in found["absent"]] == ["transformers", "onnx"]
     assert "no-such-model" in found["absent"][0]["reason"]
-
-
-def test_the_classes_are_those_that_convert():
-    assert eager.AUTO_CLASSES == AUTO_CLASSES
 
 
 # ONNX Runtime and the picture: only where they are installed

@@ -8,8 +8,9 @@ import pytest
 import transformers
 
 from tasks.errors import RequestError, UnsupportedCheckpointError
-from tasks.model.heads import AUTO_CLASSES, count_choices, default_task, model_class
+from tasks.model.heads import count_choices, default_task, model_class
 from tests.support import tiny
+from tracefleet.heads import AUTO_CLASSES
 
 
 def _folder(tmp_path, **config):

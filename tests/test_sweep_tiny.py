@@ -4,8 +4,8 @@ import pytest
 from safetensors import safe_open
 
 from tasks.errors import RequestError
-from tasks.model.heads import AUTO_CLASSES
 from tasks.sweep.tiny import SWEPT_TASKS, Case, Untestable, build, list_cases
+from tracefleet.heads import AUTO_CLASSES
 
 BUILT = [
     ("bert", "fill-mask"),

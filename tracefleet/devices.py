@@ -17,7 +17,7 @@ from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import Toolchain, Validation
+from tracefleet.manifest_types import INT8, JIT, Toolchain, Validation
 from tracefleet.store import ReadableStore
 
 CPU = "cpu"
@@ -62,6 +62,33 @@ def kind_of(device: str) -> str:
     if not _KIND.fullmatch(kind):
         raise ValueError(f"device: expected cpu, cuda, cuda:1 or the like, got {device!r}")
     return kind
+
+
+def explain_refusal(manifest: Manifest, device: str) -> str | None:
+    """Say why a conversion can't run on a device; None: it can, where there is such a device.
+
+    Raises:
+        ValueError: it is no name of a device.
+    """
+    kind, variant = kind_of(device), manifest.variant
+    if variant.backend != JIT:
+        return (
+            f"device expected none for backend {variant.backend}, whose programs run on "
+            f"NeuronCores, got {device!r}. Leave it out, or take a conversion of backend 'jit'."
+        )
+    if kind == CPU:
+        return None
+    if variant.dtype == INT8:
+        return (
+            f"dtype int8 runs on x86 CPUs alone, got device {device!r}. Take the float32 or "
+            "float16 conversion there."
+        )
+    if not manifest.follows_device:
+        return (
+            f"its graph is bound to {manifest.device or CPU}, where it was recorded, got device "
+            f"{device!r}. Conversions of recipe 3 follow their device: convert again."
+        )
+    return None
 
 
 def verdict_path(folder: str, manifest: Manifest, kind: str) -> str:

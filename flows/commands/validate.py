@@ -42,7 +42,10 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(command=_validate)
     add = parser.add_argument
     add("--conversion", required=True, metavar="URL", help="of its folder, as convert tells it")
-    add("--device", help="prove a published conversion on this one too, such as cuda")
+    add(
+        "--device",
+        help="prove a published conversion there, such as cuda; without an engine",
+    )
     add("--channel", default="latest", help="channel that will point to it (default: latest)")
     add("--allow-pickle", action="store_true", help="read pickled weights")
     add("--trust-remote-code", action="store_true", help="run the checkpoint's code")

@@ -12,8 +12,8 @@ from typing import Any
 from tasks.backends.base import BACKENDS
 from tasks.fleet.entries import LISTED
 from tasks.fleet.spec import FleetSpec
-from tasks.model.heads import AUTO_CLASSES
 from tasks.request.conversion import ConversionRequest
+from tracefleet.heads import AUTO_CLASSES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REQUEST = {"$ref": "#/$defs/request"}

@@ -14,21 +14,8 @@ from tasks.errors import (
 )
 from tasks.model.facts import LoadOptions
 from tasks.model.pooling import pools_sentences
+from tracefleet.heads import AUTO_CLASSES
 
-#: Hugging Face task name -> the auto class that builds the model with the task's head.
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "sentence-similarity": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-    "image-classification": "AutoModelForImageClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-}
 #: Tasks whose models read an image or a sound instead of token ids.
 SAMPLE_TASKS = ("image-classification", "audio-classification")
 #: Rows of ids that belong to one question: SWAG's and RACE's four endings.

@@ -34,6 +34,8 @@ def read_limit(store: ReadableStore) -> int:
         limit = json.loads(data)["schema"]
     except (ValueError, KeyError, TypeError):
         limit = None
+    if limit == NEWEST:
+        return SCHEMA
     # A later version may limit its stores to a schema that this one can't write.
     if limit not in WRITABLE:
         raise StoreError(
@@ -57,7 +59,8 @@ def write_limit(store: Store, schema: str) -> int:
         StoreError: this version can't write the schema, or the store can't be written to.
     """
     if schema == NEWEST:
-        store.remove([LIMIT_PATH])
+        # Written and not removed: publishers have no right to remove what is no claim of theirs.
+        store.put_over(LIMIT_PATH, canonical_json({"schema": NEWEST}))
         return SCHEMA
     if schema not in map(str, WRITABLE):
         raise StoreError(f"schema: expected one of {_name_writable()}, or {NEWEST}, got {schema!r}")

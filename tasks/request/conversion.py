@@ -17,10 +17,10 @@ from tasks.child import Limits
 from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
-from tasks.model.heads import AUTO_CLASSES
 from tasks.request.mistakes import describe_mistakes
 from tasks.request.tolerance import MAX_LOOSENING, check_ceiling, find_tolerance, is_loose
 from tracefleet.channel import check_channel
+from tracefleet.heads import AUTO_CLASSES
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import Tolerance, Variant
 from tracefleet.store import open_store

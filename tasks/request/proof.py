@@ -12,10 +12,9 @@ from tasks.request.candidate import parse_url, request_fields
 from tasks.request.conversion import ConversionRequest, make_request
 from tasks.validate.plan import ProbePlan
 from tracefleet.channel import conversion_folder
-from tracefleet.devices import CPU, kind_of
+from tracefleet.devices import explain_refusal
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest import MANIFEST, Manifest, parse
-from tracefleet.manifest_types import INT8, JIT
 from tracefleet.store import ReadableStore
 
 
@@ -51,25 +50,11 @@ def read_conversion(
 
 def _check_device(manifest: Manifest, device: str) -> None:
     try:
-        kind = kind_of(device)
+        refusal = explain_refusal(manifest, device)
     except ValueError as error:
         raise RequestError(str(error)) from None
-    variant = manifest.variant
-    if variant.backend != JIT:
-        raise RequestError(
-            f"device: expected none for backend {variant.backend}, got {device!r}: its programs "
-            "run on NeuronCores."
-        )
-    if kind != CPU and variant.dtype == INT8:
-        raise RequestError(
-            f"device: dtype int8 runs on x86 CPUs alone, got {device!r}. Convert to float32 or "
-            "float16 for it."
-        )
-    if kind != CPU and not manifest.follows_device:
-        raise RequestError(
-            f"device: this conversion's graph is bound to {manifest.device or CPU}, got "
-            f"{device!r}. Convert the checkpoint again: recipe 3 follows its device."
-        )
+    if refusal is not None:
+        raise RequestError(f"{manifest.key}: {refusal}")
 
 
 def plan_proof(manifest: Manifest, facts: ModelFacts, device: str) -> ProbePlan:

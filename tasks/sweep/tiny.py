@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import RequestError, first_line
-from tasks.model.heads import AUTO_CLASSES, SAMPLE_TASKS, count_choices, model_class
+from tasks.model.heads import SAMPLE_TASKS, count_choices, model_class
 from tasks.model.versions import on_meta
+from tracefleet.heads import AUTO_CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ class Case:
 
     Attributes:
         model_type: Model type of the config, such as ``bert``.
-        task: Key of ``tasks.model.heads.AUTO_CLASSES``.
+        task: Key of ``tracefleet.heads.AUTO_CLASSES``.
     """
 
     model_type: str

@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from tasks.errors import BackendUnavailableError, first_line
+from tasks.errors import BackendUnavailableError
 from tasks.model.graphs import DEVICE, NONE, TENSOR, walk
 from tasks.model.quantise import find_packed_layers
+from tracefleet import errors
+from tracefleet.reader.placing import check_host
 
 
 def follows_device(module: Any, methods: tuple[str, ...]) -> bool:
@@ -41,12 +43,9 @@ def name_device(device: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BackendUnavailableError(
-            f"device: expected {device!r} on this host, got: {first_line(error)}. Validate on a "
-            "host that has it, with a torch that supports it."
-        ) from error
+        check_host(device)
+    except errors.BackendUnavailableError as error:
+        raise BackendUnavailableError(str(error)) from error
     if torch.device(device).type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return platform.processor() or platform.machine()

@@ -16,7 +16,13 @@ PACKAGES = ("tracefleet", "tasks", "flows")
 #: A word is a module or a package with all that is in it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.errors",),
-    ("tracefleet.canonical", "tracefleet.decode", "tracefleet.lengths", "tracefleet.source"),
+    (
+        "tracefleet.canonical",
+        "tracefleet.decode",
+        "tracefleet.heads",
+        "tracefleet.lengths",
+        "tracefleet.source",
+    ),
     ("tracefleet.manifest_types", "tracefleet.printing"),
     ("tracefleet.manifest", "tracefleet.store"),
     ("tracefleet.channel", "tracefleet.devices"),

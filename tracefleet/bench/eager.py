@@ -14,25 +14,12 @@ from typing import TYPE_CHECKING, Any
 from tracefleet.bench.cases import Feed
 from tracefleet.bench.optional import import_optional
 from tracefleet.errors import BenchError
+from tracefleet.heads import AUTO_CLASSES
 from tracefleet.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
 
-#: Hugging Face task name -> the auto class that builds the model with the task's head.
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "sentence-similarity": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-    "image-classification": "AutoModelForImageClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-}
 _POOLED = "sentence_embedding"
 _POOLINGS = ("mean", "cls")
 

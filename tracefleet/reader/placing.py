@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tracefleet.devices import CPU, kind_of, read_verdict
+from tracefleet.devices import CPU, explain_refusal, kind_of, read_verdict
 from tracefleet.errors import BackendUnavailableError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import INT8, JIT
 from tracefleet.published import Selection
 from tracefleet.store import ReadableStore
 
@@ -32,38 +31,28 @@ def check_device(manifest: Manifest, path: str, device: str | None) -> str:
     """
     if device is None:
         return CPU
-    kind, variant = kind_of(device), manifest.variant
-    if variant.backend != JIT:
-        raise BackendUnavailableError(
-            f"{path}: device expected none for backend {variant.backend}, whose programs run on "
-            f"NeuronCores, got {device!r}. Leave it out, or open backend 'jit'."
-        )
-    if kind == CPU:
-        return device
-    if variant.dtype == INT8:
-        raise BackendUnavailableError(
-            f"{path}: dtype int8 runs on x86 CPUs alone, got device {device!r}. Open the float32 "
-            "or float16 conversion there."
-        )
-    if not manifest.follows_device:
-        raise BackendUnavailableError(
-            f"{path}: its graph is bound to {manifest.device or CPU}, where it was recorded, got "
-            f"device {device!r}. Conversions of recipe 3 follow their device: convert again."
-        )
-    _check_host(path, device, kind)
+    refusal = explain_refusal(manifest, device)
+    if refusal is not None:
+        raise BackendUnavailableError(f"{path}: {refusal}")
+    if kind_of(device) != CPU:
+        check_host(device)
     return device
 
 
-def _check_host(path: str, device: str, kind: str) -> None:
+def check_host(device: str) -> None:
+    """Refuse a device that this host or its torch does not have.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
     import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise BackendUnavailableError(
-            f"{path}: expected a device {device!r} on this host, got: {reason}. "
-            f"Install a torch that supports {kind}, or leave out device."
+            f"device: expected {device!r} on this host, got: {str(error).splitlines()[0]}. Use a "
+            "host that has it, with a torch that supports it, or leave it out."
         ) from error
 
 
