@@ -48,6 +48,7 @@ def convert(
         verdict = validation_of(proved.report, request.tolerance)
         manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, verdict)
         channel = request.channel if proved.report else CANDIDATE_CHANNEL
+        files |= proved.golden
         publication = steps.publish(publish, store, manifest, files, channel=channel)
         return record(request, store, manifest, publication, proved, steps)
 

@@ -10,6 +10,7 @@ from tasks.model.preflight import inspect
 from tasks.publish.devices import find_device, publish_device
 from tasks.request.candidate import check_same_commit
 from tasks.request.proof import download_bundle, plan_proof, read_conversion
+from tasks.samples.make import make_samples
 from tasks.steps import Steps
 from tasks.validate.compute import compute_reference
 from tasks.validate.devices import name_device
@@ -44,8 +45,12 @@ def prove_device(
         facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
         checkpoint = steps.here("fetch", fetch, source)  # every byte verified
         bundle = steps.here("download", download_bundle, store, manifest, steps.work)
-        plan, folder = plan_proof(manifest, facts, device), steps.work / "reference"
-        options = request.load_options
+        options, folder = request.load_options, steps.work / "reference"
+        path = steps.work / "samples.safetensors"
+        samples = steps.child(
+            "samples", make_samples, checkpoint.folder, options, facts, manifest.lengths, path
+        )
+        plan = plan_proof(manifest, facts, device, samples)
         reference = steps.child(
             "reference", compute_reference, checkpoint.folder, options, plan, folder
         )

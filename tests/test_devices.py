@@ -38,7 +38,7 @@ from tracefleet.devices import DeviceVerdict, verdict_path
 from tracefleet.errors import ManifestError, NoSuchVariantError
 from tracefleet.manifest_types import Variant
 from tracefleet.published import select
-from tracefleet.reader.placing import check_device, find_proof
+from tracefleet.reader.placing import Proof, check_device, find_proof
 from tracefleet.store import open_store
 from tracefleet.store.folder import FileStore
 
@@ -258,7 +258,7 @@ def test_a_reader_runs_on_its_device():
             seen.extend(tensor.device.type for tensor in tensors)
             return tuple(torch.zeros(1, device="meta") for _ in manifest.outputs)
 
-    model = Model(manifest, Module(), device="meta", proved=False)  # type: ignore[arg-type]
+    model = Model(manifest, Module(), device="meta", proof=Proof(found=False))  # type: ignore[arg-type]
     outputs = model(torch.tensor([[5, 6, 7]]))
     assert set(seen) == {"meta"}
     assert {value.device.type for value in outputs.values()} == {"meta"}

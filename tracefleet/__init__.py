@@ -21,6 +21,7 @@ this package imports nothing but the standard library; torch comes with the firs
 from importlib.metadata import PackageNotFoundError, version
 
 from tracefleet.channel import find_variants
+from tracefleet.check import CheckReport, OutputCheck, check
 from tracefleet.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -28,6 +29,7 @@ from tracefleet.errors import (
     DigestMismatchError,
     InputTooLongError,
     ManifestError,
+    NoSamplesError,
     NoSuchVariantError,
     StoreError,
     StoreUnavailableError,
@@ -55,6 +57,7 @@ __all__ = [
     "BackendUnavailableError",
     "BenchError",
     "Change",
+    "CheckReport",
     "DigestMismatchError",
     "FileCheck",
     "FileStore",
@@ -62,7 +65,9 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Model",
+    "NoSamplesError",
     "NoSuchVariantError",
+    "OutputCheck",
     "Outputs",
     "ReadableStore",
     "Run",
@@ -72,6 +77,7 @@ __all__ = [
     "StoreUnavailableError",
     "Variant",
     "WatchedModel",
+    "check",
     "find",
     "find_variants",
     "load_manifest",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from tracefleet import __version__, commands
+from tracefleet import __version__, check_command, commands
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.errors import ArtifactError
 
@@ -22,9 +22,10 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _SUMMARIES = {
     "list": "List every channel with its current conversion.",
     "show": "Print the facts of one conversion, from its checked manifest.",
-    "verify": "Check every byte of current conversions against their digests.",
+    "verify": "Compare every byte of current conversions with their digests.",
     "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
     "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
+    "check": "Run one conversion's golden samples here, and compare with what eager computed.",
     "bench": "Compare conversions with transformers and ONNX Runtime on this machine.",
 }
 
@@ -81,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_source(verify, optional=True)
     _add_pull(subparsers)
     _add_run(subparsers)
+    _add_check(subparsers)
     _add_bench(subparsers)
     return parser
 
@@ -142,6 +144,14 @@ def _add_run(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
     )
+
+
+def _add_check(subparsers: Subparsers) -> None:
+    description = check_command.DESCRIPTION
+    parser = _add_bare(subparsers, "check", check_command.check_command, description)
+    _add_source(parser)
+    _add_selection(parser, "latest")
+    check_command.add_arguments(parser)
 
 
 def _add_bench(subparsers: Subparsers) -> None:

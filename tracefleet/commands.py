@@ -24,9 +24,9 @@ from tracefleet.pull import pull
 from tracefleet.reader.open import open_selected
 from tracefleet.reader.outputs import Outputs
 from tracefleet.store import ReadableStore, open_store
+from tracefleet.text import TOKENIZER, load_tokenizer
 from tracefleet.verify import FileCheck, verify
 
-_TOKENIZER = "model/tokenizer.json"
 #: Rows of ``list`` that are read together and then printed; few, so that the first ones show soon.
 _PAGE = 10
 _THREADS = 16
@@ -114,7 +114,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         verdict = "passed" if length.passed else "FAILED"
         measured = f"max abs error {length.max_abs_error:.2e}, {length.probes} probes, {verdict}"
         print(f"length {length.length:<4}{measured}")
-    for file in manifest.files:
+    for file in manifest.published:
         print(f"file       {file.path} {file.size} bytes sha256 {file.sha256}")
     return 0
 
@@ -135,7 +135,30 @@ def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) 
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
         "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
         "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
+        "samples": _describe_samples(manifest),
+        **_describe_accuracy(manifest),
     }
+
+
+def _describe_samples(manifest: Manifest) -> str:
+    """Say whether the conversion can be checked on another machine."""
+    samples, reason = manifest.validation.samples, manifest.validation.without_samples
+    if samples is None:
+        return f"none: {reason or 'its schema has none'}"
+    return f"{format_size(samples.size)}; run them here with `tracefleet check`"
+
+
+def _describe_accuracy(manifest: Manifest) -> dict[str, str]:
+    """Say how far a quantised model is from float32; nothing where nothing is quantised."""
+    accuracy = manifest.validation.accuracy
+    if accuracy is None:
+        return {}
+    figures = [f"smallest cosine {accuracy.min_cosine:.4f}"]
+    if manifest.outputs[0].name.endswith("logits"):
+        figures.append(f"equal labels {accuracy.top1_agreement:.1%}")
+    if accuracy.rank_correlation is not None:
+        figures.append(f"rank correlation of similarities {accuracy.rank_correlation:.4f}")
+    return {"accuracy": f"{', '.join(figures)}, on {accuracy.inputs or 'random'} inputs"}
 
 
 def _describe_devices(store: ReadableStore, selection: Selection, manifest: Manifest) -> str:
@@ -164,7 +187,7 @@ def _describe_shapes(manifest: Manifest) -> str:
 
 
 def _total_size(manifest: Manifest) -> int:
-    return sum(file.size for file in manifest.files)
+    return sum(file.size for file in manifest.published)
 
 
 def _format_specs(specs: Sequence[InputSpec | OutputSpec]) -> str:
@@ -197,7 +220,7 @@ def pull_command(arguments: argparse.Namespace) -> int:
     if arguments.presign:
         return _presign(store, selection, arguments)
     manifest = pull(store, selection, arguments.dest)
-    files = [str(arguments.dest / file.path) for file in manifest.files]
+    files = [str(arguments.dest / file.path) for file in manifest.published]
     if arguments.json:
         print_json({"dest": str(arguments.dest), "key": manifest.key, "files": files})
     else:
@@ -220,7 +243,7 @@ def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Nam
             "sha256": file.sha256,
             "url": store.presign(selection.path_of(file), seconds=arguments.expires),
         }
-        for file in (own, *manifest.files)
+        for file in (own, *manifest.published)
     ]
     if arguments.json:
         print_json({"key": manifest.key, "expires": arguments.expires, "files": signed})
@@ -256,18 +279,13 @@ def _tokenize(
     store: ReadableStore, selection: Selection, manifest: Manifest, texts: list[str]
 ) -> dict[str, Any]:
     """Return the inputs for texts, from the conversion's own tokenizer."""
-    file = next((file for file in manifest.files if file.path == _TOKENIZER), None)
+    file = next((file for file in manifest.files if file.path == TOKENIZER), None)
     if file is None:
         raise ValueError(
-            f"--text: {manifest.source} was published without {_TOKENIZER}; give --ids instead"
+            f"--text: {manifest.source} was published without {TOKENIZER}; give --ids instead"
         )
-    from tokenizers import Tokenizer
-
     with open_verified(store, selection, file) as handle:
-        tokenizer = Tokenizer.from_str(handle.read().decode())
-    # The checkpoint's own limits would truncate the text silently.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+        tokenizer = load_tokenizer(handle.read())
     encoded = tokenizer.encode_batch(texts)
     inputs = {"input_ids": [row.ids for row in encoded]}
     if any(spec.name == "token_type_ids" for spec in manifest.inputs):

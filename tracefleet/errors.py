@@ -5,6 +5,7 @@
     ├── NoSuchVariantError    nothing published under that source, variant or channel
     ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
+    ├── NoSamplesError        a conversion without golden samples can't be checked with them
     ├── BenchError            a comparison that was asked for and can't be made here
     └── StoreError            a store that can't be opened, read or written
         └── StoreUnavailableError   transient: network, capacity, another writer
@@ -52,6 +53,10 @@ def _digest_mismatch(path: str, expected: str, got: str) -> DigestMismatchError:
 
 class InputTooLongError(ArtifactError, ValueError):
     """An input has more tokens than the largest standard length of the conversion."""
+
+
+class NoSamplesError(ArtifactError):
+    """A conversion was published without golden samples, so that there is nothing to check."""
 
 
 class BenchError(ArtifactError, ValueError):

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ _SINCE_THIRD: dict[str, Any] = {
     "reader": None,
     "routed": None,
 }
+_VALIDATION_SINCE_THIRD: dict[str, Any] = {"samples": None, "without_samples": None}
+_ACCURACY_SINCE_THIRD: dict[str, Any] = {"inputs": None, "rank_correlation": None}
 #: Oldest version of tracefleet that reads what this one writes.
 READER = "0.2.0"
 SCHEMAS = (_FIRST_SCHEMA, _SECOND_SCHEMA, SCHEMA)
@@ -131,6 +134,17 @@ class Manifest:
         paths = [file.path for file in self.files]
         if paths != sorted(set(paths)):
             raise ManifestError(f"manifest: files expected sorted, each once; got {paths}")
+        samples = self.validation.samples
+        if samples is not None and samples.path != samples_path(samples.sha256):
+            raise ManifestError(
+                f"manifest: samples expected {samples_path(samples.sha256)}, got {samples.path}"
+            )
+
+    @property
+    def published(self) -> tuple[FileEntry, ...]:
+        """Every file beside the manifest: those of the artifact, then the golden samples."""
+        samples = self.validation.samples
+        return self.files if samples is None else (*self.files, samples)
 
     @property
     def archives(self) -> tuple[FileEntry, ...]:
@@ -186,20 +200,30 @@ class Manifest:
         """Return the manifest as an earlier schema can say it."""
         if schema >= GENERAL_SCHEMA:
             return self
-        return dataclasses.replace(self, schema=schema, **_SINCE_THIRD)
+        validation = dataclasses.replace(self.validation, **_VALIDATION_SINCE_THIRD)
+        if validation.accuracy is not None:
+            accuracy = dataclasses.replace(validation.accuracy, **_ACCURACY_SINCE_THIRD)
+            validation = dataclasses.replace(validation, accuracy=accuracy)
+        return dataclasses.replace(self, schema=schema, validation=validation, **_SINCE_THIRD)
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
         if self.schema < SCHEMA:
-            for name in _SINCE_THIRD:
-                del raw[name]
+            _drop(raw, _SINCE_THIRD)
+            _drop(raw["validation"], _VALIDATION_SINCE_THIRD)
+            _drop(raw["validation"]["accuracy"] or {}, _ACCURACY_SINCE_THIRD)
         if self.schema == _FIRST_SCHEMA:
             del raw["validation"]["accuracy"]
             for verdict in raw["validation"]["lengths"]:
                 for name in GENERALITY_FIELDS:
                     del verdict[name]
         return canonical_json(raw)
+
+
+def _drop(raw: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        raw.pop(name, None)
 
 
 def parse(data: bytes) -> Manifest:
@@ -232,19 +256,37 @@ def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
     if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
         return raw
-    for name in _SINCE_THIRD:
-        if name in raw:
-            raise ManifestError(f"manifest: schema {raw['schema']} has no field {name}; got one")
-    raw = {**raw, **_SINCE_THIRD}
-    if raw["schema"] == _SECOND_SCHEMA:
-        return raw
-    untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)
+    _refuse_later_fields(raw["schema"], raw, _SINCE_THIRD)
     try:
-        lengths = [{**verdict, **untried} for verdict in raw["validation"]["lengths"]]
-        validation = {**raw["validation"], "lengths": lengths, "accuracy": None}
+        validation = _upgrade_validation(raw["schema"], raw["validation"])
     except (KeyError, TypeError):
-        return raw  # malformed: decode reports the field
-    return {**raw, "validation": validation}
+        return {**raw, **_SINCE_THIRD}  # malformed: decode reports the field
+    return {**raw, **_SINCE_THIRD, "validation": validation}
+
+
+def _upgrade_validation(schema: int, raw: dict[str, Any]) -> dict[str, Any]:
+    """Add what a verdict of an earlier schema lacks."""
+    _refuse_later_fields(schema, raw, _VALIDATION_SINCE_THIRD)
+    raw = {**raw, **_VALIDATION_SINCE_THIRD}
+    if schema == _FIRST_SCHEMA:
+        untried = dict.fromkeys(GENERALITY_FIELDS, UNTRIED)
+        lengths = [{**verdict, **untried} for verdict in raw["lengths"]]
+        return {**raw, "lengths": lengths, "accuracy": None}
+    if raw["accuracy"] is not None:
+        _refuse_later_fields(schema, raw["accuracy"], _ACCURACY_SINCE_THIRD)
+        raw["accuracy"] = {**raw["accuracy"], **_ACCURACY_SINCE_THIRD}
+    return raw
+
+
+def _refuse_later_fields(schema: int, raw: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if name in raw:
+            raise ManifestError(f"manifest: schema {schema} has no field {name}; got one")
+
+
+def samples_path(sha256: str) -> str:
+    """Return the path of golden samples in their conversion's folder, by their digest."""
+    return f"samples/{sha256}.safetensors"
 
 
 def program_path(length: int) -> str:

@@ -18,6 +18,7 @@ VALIDATED = "validated"
 UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
 LENGTH_AXES = ("length", "decoder_length")
 HOLDS, DIFFERS, RAISES, UNTRIED = "holds", "differs", "raises", "untried"
+REAL, RANDOM = "real", "random"
 GENERALITY = (HOLDS, DIFFERS, RAISES, UNTRIED)
 #: Fields of a `LengthVerdict` that have one of these values; schema 1 lacks them.
 GENERALITY_FIELDS = ("other_lengths", "other_batches")
@@ -247,12 +248,19 @@ class Accuracy:
     Attributes:
         max_rel_error: max|quantised - float32| / max|float32|.
         min_cosine: smallest cosine similarity between a quantised and a float32 output.
-        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits.
+        top1_agreement: share of last-axis argmaxes that agree, for outputs that are logits: of a
+            classifier, the share of equal labels.
+        inputs: ``real`` (texts, pictures or sounds through the checkpoint's own tokenizer or
+            processor) or ``random``; None: an earlier schema does not say.
+        rank_correlation: Spearman's rank correlation of the similarities of all pairs of inputs,
+            for models that return one vector for each; None: it does not, or inputs are random.
     """
 
     max_rel_error: float
     min_cosine: float
     top1_agreement: float
+    inputs: str | None = None
+    rank_correlation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +273,9 @@ class Validation:
         lengths: one verdict for each standard length.
         negative_controls: names of deliberate corruptions that the same probes detected.
         accuracy: distance of the quantised model from float32; None: nothing is quantised.
+        samples: file of golden samples (`tracefleet.golden`), named by its digest; None: there is
+            none. Its bytes depend on the machine that ran eager.
+        without_samples: why there is none; None: there is one, or an earlier schema does not say.
     """
 
     verdict: str
@@ -272,6 +283,8 @@ class Validation:
     lengths: tuple[LengthVerdict, ...]
     negative_controls: tuple[str, ...]
     accuracy: Accuracy | None = None
+    samples: FileEntry | None = None
+    without_samples: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse verdicts that no gate gives."""

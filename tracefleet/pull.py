@@ -46,7 +46,7 @@ def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
 
 
 def _copy_all(store: ReadableStore, selection: Selection, manifest: Manifest, folder: Path) -> None:
-    for file in manifest.files:
+    for file in manifest.published:
         copy = folder / file.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         with explaining_missing(store, selection, file) as path:

@@ -62,7 +62,7 @@ def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
     return [
         FileCheck(path=entry_path(published.folder, selection.number), expected=entry, got=entry),
         FileCheck(path=f"{selection.folder}/{manifest.file_name}", expected=digest, got=digest),
-        *(_check(store, selection, file) for file in manifest.files),
+        *(_check(store, selection, file) for file in manifest.published),
     ]
 
 

@@ -61,6 +61,13 @@ def main() -> int:
     try:
         arguments = [str(bundle), str(len(model.input_names)), *map(str, IDS)]
         code = subprocess.run([str(binary), *arguments], check=False).returncode
+        samples = model.manifest.validation.samples
+        if code == 0 and samples is not None:
+            print("golden samples:", flush=True)
+            file = bundle.parents[2] / samples.path
+            code = subprocess.run(
+                [str(binary), str(bundle), "--check", str(file)], check=False
+            ).returncode
     finally:
         binary.unlink()
     for name, value in model([IDS]).items():

@@ -2,15 +2,21 @@
 // few values. Build and run: make cpp
 //
 //   consumer model.pt INPUTS ID [ID …]
+//   consumer model.pt --check samples/….safetensors
 //
+// INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros). --check
+// runs the golden samples that are published with the conversion, and returns 1 if any differs.
 // With DEVICE=cuda in the environment it runs on a GPU: a bundle whose manifest says
-// follows_device runs where its weights and inputs are. INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros).
+// follows_device runs where its weights and inputs are. REAL=float16 (or bfloat16) is the type of
+// pixels and sounds of a conversion of that dtype.
 #include <torch/script.h>
 
 #include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
+
+#include "golden.h"
 
 // int8 weights are packed for fbgemm, which torch has on x86 alone.
 static bool runs_int8() {
@@ -20,9 +26,17 @@ static bool runs_int8() {
   return false;
 }
 
+static torch::ScalarType real_type() {
+  const char* chosen = std::getenv("REAL");
+  const std::string name = chosen == nullptr ? "float32" : chosen;
+  if (name == "float16") return torch::kFloat16;
+  return name == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+}
+
 int main(int argc, char** argv) {
   if (argc < 4) {
-    std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n";
+    std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n"
+                 "       consumer model.pt --check samples/....safetensors\n";
     return 2;
   }
   try {
@@ -34,6 +48,10 @@ int main(int argc, char** argv) {
     // The profiling executor takes seconds for the first two calls, and again for new shapes.
     torch::jit::setGraphExecutorOptimize(false);
     torch::NoGradGuard no_grad;
+
+    if (std::string(argv[2]) == "--check") {
+      return golden::check(bundle, argv[3], device, real_type()) == 0 ? 0 : 1;
+    }
 
     std::vector<int64_t> ids;
     for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));

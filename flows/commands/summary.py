@@ -13,11 +13,11 @@ _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced
 def summarise(result: Conversion) -> str:
     """Return what was published, where, and how good it is, for a terminal."""
     manifest = result.manifest
-    size = sum(file.size for file in manifest.files)
+    size = sum(file.size for file in manifest.published)
     lines = [
         f"{_status(result)}: {manifest.source}  {manifest.variant.label}",
         *_verdict(result),
-        f"bytes    {size:,} in {len(manifest.files)} files ({_archives(manifest)})",
+        f"bytes    {size:,} in {len(manifest.published)} files ({_archives(manifest)})",
         *_accuracy(manifest.validation),
         f"key      {manifest.key}",
         f"at       {result.publication.url}",

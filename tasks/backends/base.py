@@ -14,10 +14,11 @@ from pathlib import Path
 from tasks.backends.options import Options
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import input_specs
+from tasks.samples.make import Samples
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.plan import ProbePlan
-from tasks.validate.verdict import ValidationReport
+from tasks.validate.verdict import NO_GOLDEN, ValidationReport
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import General, InputSpec, Tolerance, Toolchain
 
@@ -56,6 +57,7 @@ class Job:
         device: Whether this host has the device.
         candidate: Programs that are to be proved instead of new ones; None: compile.
         may_be_general: Whether one graph may serve every shape, if that is proved.
+        samples: Real inputs of the checkpoint; None: none were made yet.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Job:
     device: bool = False
     candidate: Candidate | None = None
     may_be_general: bool = True
+    samples: Samples | None = None
 
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""
@@ -98,6 +101,7 @@ class Job:
             has_topk_or_sort=has_topk_or_sort,
             opaque=opaque,
             general=general,
+            samples=self.samples,
         )
 
 
@@ -119,6 +123,12 @@ class Proved:
     def inputs(self) -> tuple[InputSpec, ...]:
         """Inputs of the artifact, in the order of its arguments."""
         return input_specs(self.facts)
+
+    @property
+    def golden(self) -> dict[str, Path]:
+        """Local file of the golden samples by its published path; empty if there are none."""
+        golden = self.report.golden if self.report else NO_GOLDEN
+        return {} if golden.path is None else {golden.published: golden.path}
 
 
 @dataclass(frozen=True, kw_only=True)

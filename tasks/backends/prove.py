@@ -17,6 +17,7 @@ from tasks.backends import programs
 from tasks.backends.base import Candidate, Job, Proved
 from tasks.backends.programs import Prepared
 from tasks.errors import NumericsMismatchError, PaddingChangesError
+from tasks.samples.make import make_samples
 from tasks.steps import Steps
 from tasks.trace.bundle import TracedFile
 from tasks.trace.record import Reach, TraceResult, trace_checkpoint
@@ -59,7 +60,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         ConversionError: It can't be made, or does not compute what eager computes.
     """
     reach = Reach.GENERAL if job.may_be_general else Reach.SHARED
-    failed = None
+    job, failed = _add_samples(job, steps), None
     while True:
         traced = _trace(job, steps, reach)
         try:
@@ -107,7 +108,7 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
     """
     if job.candidate is not None:
         return _prove_candidate(job, job.candidate, steps, compiler)
-    job = replace(job, device=steps.child("device", compiler.has_device))
+    job = replace(_add_samples(job, steps), device=steps.child("device", compiler.has_device))
     prepared = steps.child("prepare", compiler.prepare, job, steps.log("prepare"))
     checked, reference = _compute_program_reference(job, steps, prepared)
     files = tuple(_compile(job, prepared, length, steps, compiler) for length in job.lengths)
@@ -120,7 +121,7 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
 
 def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Compiler) -> Proved:
     """Run a candidate's own programs through the gate, on this host's device."""
-    job, manifest = replace(job, device=True), candidate.manifest
+    job, manifest = replace(_add_samples(job, steps), device=True), candidate.manifest
     prepared = steps.child("prepare", programs.prepare, job, steps.log("prepare"))
     checked, reference = _compute_program_reference(job, steps, prepared)
     traced = _describe_candidate(candidate, prepared)
@@ -133,6 +134,13 @@ def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Com
         )
     paths, compiled_by = candidate.programs, manifest.toolchain
     return _judge(checked, traced, paths, reference, compiled_by, steps, compiler)
+
+
+def _add_samples(job: Job, steps: Steps) -> Job:
+    """Return the job with real inputs, made by the checkpoint's own tokenizer or processor."""
+    path = job.work / "samples.safetensors"
+    arguments = (job.folder, job.options, job.facts, job.lengths, path)
+    return replace(job, samples=steps.child("samples", make_samples, *arguments))
 
 
 def _trace(job: Job, steps: Steps, reach: Reach) -> TraceResult:

@@ -31,6 +31,11 @@ def list_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**versions.list_tensors(model), **unpack_weights(model)}
 
 
+def count_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters, each counted once."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())
+
+
 def digests(named: dict[str, torch.Tensor]) -> dict[str, str]:
     """Return the sha256 of each tensor's dtype, shape and elements."""
     return {name: _digest(tensor) for name, tensor in named.items()}

@@ -88,7 +88,7 @@ def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> 
     """Write files and manifest; return the manifest that is published, of this or another run."""
     store = claim.store
     folder = conversion_folder(manifest.source, manifest.key)
-    for entry in manifest.files:
+    for entry in manifest.published:
         local = files[entry.path]
         store.put_file(f"{folder}/{entry.path}", local, size=entry.size, sha256=entry.sha256)
     if claim.renew():
@@ -116,7 +116,7 @@ def _publish_files(claim: Claim, manifest: Manifest, files: dict[str, Path]) -> 
 def _check_uploaded(store: ReadableStore, folder: str, manifest: Manifest) -> None:
     """Check the files again after a long upload: gc may have collected some meanwhile."""
     sizes = {file.path: file.size for file in store.walk(folder)}
-    for file in manifest.files:
+    for file in manifest.published:
         path = f"{folder}/{file.path}"
         if sizes.get(path) != file.size:
             raise StoreUnavailableError(
@@ -263,4 +263,6 @@ def validation_of(report: ValidationReport | None, tolerance: Tolerance) -> Vali
         lengths=report.lengths(),
         negative_controls=report.negative_controls,
         accuracy=report.accuracy,
+        samples=report.golden.entry,
+        without_samples=report.golden.missing,
     )

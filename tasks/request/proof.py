@@ -10,6 +10,7 @@ from tasks.model.facts import ModelFacts
 from tasks.publish.find import find_published
 from tasks.request.candidate import parse_url, request_fields
 from tasks.request.conversion import ConversionRequest, make_request
+from tasks.samples.make import Samples
 from tasks.validate.plan import ProbePlan
 from tracefleet.channel import conversion_folder
 from tracefleet.devices import explain_refusal
@@ -57,13 +58,14 @@ def _check_device(manifest: Manifest, device: str) -> None:
         raise RequestError(f"{manifest.key}: {refusal}")
 
 
-def plan_proof(manifest: Manifest, facts: ModelFacts, device: str) -> ProbePlan:
+def plan_proof(manifest: Manifest, facts: ModelFacts, device: str, samples: Samples) -> ProbePlan:
     """Return the probes that the conversion passed, to be run on another device.
 
     Args:
         manifest: Manifest of the conversion.
         facts: Facts of the model.
         device: Device to run on.
+        samples: Real inputs of the checkpoint.
     """
     if all(spec.pad_value is None for spec in manifest.inputs):
         facts = facts.without_padding()
@@ -76,6 +78,7 @@ def plan_proof(manifest: Manifest, facts: ModelFacts, device: str) -> ProbePlan:
         tolerance=manifest.validation.tolerance,
         general=manifest.general,
         device=device,
+        samples=samples,
     )
 
 

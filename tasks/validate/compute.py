@@ -9,8 +9,9 @@ from tasks.child_main import report_progress
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
-from tasks.model.weights import compare_with_files, digests, list_tensors
+from tasks.model.weights import compare_with_files, count_bytes, digests, list_tensors
 from tasks.validate.devices import use_full_precision
+from tasks.validate.golden import write_golden
 from tasks.validate.left_out import find_required
 from tasks.validate.plan import ProbePlan, first_probe
 from tasks.validate.reference import Reference, compare_outputs, load_outputs
@@ -57,6 +58,8 @@ def compute_reference(
             now = digests(list_tensors(model))
             # Calls must not change a weight: what is not quantised keeps its first digest.
             weights = {name: weights.get(name, digest) for name, digest in now.items()}
+    extra = accuracy.max_rel_error if accuracy else 0.0
+    golden = write_golden(eager, weight_bytes=count_bytes(model), extra=extra)
     return Reference(
         plan=plan,
         outputs=outputs,
@@ -71,6 +74,7 @@ def compute_reference(
         corrupted=corrupted,
         distance=_find_distance(eager, on_cpu),
         required=required,
+        golden=golden,
     )
 
 

@@ -97,6 +97,7 @@ def judge(module: Any, reference: Reference, *, weights_matched: int = 0) -> Val
         measured=tuple(findings.measured),
         accuracy=reference.accuracy,
         general=reference.plan.general,
+        golden=reference.golden,
     )
     if not report.passed:
         raise NumericsMismatchError(_summary(report), report)

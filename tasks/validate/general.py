@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import pad_right, random_feed
 from tasks.model.general import MOST_ROWS, ROWS, ROWS_OF_SAMPLES, takes_samples
+from tasks.samples.texts import PASSAGE
 from tasks.validate.probes import FRESH_SEED_BASE, Probe
 from tracefleet.lengths import smallest_fit
 from tracefleet.manifest_types import General
@@ -37,7 +38,7 @@ _FEW_TOKENS, _FEWEST_TOKENS = 8, 4
 
 
 def general_probes(
-    facts: ModelFacts, lengths: tuple[int, ...], general: General
+    facts: ModelFacts, lengths: tuple[int, ...], general: General, passages: Mapping[int, Feed]
 ) -> Iterator[Probe]:
     """Yield the probes of a general graph, beside those that every bundle gets.
 
@@ -45,12 +46,13 @@ def general_probes(
         facts: Facts of the model.
         lengths: Standard lengths, ascending; each of them is another probe's.
         general: Shapes that are to be proved.
+        passages: One row of text by its number of tokens; rows of others are drawn.
     """
     for rows, tokens in _choose_rows(facts, lengths):
         yield _make(facts, lengths, rows, tokens)
     if facts.varies_in_length:
         for tokens in _choose_lengths(lengths, general.shortest):
-            yield _make(facts, lengths, 1, tokens)
+            yield _make_row(facts, lengths, tokens, passages)
         yield _make_ragged(facts, lengths, general.shortest)
 
 
@@ -73,9 +75,9 @@ def _choose_lengths(lengths: tuple[int, ...], shortest: int) -> list[int]:
     return sorted(one for one in chosen - set(lengths) if shortest <= one < lengths[-1])
 
 
-def padded_probe(facts: ModelFacts, length: int) -> Probe:
+def padded_probe(facts: ModelFacts, length: int, passages: Mapping[int, Feed]) -> Probe:
     """Return a row of a standard length with one token of padding; its reference has none."""
-    short = _make_feed(facts, 1, length - 1)
+    short = passages.get(length - 1) or _make_feed(facts, 1, length - 1)
     return Probe(
         name=f"dispatch-{length}",
         length=length,
@@ -88,6 +90,16 @@ def padded_probe(facts: ModelFacts, length: int) -> Probe:
 
 def _make_feed(facts: ModelFacts, rows: int, tokens: int) -> Feed:
     return random_feed(facts, batch=rows, length=tokens, seed=_SEED + rows * 10_000 + tokens)
+
+
+def _make_row(
+    facts: ModelFacts, lengths: tuple[int, ...], tokens: int, passages: Mapping[int, Feed]
+) -> Probe:
+    """Return one row of text, or a drawn one where there is no text of so many tokens."""
+    if tokens not in passages:
+        return _make(facts, lengths, 1, tokens)
+    probe = _name(lengths, 1, tokens, passages[tokens])
+    return dataclasses.replace(probe, sample=f"{PASSAGE}{tokens}")
 
 
 def _make(facts: ModelFacts, lengths: tuple[int, ...], rows: int, tokens: int) -> Probe:

@@ -6,14 +6,21 @@ kind of ``tasks.validate.probes``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_of
+from tasks.samples.make import Samples
+from tasks.samples.texts import PASSAGE
 from tasks.validate.general import general_probes, padded_probe
 from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
+from tasks.validate.real import read_passages, real_probes
 from tracefleet.manifest_types import General, Tolerance
+
+if TYPE_CHECKING:
+    from tasks.model.feeds import Feed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class ProbePlan:
         general: Shapes at which the artifact runs calls as they are, and is to be proved; None: it
             pads them.
         device: Device that eager and the artifact run on.
+        samples: Real inputs of the checkpoint; None: none were asked for.
     """
 
     facts: ModelFacts
@@ -44,6 +52,7 @@ class ProbePlan:
     opaque: bool = False
     general: General | None = None
     device: str = "cpu"
+    samples: Samples | None = None
 
     @property
     def is_general(self) -> bool:
@@ -69,7 +78,9 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
     if plan.general is None:
         yield from _far_padding_probes(plan)
     else:
-        yield from general_probes(plan.facts, plan.lengths, plan.general)
+        passages = read_passages(plan.samples, plan.facts)
+        yield from general_probes(plan.facts, plan.lengths, plan.general, passages)
+    yield from real_probes(plan.facts, plan.samples, plan.lengths, plan.whole, plan.general)
 
 
 def first_probe(plan: ProbePlan) -> Probe:
@@ -109,15 +120,29 @@ def _proving_probes(plan: ProbePlan, length: int, below: int) -> Iterator[Probe]
             short = random_feed(facts, batch=batch, length=part, seed=FRESH_SEED_BASE + length)
             yield Probe(name=f"dispatch-{part}", length=length, feed=short, dispatch=True)
     fresh = random_feed(facts, batch=batch, length=real, seed=FRESH_SEED_BASE + length)
+    passages = read_passages(plan.samples, facts)
     if not _shares_reference(plan, length):
-        yield Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+        probe = Probe(name=f"dispatch-{real}", length=length, feed=fresh, dispatch=True)
+        # The shortest length gets many texts of its own.
+        yield probe if length == plan.lengths[0] else _take_passage(probe, real, passages)
     elif length != plan.lengths[-1]:  # two rows of the longest are tried in any case
-        yield padded_probe(facts, length)
+        yield padded_probe(facts, length, passages)
     if "decoder_input_ids" not in facts.inputs or real < 2 or not facts.takes_padding:
         return
     for side, axis in (("encoder", "length"), ("decoder", "decoder_length")):
         short = cut(facts, fresh, axis, real // 2)
         yield Probe(name=f"dispatch-short-{side}", length=length, feed=short, dispatch=True)
+
+
+def _take_passage(probe: Probe, tokens: int, passages: Mapping[int, Feed]) -> Probe:
+    """Return a probe with text of so many tokens in its first row, if there is such a text."""
+    import torch
+
+    if tokens not in passages:
+        return probe
+    rows = passages[tokens].items()
+    feed = {name: torch.cat([row, probe.feed[name][1:]]) for name, row in rows}
+    return replace(probe, feed=feed, sample=f"{PASSAGE}{tokens}")
 
 
 def _shares_reference(plan: ProbePlan, length: int) -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tasks.model.feeds import Feed
 
 FRESH_SEEDS = 8
+#: Start of the names of probes with real inputs.
+REAL = "real-"
 FRESH_SEED_BASE = 1000
 _SILENCE, _LOUD = 1e-3, 4.0
 
@@ -52,6 +54,7 @@ class Probe:
             consumer can, and the result goes into the manifest without being judged.
         general: Whether it is a shape that only a general graph runs unpadded; if eager refuses it
             the graph is not general.
+        sample: Name of the real sample that it runs; empty: its inputs are drawn.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Probe:
     optional: bool = False
     probes_axis: Literal["length", "batch"] | None = None
     general: bool = False
+    sample: str = ""
 
     @property
     def key(self) -> str:
@@ -73,6 +77,8 @@ class Probe:
     @property
     def place(self) -> str:
         """Where it runs, for whoever watches."""
+        if self.name.startswith(REAL):
+            return "real inputs"
         return "other shapes" if self.general else f"length {self.length}"
 
     @property

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tasks.validate.difference import Difference, compare, is_within, least_movement
 from tasks.validate.plan import ProbePlan
 from tasks.validate.probes import Probe
+from tasks.validate.verdict import NO_GOLDEN, GoldenFile
 from tracefleet.manifest_types import Accuracy, OutputSpec, Tolerance
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Reference:
         distance: Largest difference of eager on the plan's device from eager on the CPU, relative
             to the largest value, for the first probe.
         required: Inputs that a caller must not leave out: eager's own default is no constant.
+        golden: A few real inputs with eager's outputs, to be published.
     """
 
     plan: ProbePlan
@@ -59,6 +61,7 @@ class Reference:
     corrupted: Path | None = None
     distance: float = 0.0
     required: frozenset[str] = frozenset()
+    golden: GoldenFile = NO_GOLDEN
 
 
 def as_run(probe: Probe, padded: Container[str]) -> Probe:

@@ -77,9 +77,10 @@ class ReferencePass:
                 continue
             probe, outputs = accepted
             save_outputs(self.path(index), outputs)
+            self._known.setdefault(hash_feed(probe.eager_feed), index)
             if first is None:
                 first = outputs
-                self.scales = tuple(_largest_value(tensor) for tensor in outputs)
+                self.scales = tuple(find_largest(tensor) for tensor in outputs)
             else:
                 self._note_movement(probe, outputs, first)
 
@@ -109,7 +110,7 @@ class ReferencePass:
         failure: Exception | None = None
         for probe in self._list_forms(planned):
             try:
-                outputs = self._time(probe)
+                outputs = self._join_rows(probe) or self._time(probe)
             except Exception as error:  # every architecture has its own
                 failure = error
                 continue
@@ -251,7 +252,8 @@ class ReferencePass:
         )
 
 
-def _largest_value(output: torch.Tensor) -> float:
+def find_largest(output: torch.Tensor) -> float:
+    """Return the largest absolute value of an output that is finite; 0 if there is none."""
     finite = output[output.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 

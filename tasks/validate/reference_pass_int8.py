@@ -6,8 +6,9 @@ is the quantised model from the checkpoint's own precision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
 from tasks.model.feeds import pad_right, tokens_of
@@ -19,10 +20,15 @@ from tasks.validate.probes import Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.self_check import check_second_run
-from tracefleet.manifest_types import Accuracy
+from tracefleet.manifest_types import RANDOM, REAL, Accuracy, OutputSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from tasks.validate.reference import Outputs
+
+#: With fewer vectors there are too few pairs to rank.
+_FEWEST_VECTORS = 5
 
 
 class QuantisedReferencePass(ReferencePass):
@@ -84,19 +90,43 @@ class QuantisedReferencePass(ReferencePass):
         """Do nothing: the first pass did."""
 
     def _measure_accuracy(self) -> Accuracy:
-        """Compare with float32 on fresh ids alone: the other probes are no usual inputs."""
+        """Compare with float32 on real inputs, or on fresh ids where there are none."""
+        real = [index for index, probe in self._find_run() if _is_real(probe)]
+        if real:
+            return self._compare_real(real)
+        # The other probes are no usual inputs.
         found: list[Difference] = []
-        for index, probe in enumerate(plan_probes(self.plan)):
+        for index, probe in self._find_run():
             alone = not probe.general or probe.reference_feed is not None
             usual = probe.dispatch and (alone or probe.reference_rows)
             if usual or probe.name.startswith("fresh-"):
                 found += self._compare_with_floats(index, probe)
-        worst = worst_of(found)
-        return Accuracy(
-            max_rel_error=worst.max_rel,
-            min_cosine=round(worst.cosine, 9),
-            top1_agreement=round(worst.top1, 9),
-        )
+        return _sum_up(found, RANDOM, top1=worst_of(found).top1, rank=None)
+
+    def _find_run(self) -> Iterator[tuple[int, Probe]]:
+        """Yield the probes that both models ran, with their indices."""
+        for index, probe in enumerate(plan_probes(self.plan)):
+            if self.path(index).exists() and self.floats.path(index).exists():
+                yield index, probe
+
+    def _compare_real(self, real: Sequence[int]) -> Accuracy:
+        """Compare on real inputs, each by itself."""
+        probes = dict(self._find_run())
+        found: list[Difference] = []
+        for index in real:
+            found += self._compare_with_floats(index, probes[index])
+        top1 = sum(one.top1 for one in found) / len(found)
+        return _sum_up(found, REAL, top1=top1, rank=self._correlate(real))
+
+    def _correlate(self, real: Sequence[int]) -> float | None:
+        """Return the rank correlation of all pairs' similarities; None: there are no vectors."""
+        ours, floats = [], []
+        for index in real:
+            ours.append(_find_vector(self.specs, load_outputs(self.path(index))))
+            floats.append(_find_vector(self.specs, load_outputs(self.floats.path(index))))
+        if ours[0] is None or len(ours) < _FEWEST_VECTORS:
+            return None
+        return correlate_similarities(ours, floats)
 
     def _compare_with_floats(self, index: int, probe: Probe) -> list[Difference]:
         return compare_outputs(
@@ -107,3 +137,54 @@ class QuantisedReferencePass(ReferencePass):
             probe.eager_feed,
             self.scales,
         )
+
+
+def correlate_similarities(one: Sequence[Any], two: Sequence[Any]) -> float:
+    """Return Spearman's rank correlation of the cosines of all pairs in two lists of vectors.
+
+    It tells how far a search that sorts by similarity finds the same neighbours (Spearman, "The
+    Proof and Measurement of Association between Two Things", 1904).
+    """
+    import torch
+
+    ranks = [_rank_similarities(torch.stack(list(vectors)).float()) for vectors in (one, two)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def _rank_similarities(vectors: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1)
+    similarities = (unit @ unit.T)[rows, columns]
+    return similarities.argsort().argsort().double()
+
+
+def _find_vector(specs: Sequence[OutputSpec], outputs: Outputs) -> torch.Tensor | None:
+    """Return one vector for a row: the first output that is no logits, its tokens' mean if any."""
+    for spec, output in zip(specs, outputs, strict=True):
+        if spec.name.endswith("logits"):
+            continue
+        if len(spec.axes) == 2:
+            return output[0]
+        if spec.axes[:2] == ("batch", "length") and output.dim() == 3:
+            return output[0].mean(0)
+    return None
+
+
+def _is_real(probe: Probe) -> bool:
+    """Tell whether a probe is one real input at its own length."""
+    return bool(probe.sample) and probe.reference_feed is None
+
+
+def _sum_up(
+    found: Sequence[Difference], inputs: str, *, top1: float, rank: float | None
+) -> Accuracy:
+    worst = worst_of(found)
+    return Accuracy(
+        max_rel_error=worst.max_rel,
+        min_cosine=round(worst.cosine, 9),
+        top1_agreement=round(top1, 9),
+        inputs=inputs,
+        rank_correlation=None if rank is None else round(rank, 9),
+    )

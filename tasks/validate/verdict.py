@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 from tasks.validate.difference import Difference, worst_of
+from tracefleet.golden import MEDIA_TYPE
+from tracefleet.manifest import samples_path
 from tracefleet.manifest_types import (
     DIFFERS,
     HOLDS,
     RAISES,
     UNTRIED,
     Accuracy,
+    FileEntry,
     General,
     LengthVerdict,
     Tolerance,
@@ -30,6 +34,41 @@ TOLERANCES = {
     "bfloat16": Tolerance(atol=0.0, rtol=3e-2),
     "int8": Tolerance(atol=0.0, rtol=1e-5),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenFile:
+    """A file of golden samples on this machine.
+
+    Attributes:
+        path: The file; None: there is none.
+        size: Number of its bytes.
+        sha256: Hex digest of its bytes.
+        missing: Why there is none; None: there is one.
+    """
+
+    path: Path | None = None
+    size: int = 0
+    sha256: str = ""
+    missing: str | None = None
+
+    @property
+    def published(self) -> str:
+        """Its path in the conversion's folder, by its digest: each machine has its own bytes."""
+        return samples_path(self.sha256)
+
+    @property
+    def entry(self) -> FileEntry | None:
+        """The manifest's entry; None: there is no file."""
+        if self.path is None:
+            return None
+        return FileEntry(
+            path=self.published, size=self.size, sha256=self.sha256, media_type=MEDIA_TYPE
+        )
+
+
+#: Of a run that made none.
+NO_GOLDEN = GoldenFile()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +124,7 @@ class ValidationReport:
         accuracy: Cost of quantisation; None: nothing is quantised.
         general: Shapes at which probes ran without padding; None: the artifact pads.
         follows_device: Whether nothing in the artifact binds it to the device of its recording.
+        golden: Golden samples, to be published.
     """
 
     tolerance: Tolerance
@@ -98,6 +138,7 @@ class ValidationReport:
     accuracy: Accuracy | None = None
     general: General | None = None
     follows_device: bool = False
+    golden: GoldenFile = NO_GOLDEN
 
     @property
     def passed(self) -> bool:

@@ -16,6 +16,7 @@ from tasks.model.outputs import describe_outputs
 from tasks.model.preflight import inspect
 from tasks.model.quantise import quantise
 from tasks.model.weights import digests, list_tensors
+from tasks.samples.make import Samples, make_samples
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import same_program
 from tasks.trace.record import trace_lengths
@@ -40,11 +41,16 @@ class Bench:
     dtype: str = "float32"
     whole: tuple[int, ...] | None = None
     general: General | None = None
+    real: bool = False
 
     def __post_init__(self) -> None:
         self.options = LoadOptions(task=self.task, dtype=self.dtype)
         self.facts: ModelFacts = inspect(self.folder, self.options, self.lengths)
         self.work.mkdir(parents=True, exist_ok=True)
+        self.samples: Samples | None = None
+        if self.real:
+            path = self.work / "samples.safetensors"
+            self.samples = make_samples(self.folder, self.options, self.facts, self.lengths, path)
 
     def trace(
         self,
@@ -85,6 +91,7 @@ class Bench:
             batch=self.batch,
             tolerance=TOLERANCES[self.dtype],
             general=self.general,
+            samples=self.samples,
         )
 
     def reference(self) -> Reference:

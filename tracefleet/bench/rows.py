@@ -12,8 +12,8 @@ from tracefleet.errors import BenchError
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, open_verified
 from tracefleet.store import ReadableStore
+from tracefleet.text import TOKENIZER
 
-_TOKENIZER = "model/tokenizer.json"
 _SENTENCES = 512
 
 Rows = list[list[int]]
@@ -92,13 +92,13 @@ def _load_tokenizer(store: ReadableStore, selection: Selection, manifest: Manife
     lead = manifest.inputs[0]
     if (lead.name, lead.axes) != ("input_ids", ("batch", "length")):
         raise BenchError(f"its first input is {lead.name} ({', '.join(lead.axes)})")
-    file = next((file for file in manifest.files if file.path == _TOKENIZER), None)
+    file = next((file for file in manifest.files if file.path == TOKENIZER), None)
     if file is None:
-        raise BenchError(f"{manifest.source} was published without {_TOKENIZER}")
+        raise BenchError(f"{manifest.source} was published without {TOKENIZER}")
     tokenizers = import_optional("tokenizers")
     with open_verified(store, selection, file) as handle:
         text = handle.read().decode()
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library has no error of its own
-        raise BenchError(f"{_TOKENIZER} can't be read: {first_line(error)}") from error
+        raise BenchError(f"{TOKENIZER} can't be read: {first_line(error)}") from error

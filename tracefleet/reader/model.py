@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.devices import CPU
-from tracefleet.errors import ArtifactError, ManifestError
+from tracefleet.errors import ArtifactError, ManifestError, StoreError
 from tracefleet.manifest import Manifest
+from tracefleet.manifest_types import FileEntry
 from tracefleet.reader import rows as ragged
 from tracefleet.reader.general import BUDGET
 from tracefleet.reader.inputs import arrange
 from tracefleet.reader.outputs import Outputs, Run
-from tracefleet.reader.placing import wait_for
+from tracefleet.reader.placing import Proof, wait_for
 from tracefleet.reader.rows import Table
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Model:
         manifest: description of the conversion.
         device: device that it runs on.
         proved: whether the gate was run on such a device.
+        distance: how far eager on such a device is from eager on the CPU, relative to the largest
+            value, as the gate measured it there; 0 on the CPU.
         on_run: called with each `Run` of the bundle, for metrics; it costs the count of tokens.
     """
 
@@ -42,9 +45,13 @@ class Model:
         programs: Mapping[int, torch.jit.ScriptModule] | None = None,
         *,
         device: str = CPU,
-        proved: bool = True,
+        proof: Proof | None = None,
+        read: Callable[[FileEntry], bytes] | None = None,
     ) -> None:
-        self.manifest, self.device, self.proved = manifest, device, proved
+        proof = proof or Proof()
+        self.manifest, self.device = manifest, device
+        self.proved, self.distance = proof.found, proof.distance
+        self._read = read
         self.on_run: Callable[[Run], None] | None = None
         self._module = module
         self._programs = programs or {}
@@ -156,6 +163,21 @@ class Model:
 
     def _name(self, tensors: Iterable[Any]) -> Outputs:
         return Outputs(dict(zip(self.output_names, tensors, strict=True)))
+
+    def forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run the bundle on tensors as they are, in the order of ``input_names``; for checks."""
+        return self._run("forward", list(tensors))
+
+    def read(self, file: FileEntry) -> bytes:
+        """Return the checked bytes of one of the conversion's files, from its store.
+
+        Raises:
+            DigestMismatchError: they are not those that were published.
+            StoreError: they can't be read.
+        """
+        if self._read is None:
+            raise StoreError(f"{file.path}: this model was not opened from a store")
+        return self._read(file)
 
     def exact(self, length: int, *tensors: torch.Tensor) -> Outputs:
         """Run the graph of one standard length directly, without routing or padding.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING
 from tracefleet import published
 from tracefleet.errors import ArtifactError, BackendUnavailableError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
-from tracefleet.manifest_types import INT8, JIT, VALIDATED
+from tracefleet.manifest_types import INT8, JIT, VALIDATED, FileEntry
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
-from tracefleet.reader.placing import check_device, find_proof, place
+from tracefleet.reader.placing import Proof, check_device, find_proof, place
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
 
@@ -129,8 +130,9 @@ def _open_bundle(
     ):
         module = _load(handle, path)
         place(module, device)
-        proved = find_proof(store, selection, manifest, device)
-        return Model(manifest, module, device=device, proved=proved)
+        proof = find_proof(store, selection, manifest, device)
+        read = partial(_read, store, selection)
+        return Model(manifest, module, device=device, proof=proof, read=read)
 
 
 def _open_programs(
@@ -149,8 +151,13 @@ def _open_programs(
             for length, handle in handles.items()
         }
     module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
-    proved = manifest.validation.verdict == VALIDATED
-    return Model(manifest, module, programs, proved=proved)
+    proof = Proof(found=manifest.validation.verdict == VALIDATED)
+    return Model(manifest, module, programs, proof=proof, read=partial(_read, store, selection))
+
+
+def _read(store: ReadableStore, selection: Selection, file: FileEntry) -> bytes:
+    with open_verified(store, selection, file) as handle:
+        return handle.read()
 
 
 def load_manifest(

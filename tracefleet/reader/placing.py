@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracefleet.devices import CPU, explain_refusal, kind_of, read_verdict
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What is known of a conversion on a device.
+
+    Attributes:
+        found: whether the gate was run on such a device.
+        distance: how far eager there is from eager on the CPU, relative to the largest value.
+    """
+
+    found: bool = True
+    distance: float = 0.0
 
 
 def check_device(manifest: Manifest, path: str, device: str | None) -> str:
@@ -70,13 +84,16 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def find_proof(store: ReadableStore, selection: Selection, manifest: Manifest, device: str) -> bool:
-    """Tell whether the gate was run on a kind of device, and say so once if it was not."""
+def find_proof(
+    store: ReadableStore, selection: Selection, manifest: Manifest, device: str
+) -> Proof:
+    """Return whether the gate was run on a kind of device, and say so once if it was not."""
     kind = kind_of(device)
     if kind == CPU or manifest.device == kind:
-        return True
-    if read_verdict(store, selection.folder, manifest, kind) is not None:
-        return True
+        return Proof()
+    verdict = read_verdict(store, selection.folder, manifest, kind)
+    if verdict is not None:
+        return Proof(distance=verdict.distance)
     logger.warning(
         "%s was never proved on %s: run `python -m flows validate --conversion %s/%s --device %s` "
         "on such a host",
@@ -86,4 +103,4 @@ def find_proof(store: ReadableStore, selection: Selection, manifest: Manifest, d
         selection.folder,
         kind,
     )
-    return False
+    return Proof(found=False)
