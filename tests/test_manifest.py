@@ -22,8 +22,8 @@ from tracefleet import manifest as manifest_module
 from tracefleet import manifest_types
 from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, parse
-from tracefleet.manifest_types import General, Tolerance, Variant
+from tracefleet.manifest import Manifest, parse, samples_path
+from tracefleet.manifest_types import FileEntry, General, Tolerance, Variant
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
 SCHEMA = json.loads(
@@ -34,7 +34,13 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 def _example(**changes: Any) -> Manifest:
     general = General(shortest=1, rows=64, tokens=1024)
-    return example_manifest(**{"general": general, **changes})
+    digest = "5" * 64
+    samples = FileEntry(
+        path=samples_path(digest), size=9, sha256=digest, media_type="application/vnd.safetensors"
+    )
+    plain = example_manifest()
+    validation = dataclasses.replace(plain.validation, samples=samples)
+    return dataclasses.replace(plain, **{"general": general, "validation": validation, **changes})
 
 
 def _raw() -> dict[str, Any]:

@@ -102,6 +102,8 @@ def unpack(
     try:
         tensors = load(data)
         numbers = sorted({int(name.partition("/")[0]) for name in tensors})
+        if not numbers:
+            raise ValueError("no samples at all")
         return tuple(_restore(_select(tensors, number), inputs, outputs) for number in numbers)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ManifestError(

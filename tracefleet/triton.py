@@ -64,11 +64,13 @@ def check_server(store: ReadableStore, selection: Selection, url: str, model: st
 
 
 def _check_types(manifest: Manifest) -> None:
-    for spec in (*manifest.inputs, *manifest.outputs):
-        if spec.dtype not in _TYPES:
+    types = {spec.name: spec.dtype for spec in manifest.inputs}
+    types |= {spec.name: spec.dtype for spec in manifest.outputs}
+    for name, dtype in types.items():
+        if dtype not in _TYPES:
             raise ValueError(
-                f"triton: expected types {', '.join(_TYPES)}, got {spec.dtype} of {spec.name}, "
-                "which JSON has no form for. Check the conversion with `tracefleet check` alone."
+                f"triton: expected types {', '.join(_TYPES)}, got {dtype} of {name}, which JSON "
+                "has no form for. Check the conversion with `tracefleet check` alone."
             )
 
 
@@ -87,11 +89,11 @@ def _infer(url: str, manifest: Manifest, tensors: Sequence[torch.Tensor]) -> lis
     answer = _post(url, json.dumps({"inputs": given}).encode())
     found = {output["name"]: output for output in answer.get("outputs", [])}
     made = []
-    for place, spec in enumerate(manifest.outputs):
+    for place, expected in enumerate(manifest.outputs):
         # The published folder names outputs as Triton's PyTorch backend numbers them.
-        output = found.get(spec.name) or found.get(f"OUTPUT__{place}")
+        output = found.get(expected.name) or found.get(f"OUTPUT__{place}")
         if output is None:
-            raise RuntimeError(f"expected output {spec.name}, got {sorted(found)}")
+            raise RuntimeError(f"expected output {expected.name}, got {sorted(found)}")
         made.append(_make_tensor(output))
     return made
 

@@ -58,7 +58,7 @@ def contents(store: Store, manifest: Manifest) -> dict[str, str]:
 
 def whole(manifest: Manifest) -> dict[str, str]:
     """What ``contents`` gives of a conversion that is published whole."""
-    files = {file.path: file.sha256 for file in manifest.files}
+    files = {file.path: file.sha256 for file in manifest.published}
     return files | {"manifest.json": manifest.digest}
 
 
@@ -86,7 +86,7 @@ def look(store: Store, *, channel: str = "latest") -> Look:
     """
     selection = select(store, SOURCE, channel=channel)
     manifest = load_manifest(store, selection)
-    for file in manifest.files:
+    for file in manifest.published:
         path = selection.path_of(file)
         sink = CheckedSink(path)
         try:
