@@ -73,6 +73,11 @@ def dtype_option(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if since(4, 56) else "torch_dtype": dtype}
 
 
+def pil_option() -> dict[str, Any]:
+    """Return the argument of ``AutoImageProcessor`` for processors that need no torchvision."""
+    return {"backend": "pil"} if since(5) else {"use_fast": False}
+
+
 def can_set_experts(model: Any) -> bool:
     """Tell whether a model's implementation of experts can be set; before 5 none can.
 
