@@ -4,6 +4,7 @@ import pytest
 from safetensors import safe_open
 
 from tasks.errors import RequestError
+from tasks.sweep.configs import VOCABULARY
 from tasks.sweep.tiny import SWEPT_TASKS, Case, Untestable, build, list_cases
 from tracefleet.heads import AUTO_CLASSES
 
@@ -30,7 +31,7 @@ def test_the_same_case_makes_the_same_bytes(tmp_path, model_type, task):
     first = files_of(build(case, tmp_path / "first"))
     second = files_of(build(case, tmp_path / "second"))
     assert first == second
-    assert {"config.json", "model.safetensors"} <= first.keys()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= first.keys()
     assert sum(map(len, first.values())) < 2_000_000
 
 
@@ -39,7 +40,7 @@ def test_special_ids_are_small_and_inside_the_vocabulary(tmp_path, model_type, t
     folder = build(case_of(model_type, task), tmp_path)
     config = json.loads((folder / "config.json").read_text())
     ids = [config.get(f"{role}_token_id") for role in ("pad", "bos", "eos", "decoder_start")]
-    assert config["vocab_size"] == 256
+    assert config["vocab_size"] == VOCABULARY
     assert all(i is None or 0 <= i < 10 for i in ids)
     assert config["pad_token_id"] in (0, 1)
 

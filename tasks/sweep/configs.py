@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Size of every vocabulary: ten special ids, 256 bytes, and pieces. Sample ids are 100 … 189.
+VOCABULARY = 512
 #: Largest value of a size-like field -> the fields. Smaller defaults are kept.
 _LIMITS = {
-    256: """vocab_size_per_layer_input shape_vocab_size pronunciation_vocab_size
+    VOCABULARY: """vocab_size_per_layer_input shape_vocab_size pronunciation_vocab_size
         encoder_hash_byte_group_vocab ngram_vocab_size_base src_vocab_size tgt_vocab_size
         decoder_vocab_size entity_vocab_size text_vocab_size codebook_size""",
     128: """max_position_embeddings n_positions max_seq_len n_ctx context_length
@@ -47,8 +49,6 @@ _LIMITS = {
     1: """topk_group n_shared_experts num_shared_experts first_k_dense_replace
         num_random_blocks moe_num_shared_experts num_dense_layers num_nextn_predict_layers""",
 }
-#: Size of every vocabulary; sample ids are 100 … 189, special ids below 10.
-VOCABULARY = 256
 LIMITS = {name: limit for limit, names in _LIMITS.items() for name in names.split()}
 #: Fields that count layers, the preferred first.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
@@ -105,7 +105,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "ernie4_5_vl_moe_text": {"rope_parameters": _MROPE | {"mrope_section": [1, 1, 2]}},
     "esm": {
-        "vocab_size": 256,
+        "vocab_size": VOCABULARY,
         "pad_token_id": 1,
         "mask_token_id": 3,
         "token_dropout": True,
@@ -151,12 +151,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "paddleocr_vl_text": {"rope_parameters": _MROPE},
     "qwen2_5_omni_text": {"rope_parameters": _MROPE},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 310},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": VOCABULARY + 54},
     "qwen2_5_vl_text": {"rope_parameters": _MROPE},
     "qwen2_vl_text": {"rope_parameters": _MROPE},
     "qwen3_asr_encoder": {"downsample_hidden_size": 32, "output_dim": 32},
     "qwen3_omni_moe_text": {"rope_parameters": _MROPE},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 310},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": VOCABULARY + 54},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,

@@ -133,7 +133,8 @@ def _move_token_ids(declared: dict[str, Any], default: dict[str, Any]) -> dict[s
     # it announces features that are not in the inputs.
     behind = [n for n in declared if n.endswith(("_token_id", "_token_index")) and n not in chosen]
     large = [name for name in behind if type(default.get(name)) is int]
-    return chosen | {name: 300 + place for place, name in enumerate(large)}
+    first = VOCABULARY + 44
+    return chosen | {name: first + place for place, name in enumerate(large)}
 
 
 def _find_small_ids(default: dict[str, Any]) -> set[int]:

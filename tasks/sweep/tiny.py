@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import RequestError, first_line
 from tasks.model.heads import SAMPLE_TASKS, count_choices, model_class
 from tasks.model.versions import on_meta
+from tasks.sweep.tokenizers import save_tokenizer
 from tracefleet.heads import AUTO_CLASSES
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def list_cases(types: Iterable[str] | None = None) -> tuple[Case, ...]:
 
 
 def build(case: Case, folder: Path) -> Path:
-    """Save the case's tiny checkpoint (config and safetensors) in ``folder`` and return it.
+    """Save the case's tiny checkpoint (config, safetensors, tokenizer) in ``folder`` and return it.
 
     A case makes the same bytes on every call.
 
@@ -110,6 +111,8 @@ def build(case: Case, folder: Path) -> Path:
     if model.config.model_type != case.model_type:
         raise Untestable(f"its head is that of {model.config.model_type}, a type of its own")
     model.save_pretrained(folder)
+    inputs = inspect.signature(model.forward).parameters
+    save_tokenizer(case.model_type, model.config, folder, inputs)
     return folder
 
 
