@@ -219,7 +219,7 @@ def test_a_second_machine_with_other_bits_keeps_the_first_ones_samples(published
     target = tmp_path / "other"
     files = {file.path: root / file.path for file in manifest.files}
     first = publish(
-        FileStore(target), manifest, files | {entry.path: root / entry.path}, channel="latest"
+        FileStore(root=target), manifest, files | {entry.path: root / entry.path}, channel="latest"
     )
     samples = unpack(model.read(entry), manifest.inputs, manifest.outputs)
     other = tmp_path / "other.safetensors"
@@ -227,7 +227,7 @@ def test_a_second_machine_with_other_bits_keeps_the_first_ones_samples(published
     later = _rename_samples(manifest, other)
     assert later.validation.samples is not None
     files[later.validation.samples.path] = other
-    second = publish(FileStore(target), later, files, channel="latest")
+    second = publish(FileStore(root=target), later, files, channel="latest")
     assert (second.number, second.manifest_digest) == (first.number, first.manifest_digest)
     assert tracefleet.check(tracefleet.open(target, folder)).ok
 
@@ -254,6 +254,7 @@ def _sample(**changes: Any) -> GoldenSample:
         "text": "🎉 “x”",
         "pair": None,
         "tokenized": True,
+        "cut": False,
         "inputs": (torch.tensor([[1, 2]]),),
         "outputs": (output,),
     }

@@ -15,7 +15,7 @@ from tracefleet.golden import GoldenOutput, GoldenSample, unpack
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry
 from tracefleet.reader.model import Model
-from tracefleet.text import TOKENIZER, encode_cut, load_tokenizer
+from tracefleet.text import TOKENIZER, encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 SAME, OTHER, UNTRIED = "same", "other ids", "untried"
-#: Start of the names of samples whose text was cut to a number of tokens.
-_CUT = "passage-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +180,5 @@ def _check_text(tokenizer: Any, sample: GoldenSample) -> str:
     if tokenizer is None or not sample.tokenized:
         return UNTRIED
     ids = sample.inputs[0][0].tolist()
-    most = len(ids) if sample.name.startswith(_CUT) else None
-    same = encode_cut(tokenizer, sample.text, sample.pair, most) == ids
-    return SAME if same else OTHER
+    most = len(ids) if sample.cut else None
+    return SAME if encode(tokenizer, sample.text, sample.pair, most) == ids else OTHER

@@ -6,6 +6,7 @@ own header:
 
 - ``<n>/name``, ``<n>/text``, ``<n>/pair``: UTF-8 bytes; ``pair`` only where there is one;
 - ``<n>/tokenized``: 1 if ``tokenizer.json`` by itself makes the sample's ids of its text;
+  ``<n>/cut``: 1 if it has to cut the text to so many;
 - ``<n>/input/<i>``: input ``i`` of the bundle, one row at its own length, without padding; real
   values may be held as float16, which loses nothing of them;
 - ``<n>/output/<i>/values``: every ``stride``-th value of output ``i``, flattened;
@@ -60,6 +61,7 @@ class GoldenSample:
         text: text that the ids came from; empty for a picture or a sound.
         pair: second text of a pair; None: there is none.
         tokenized: whether ``tokenizer.json`` by itself makes these ids of the text.
+        cut: whether it has to cut the text to so many.
         inputs: the bundle's inputs in their order, one row.
         outputs: the bundle's outputs in their order.
     """
@@ -68,6 +70,7 @@ class GoldenSample:
     text: str
     pair: str | None
     tokenized: bool
+    cut: bool
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[GoldenOutput, ...]
 
@@ -133,6 +136,7 @@ def _flatten(sample: GoldenSample) -> Tensors:
     if sample.pair is not None:
         facts["pair"] = _encode(sample.pair)
     facts["tokenized"] = torch.tensor([int(sample.tokenized)])
+    facts["cut"] = torch.tensor([int(sample.cut)])
     for place, tensor in enumerate(sample.inputs):
         facts[f"input/{place}"] = _narrow(tensor)
     for place, output in enumerate(sample.outputs):
@@ -158,6 +162,7 @@ def _restore(
         text=_decode(tensors["text"]),
         pair=_decode(tensors["pair"]) if "pair" in tensors else None,
         tokenized=bool(tensors["tokenized"].item()),
+        cut=bool(tensors["cut"].item()),
         inputs=tuple(given),
         outputs=tuple(_restore_output(tensors, place) for place in range(len(outputs))),
     )

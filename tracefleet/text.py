@@ -26,7 +26,7 @@ def load_tokenizer(data: bytes) -> Any:
     return tokenizer
 
 
-def encode_cut(tokenizer: Any, text: str, pair: str | None, most: int | None = None) -> list[int]:
+def encode(tokenizer: Any, text: str, pair: str | None, most: int | None = None) -> list[int]:
     """Return the ids of a text or a pair.
 
     Args:

@@ -28,12 +28,14 @@ class Samples:
         path: Safetensors with a tensor for each name and input; None: there are none.
         texts: Name of each sample, with its text; a photograph or sound has an empty one.
         tokenized: Names of those whose ids ``tokenizer.json`` makes by itself.
+        cut: Names of those among them that were cut to a number of tokens.
         missing: Why there are none; None: there are some.
     """
 
     path: Path | None = None
     texts: tuple[Text, ...] = ()
     tokenized: frozenset[str] = frozenset()
+    cut: frozenset[str] = frozenset()
     missing: str | None = None
 
 
@@ -54,16 +56,18 @@ def make_samples(
     report_progress("real inputs")
     try:
         made = list(_make_all(folder, options, facts, lengths))
-    except NoSamples as reason:
-        return Samples(missing=str(reason))
+    except NoSamples as found:
+        return Samples(missing=found.reason)
     tensors = {}
     for text, feed in made:
         for name, tensor in feed.items():
             tensors[f"{text.name}/{name}"] = tensor.contiguous()
     save_file(tensors, path)
     texts = tuple(text for text, _ in made)
-    tokenized = frozenset() if options.task in SAMPLE_TASKS else find_tokenized(folder, made)
-    return Samples(path=path, texts=texts, tokenized=tokenized)
+    if options.task in SAMPLE_TASKS:
+        return Samples(path=path, texts=texts)
+    tokenized, cut = find_tokenized(folder, made)
+    return Samples(path=path, texts=texts, tokenized=tokenized, cut=cut)
 
 
 def _make_all(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import first_line
 from tasks.model.arguments import Argument
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import length_axis
 from tasks.model.versions import pil_option
-from tasks.samples.errors import NoSamples
+from tasks.samples.errors import NoSamples, describe
 from tasks.samples.media import load_photograph, load_speech, make_drawing, make_music
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 
 _PIXELS = "pixel_values"
 _SOUNDS = ("input_features", "input_values")
-#: Of a path in an error the last part alone may be published.
-_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"]+/)+")
 
 
 def process_media(
@@ -57,7 +53,7 @@ def process_media(
         raise
     # Processors are the checkpoint's own, and each fails in its own way: never a wrong conversion.
     except Exception as error:
-        raise NoSamples(f"its processor: {_describe(error)}") from error
+        raise NoSamples(f"its processor: {describe(error)}") from error
 
 
 def _process(
@@ -169,8 +165,3 @@ def _check_shape(argument: Argument, shape: tuple[int, ...], length: int) -> Non
         raise NoSamples(
             f"its processor makes {argument.name} of shape {shape}, and the model takes {expected}"
         )
-
-
-def _describe(error: Exception) -> str:
-    """Return an error in one line, files without their folders."""
-    return f"{type(error).__name__}: {_FOLDERS.sub('', first_line(error))}"

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import first_line
 from tasks.fetch.needed import TOKENIZER
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import length_axis, pad_right, random_feed
 from tasks.model.heads import count_choices
-from tasks.samples.errors import NoSamples
+from tasks.samples.errors import NoSamples, describe
 from tasks.samples.texts import CHOICES, PASSAGE, Text, list_texts, write_passage
-from tracefleet.text import encode_cut, load_tokenizer
+from tracefleet.text import encode, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -57,22 +56,31 @@ def tokenize_texts(
     yield from known
 
 
-def find_tokenized(folder: Path, made: Iterable[tuple[Text, Feed]]) -> frozenset[str]:
+def find_tokenized(
+    folder: Path, made: Iterable[tuple[Text, Feed]]
+) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the texts whose ids ``tokenizer.json`` makes without transformers.
 
     Consumers have that file and no transformers. Some tokenizer classes do more than it says.
+
+    Returns:
+        Names of the texts whose ids it makes, and of those among them that had to be cut.
     """
     path = folder / "tokenizer.json"
+    same: set[str] = set()
+    cut: set[str] = set()
     if not path.is_file():
-        return frozenset()
+        return frozenset(), frozenset()
     tokenizer = load_tokenizer(path.read_bytes())
-    found = set()
     for text, feed in made:
         ids = feed["input_ids"][0].tolist()
-        most = len(ids) if text.name.startswith(PASSAGE) else None
-        if encode_cut(tokenizer, text.text, text.pair, most) == ids:
-            found.add(text.name)
-    return frozenset(found)
+        whole = encode(tokenizer, text.text, text.pair)
+        if len(whole) > len(ids):
+            cut.add(text.name)
+            whole = encode(tokenizer, text.text, text.pair, most=len(ids))
+        if whole == ids:
+            same.add(text.name)
+    return frozenset(same), frozenset(cut & same)
 
 
 def _load_tokenizer(folder: Path, options: LoadOptions) -> Any:
@@ -86,8 +94,7 @@ def _load_tokenizer(folder: Path, options: LoadOptions) -> Any:
             folder, local_files_only=True, trust_remote_code=options.trust_remote_code
         )
     except Exception as error:  # every tokenizer has its own
-        reason = first_line(error).replace(str(folder), "the checkpoint")
-        raise NoSamples(f"its tokenizer can't be loaded: {reason}") from error
+        raise NoSamples(f"its tokenizer can't be loaded: {describe(error)}") from error
 
 
 def _cut_passage(tokenizer: Any, task: str, lengths: Sequence[int]) -> list[tuple[Text, int]]:

@@ -135,6 +135,7 @@ def _make(
         text=text.text,
         pair=text.pair,
         tokenized=text.name in samples.tokenized,
+        cut=text.name in samples.cut,
         inputs=tuple(probe.feed.values()),
         outputs=outputs,
     )
