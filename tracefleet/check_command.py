@@ -71,7 +71,7 @@ def _print_table(report: CheckReport) -> None:
     for one in report.outputs:
         verdict = "same" if one.ok else "DIFFERS"
         rows.append((one.sample, one.output, f"{one.error:.2e}", f"{one.bound:.2e}", verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())

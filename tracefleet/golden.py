@@ -157,10 +157,11 @@ def _restore(
     given = []
     for place, spec in enumerate(inputs):
         given.append(tensors[f"input/{place}"].to(getattr(torch, spec.dtype)))
+    pair = _decode(tensors["pair"]) if "pair" in tensors else None
     return GoldenSample(
         name=_decode(tensors["name"]),
         text=_decode(tensors["text"]),
-        pair=_decode(tensors["pair"]) if "pair" in tensors else None,
+        pair=pair,
         tokenized=bool(tensors["tokenized"].item()),
         cut=bool(tensors["cut"].item()),
         inputs=tuple(given),
