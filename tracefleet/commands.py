@@ -21,6 +21,7 @@ from tracefleet.manifest_types import VALIDATED, FileEntry, InputSpec, OutputSpe
 from tracefleet.printing import Table, format_size, print_json
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
 from tracefleet.pull import pull
+from tracefleet.reader.left_padding import describe_left_padding
 from tracefleet.reader.open import open_selected
 from tracefleet.reader.outputs import Outputs
 from tracefleet.store import ReadableStore, open_store
@@ -131,6 +132,7 @@ def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) 
         "inputs": _format_specs(manifest.inputs),
         "outputs": _format_specs(manifest.outputs),
         "any shape": _describe_shapes(manifest),
+        "left pads": describe_left_padding(manifest.validation),
         "devices": _describe_devices(store, selection, manifest),
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
         "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),

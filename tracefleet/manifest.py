@@ -51,7 +51,12 @@ _SINCE_THIRD: dict[str, Any] = {
     "reader": None,
     "routed": None,
 }
-_VALIDATION_SINCE_THIRD: dict[str, Any] = {"samples": None, "without_samples": None}
+#: The same of the gate's verdict, and of the accuracy in it.
+_VALIDATION_SINCE_THIRD: dict[str, Any] = {
+    "left_padding": UNTRIED,
+    "samples": None,
+    "without_samples": None,
+}
 _ACCURACY_SINCE_THIRD: dict[str, Any] = {"inputs": None, "rank_correlation": None}
 #: Oldest version of tracefleet that reads what this one writes.
 READER = "0.2.0"

@@ -19,6 +19,7 @@ UNVALIDATED_ON_DEVICE = "unvalidated-on-device"
 LENGTH_AXES = ("length", "decoder_length")
 HOLDS, DIFFERS, RAISES, UNTRIED = "holds", "differs", "raises", "untried"
 REAL, RANDOM = "real", "random"
+PADDING = (HOLDS, DIFFERS, UNTRIED)
 GENERALITY = (HOLDS, DIFFERS, RAISES, UNTRIED)
 #: Fields of a `LengthVerdict` that have one of these values; schema 1 lacks them.
 GENERALITY_FIELDS = ("other_lengths", "other_batches")
@@ -234,11 +235,7 @@ class LengthVerdict:
     def __post_init__(self) -> None:
         """Refuse words that no measurement gives."""
         for name in GENERALITY_FIELDS:
-            value = getattr(self, name)
-            if value not in GENERALITY:
-                raise ManifestError(
-                    f"validation: {name} expected one of {', '.join(GENERALITY)}, got {value!r}"
-                )
+            _check_word(name, getattr(self, name), GENERALITY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +273,10 @@ class Validation:
         samples: file of golden samples (`tracefleet.golden`), named by its digest; None: there is
             none. Its bytes depend on the machine that ran eager.
         without_samples: why there is none; None: there is one, or an earlier schema does not say.
+        left_padding: whether rows with padding on their left, or a hole, give what eager gives for
+            them once they are padded on their right as well, by ``forward`` or by a caller who runs
+            rows together: ``holds`` or ``differs``; ``untried``: there is no mask, or nothing is
+            ever padded, or an earlier schema does not say.
     """
 
     verdict: str
@@ -285,14 +286,21 @@ class Validation:
     accuracy: Accuracy | None = None
     samples: FileEntry | None = None
     without_samples: str | None = None
+    left_padding: str = UNTRIED
 
     def __post_init__(self) -> None:
         """Refuse verdicts that no gate gives."""
+        _check_word("left_padding", self.left_padding, PADDING)
         if self.verdict not in (VALIDATED, UNVALIDATED_ON_DEVICE):
             raise ManifestError(
                 f"validation: verdict expected {VALIDATED!r} or {UNVALIDATED_ON_DEVICE!r}, "
                 f"got {self.verdict!r}"
             )
+
+
+def _check_word(name: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ManifestError(f"validation: {name} expected one of {', '.join(words)}, got {value!r}")
 
 
 def _length_axis(axes: tuple[str, ...]) -> int | None:

@@ -265,4 +265,5 @@ def validation_of(report: ValidationReport | None, tolerance: Tolerance) -> Vali
         accuracy=report.accuracy,
         samples=report.golden.entry,
         without_samples=report.golden.missing,
+        left_padding=report.left_padding,
     )

@@ -46,8 +46,10 @@ class Artifact:
             keep_latency(self.latency, probe.length, took, again)
         return outputs
 
-    def call_graph(self, probe: Probe) -> Outputs:
-        """Call the bare traced graph that serves a probe's length: its own, or the shared one."""
+    def call_measured(self, probe: Probe) -> Outputs:
+        """Call ``forward``, or the bare graph of a probe's length: its own, or the shared one."""
+        if probe.dispatch:
+            return self._run("forward", probe.feed)
         own = f"_traced_{probe.length}"
         shared = f"_traced_{self.plan.lengths[0]}"
         name = own if hasattr(self.module, own) else shared

@@ -75,6 +75,7 @@ def compute_reference(
         distance=_find_distance(eager, on_cpu),
         required=required,
         golden=golden,
+        moved_by_both=frozenset(eager.moved_by_both),
     )
 
 

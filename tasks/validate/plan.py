@@ -15,6 +15,7 @@ from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_
 from tasks.samples.make import Samples
 from tasks.samples.texts import PASSAGE
 from tasks.validate.general import general_probes, padded_probe
+from tasks.validate.left_padding import left_padded_probes
 from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
 from tasks.validate.real import read_passages, real_probes
 from tracefleet.manifest_types import General, Tolerance
@@ -80,6 +81,8 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
     else:
         passages = read_passages(plan.samples, plan.facts)
         yield from general_probes(plan.facts, plan.lengths, plan.general, passages)
+    last = plan.lengths[-1] in plan.whole
+    yield from left_padded_probes(plan.facts, plan.lengths, last=last, general=plan.is_general)
     yield from real_probes(plan.facts, plan.samples, plan.lengths, plan.whole, plan.general)
 
 
@@ -94,7 +97,7 @@ def is_timed(plan: ProbePlan, probe: Probe) -> bool:
     Eager then gets all tokens but the one that the dispatcher pads.
     """
     short = probe.reference_feed is not None and not probe.general
-    if short or probe.probes_axis:
+    if short or probe.measured:
         return False
     rows = {tensor.shape[0] for tensor in probe.feed.values()}
     tokens = tokens_of(plan.facts, probe.feed).values()

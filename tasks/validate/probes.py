@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FRESH_SEEDS = 8
 #: Start of the names of probes with real inputs.
 REAL = "real-"
+LEFT_PADDING = "left_padding"
 FRESH_SEED_BASE = 1000
 _SILENCE, _LOUD = 1e-3, 4.0
 
@@ -53,8 +54,11 @@ class Probe:
         probes_axis: ``length`` or ``batch``: the bare graph is called at another one, as no
             consumer can, and the result goes into the manifest without being judged.
         general: Whether it is a shape that only a general graph runs unpadded; if eager refuses it
-            the graph is not general.
+            the graph is not general, unless it is optional.
         sample: Name of the real sample that it runs; empty: its inputs are drawn.
+        left_padded: Whether its rows have padding on their left, or a hole. Unless it is general,
+            they are padded on their right as well, and the result goes into the manifest without
+            being judged.
     """
 
     name: str
@@ -68,6 +72,12 @@ class Probe:
     probes_axis: Literal["length", "batch"] | None = None
     general: bool = False
     sample: str = ""
+    left_padded: bool = False
+
+    @property
+    def measured(self) -> str | None:
+        """What is measured and not judged: an axis of the bare graph, or ``left_padding``."""
+        return LEFT_PADDING if self.left_padded and not self.general else self.probes_axis
 
     @property
     def key(self) -> str:

@@ -46,6 +46,8 @@ class Reference:
             to the largest value, for the first probe.
         required: Inputs that a caller must not leave out: eager's own default is no constant.
         golden: A few real inputs with eager's outputs, to be published.
+        moved_by_both: Keys of left-padded probes whose result in float32 is another with padding on
+            the right as well, of quantised models: the others' own outputs tell.
     """
 
     plan: ProbePlan
@@ -62,6 +64,7 @@ class Reference:
     distance: float = 0.0
     required: frozenset[str] = frozenset()
     golden: GoldenFile = NO_GOLDEN
+    moved_by_both: frozenset[str] = frozenset()
 
 
 def as_run(probe: Probe, padded: Container[str]) -> Probe:

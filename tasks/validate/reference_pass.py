@@ -41,6 +41,8 @@ class ReferencePass:
         padded: Keys of probes that eager ran padded, as it refuses their unpadded input.
         refused: Keys of probes that eager refuses altogether.
         latency: Milliseconds of one call, by length.
+        moved_by_both: Keys of left-padded probes whose float32 result is another with padding on
+            the right as well; only a quantised model's pass looks for them.
         ever_moved: Whether any probe moved each output.
         scales: max|eager| of each output for the first probe.
     """
@@ -54,6 +56,7 @@ class ReferencePass:
         self.padded: set[str] = set()
         self.refused: set[str] = set()
         self.latency: dict[int, float] = {}
+        self.moved_by_both: set[str] = set()
         self.ever_moved = [False] * len(outputs)
         self.scales = (0.0,) * len(outputs)
         self._known: dict[str, int] = {}
@@ -66,8 +69,8 @@ class ReferencePass:
             if planned.place != announced:
                 announced = planned.place
                 report_progress(f"eager reference at {announced}")
-            if planned.probes_axis:
-                self._store_other_shape(index, planned)
+            if planned.measured:
+                self._store_measured(index, planned)
                 continue
             if planned.general:
                 self._store_general(index, planned, first)
@@ -129,6 +132,12 @@ class ReferencePass:
         """Return the forms in which eager may run a probe: as it is, or padded as the bundle's."""
         return [probe] if probe.reference_feed is None else [probe, as_run(probe, {probe.key})]
 
+    def _choose_form(self, planned: Probe) -> Probe:
+        probe = self._list_forms(planned)[0]
+        if probe is not planned:
+            self.padded.add(planned.key)
+        return probe
+
     def path(self, index: int) -> Path:
         """Return the file of a probe's outputs."""
         return self.folder / f"{index}.safetensors"
@@ -138,17 +147,16 @@ class ReferencePass:
         with restoring_module_state(self.model):
             return self._run(feed)
 
-    def _store_other_shape(self, index: int, probe: Probe) -> None:
-        """Store eager's outputs at another shape, if it runs there at all."""
-        with contextlib.suppress(Exception):  # no file: eager itself refuses that shape
-            outputs = self.outputs(probe.feed)
+    def _store_measured(self, index: int, planned: Probe) -> None:
+        """Store eager's outputs for what is not judged, if it runs there at all."""
+        probe = self._choose_form(planned)
+        with contextlib.suppress(UnsupportedCheckpointError):  # no file: eager itself refuses
+            outputs = self._call_once(probe, probe.eager_feed)
             save_outputs(self.path(index), outputs)
 
     def _store_general(self, index: int, planned: Probe, first: Outputs | None) -> None:
         """Store eager's outputs; no file, and so no general graph, where it can't run the shape."""
-        probe = self._list_forms(planned)[0]
-        if probe is not planned:
-            self.padded.add(planned.key)
+        probe = self._choose_form(planned)
         with contextlib.suppress(UnsupportedCheckpointError):
             outputs = self._join_rows(probe) or self._call_once(probe, probe.eager_feed)
             save_outputs(self.path(index), outputs)

@@ -14,9 +14,9 @@ from tasks.child_main import report_progress
 from tasks.model.feeds import pad_right, tokens_of
 from tasks.model.outputs import call_tuple
 from tasks.model.quantise import check_accuracy, quantise
-from tasks.validate.difference import Difference, worst_of
+from tasks.validate.difference import Difference, all_passed, worst_of
 from tasks.validate.plan import plan_probes
-from tasks.validate.probes import Probe
+from tasks.validate.probes import LEFT_PADDING, Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.self_check import check_second_run
@@ -53,6 +53,7 @@ class QuantisedReferencePass(ReferencePass):
             NumericsMismatchError: It is too far from the float32 model.
         """
         report_progress("the quantised model")
+        self._note_padding_on_both_sides()
         quantise(self.model)
         self.run()
         check_second_run(self)
@@ -61,6 +62,21 @@ class QuantisedReferencePass(ReferencePass):
         accuracy = self._measure_accuracy()
         check_accuracy(accuracy)
         return accuracy
+
+    def _note_padding_on_both_sides(self) -> None:
+        """Note which left-padded rows change in float32 when they are padded right as well."""
+        # The quantised model gets them padded as its bundle does, and so agrees in any case.
+        for index, probe in enumerate(plan_probes(self.plan)):
+            stored = self.floats.path(index)
+            if probe.measured != LEFT_PADDING or not stored.exists():
+                continue
+            padded = pad_right(self.plan.facts, probe.feed, probe.length)
+            outputs, own = self.floats.outputs(padded), load_outputs(stored)
+            tolerance, scales = self.plan.tolerance, self.floats.scales
+            feed = probe.eager_feed
+            found = compare_outputs(self.specs, tolerance, outputs, own, feed, scales)
+            if not all_passed(found):
+                self.moved_by_both.add(probe.key)
 
     def run_eager(self, probe: Probe) -> Outputs:
         """Pad as the dispatcher does, and cut the outputs back."""
@@ -98,7 +114,7 @@ class QuantisedReferencePass(ReferencePass):
         found: list[Difference] = []
         for index, probe in self._find_run():
             alone = not probe.general or probe.reference_feed is not None
-            usual = probe.dispatch and (alone or probe.reference_rows)
+            usual = probe.dispatch and (alone or probe.reference_rows) and not probe.left_padded
             if usual or probe.name.startswith("fresh-"):
                 found += self._compare_with_floats(index, probe)
         return _sum_up(found, RANDOM, top1=worst_of(found).top1, rank=None)

@@ -86,16 +86,19 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
     callers pad as far as they like: from just over the shortest length to the longest.
     """
     plan = eager.plan
-    probes = [as_run(probe, eager.padded) for probe in plan_probes(plan)]
+    probes = {}
+    for index, probe in enumerate(plan_probes(plan)):
+        if not probe.left_padded:  # those may depend on padding
+            probes[index] = as_run(probe, eager.padded)
     short = {}
-    for index, probe in enumerate(probes):
+    for index, probe in probes.items():
         if probe.reference_feed and not probe.general and probe.key not in eager.refused:
             short[index] = probe
     lacking = {plan.lengths[0], plan.lengths[-1]} - {probe.length for probe in short.values()}
     if plan.is_general:
         lacking.discard(plan.lengths[-1])
         short |= _pad_far(plan, probes)
-    for index, probe in enumerate(probes):
+    for index, probe in probes.items():
         tokens = max(tokens_of(plan.facts, probe.feed).values(), default=probe.length)
         if probe.dispatch and tokens < probe.length and probe.length in lacking:
             lacking.remove(probe.length)
@@ -103,10 +106,10 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
     return short
 
 
-def _pad_far(plan: ProbePlan, probes: list[Probe]) -> dict[int, Probe]:
+def _pad_far(plan: ProbePlan, probes: dict[int, Probe]) -> dict[int, Probe]:
     """Return the shortest general probe over the shortest length, to be padded to the longest."""
     tokens = {}
-    for index, probe in enumerate(probes):
+    for index, probe in probes.items():
         size = max(tokens_of(plan.facts, probe.feed).values(), default=0)
         if probe.general and plan.lengths[0] < size < plan.lengths[-1]:
             tokens[index] = size

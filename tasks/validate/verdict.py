@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.validate.difference import Difference, worst_of
+from tasks.validate.probes import LEFT_PADDING
 from tracefleet.golden import MEDIA_TYPE
 from tracefleet.manifest import samples_path
 from tracefleet.manifest_types import (
@@ -119,8 +120,8 @@ class ValidationReport:
         latency_eager: Milliseconds of one eager call, by length.
         latency_traced: Milliseconds of one traced call, by length.
         failures: Sentence for each check that failed; empty means passed.
-        measured: Standard length, axis (``length`` or ``batch``) and result of the bare graph at
-            another one.
+        measured: Standard length, what was measured and the result: the bare graph along the axis
+            ``length`` or ``batch``, or ``left_padding``.
         accuracy: Cost of quantisation; None: nothing is quantised.
         general: Shapes at which probes ran without padding; None: the artifact pads.
         follows_device: Whether nothing in the artifact binds it to the device of its recording.
@@ -144,6 +145,14 @@ class ValidationReport:
     def passed(self) -> bool:
         """Whether nothing failed."""
         return not self.failures
+
+    @property
+    def left_padding(self) -> str:
+        """Whether rows with padding on their left, or a hole, hold with padding on their right."""
+        found = {result for _, what, result in self.measured if what == LEFT_PADDING}
+        if not found:
+            return UNTRIED
+        return HOLDS if found == {HOLDS} else DIFFERS
 
     def lengths(self) -> tuple[LengthVerdict, ...]:
         """Return the worst of all probes for each length, as the manifest publishes it."""

@@ -18,6 +18,7 @@ from tracefleet.manifest_types import FileEntry
 from tracefleet.reader import rows as ragged
 from tracefleet.reader.general import BUDGET
 from tracefleet.reader.inputs import arrange
+from tracefleet.reader.left_padding import refuse_left_padded
 from tracefleet.reader.outputs import Outputs, Run
 from tracefleet.reader.placing import Proof, wait_for
 from tracefleet.reader.rows import Table
@@ -96,8 +97,8 @@ class Model:
 
         Raises:
             InputTooLongError: more tokens than the largest standard length.
-            ValueError: an input is unknown, missing, empty, of a wrong type or shape, or an id is
-                outside the vocabulary.
+            ValueError: an input is unknown, missing, empty, of a wrong type or shape, an id is
+                outside the vocabulary, or a row is padded where that changes its result.
         """
         import torch
 
@@ -152,6 +153,7 @@ class Model:
     def _call(self, given: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         manifest = self.manifest
         tensors = arrange(manifest.inputs, self.lengths, given, manifest.general)
+        refuse_left_padded(manifest, tensors)
         if self.on_run is None:
             return self._run("forward", tensors)
         started = time.perf_counter()

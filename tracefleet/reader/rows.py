@@ -16,6 +16,7 @@ from tracefleet.lengths import smallest_fit
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.reader.inputs import read_rows
+from tracefleet.reader.left_padding import MASK, has_differing, refuse_left_padded_rows
 from tracefleet.reader.outputs import Run
 
 if TYPE_CHECKING:
@@ -198,8 +199,9 @@ def _is_row(value: Any) -> bool:
 
 def _check_table(manifest: Manifest, table: Table, first: int) -> None:
     """Require rows that fit, and one length in all inputs of a row that share an axis."""
-    for place, longest in enumerate(_measure(table), first):
-        smallest_fit(manifest.lengths, longest, row=place)
+    longest = _measure(table)
+    for place, size in enumerate(longest, first):
+        smallest_fit(manifest.lengths, size, row=place)
     specs = {spec.name: spec for spec in manifest.inputs}
     leads: dict[str, str] = {}
     for name, rows in table.items():
@@ -208,6 +210,7 @@ def _check_table(manifest: Manifest, table: Table, first: int) -> None:
             if len(row) != len(other):
                 wanted = f"{len(other)} values as in {lead}"
                 raise ValueError(f"{name}: row {place}: expected {wanted}, got {len(row)}")
+    refuse_left_padded_rows(manifest, table, longest, first)
 
 
 def _measure(table: Table) -> list[int]:
@@ -224,10 +227,10 @@ def _cost(manifest: Manifest, tokens: int) -> int:
 
 def _can_pad(manifest: Manifest, table: Table) -> bool:
     """Tell whether rows of other lengths may run together, their padding hidden by a mask."""
-    has_mask = any(spec.name == "attention_mask" for spec in manifest.inputs)
-    return has_mask and all(
-        spec.pad_value is not None for spec in manifest.inputs if spec.name in table
-    )
+    has_mask = any(spec.name == MASK for spec in manifest.inputs)
+    if not has_mask or has_differing(manifest, table):
+        return False
+    return all(spec.pad_value is not None for spec in manifest.inputs if spec.name in table)
 
 
 def _count_rows(manifest: Manifest) -> int | None:

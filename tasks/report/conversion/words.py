@@ -27,6 +27,11 @@ GENERALITY = {
     RAISES: "raise an error",
     UNTRIED: "unknown: eager itself refuses such shapes, or there are none",
 }
+BOTH_SIDES = {
+    HOLDS: "the same with padding behind as well",
+    DIFFERS: "another result with padding behind as well: the reader never adds any",
+    UNTRIED: "unknown with padding behind as well: no mask, or nothing is padded",
+}
 CONTROLS = {
     "wrong-weight": "one weight matrix was corrupted, and the traced input's probe failed",
     "dropped-mask": "the attention mask was ignored, and a padded or masked probe failed",
@@ -44,6 +49,7 @@ _PROBES = {
     "one-token": "all tokens masked but one",
     "decoder-hole": "decoder tokens masked",
     "other-": "this argument changed",
+    "general-left-pad-": "rows × tokens with padding in front, run as they are",
     "general-": "rows × tokens, run as they are",
     "batch-": "this many rows, through the dispatcher",
     "dispatch-short-encoder": "encoder shorter than decoder",
