@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -20,7 +19,13 @@ import tracefleet
 from flows.convert import convert
 from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
-from tests.support.forging import forge_file, forge_samples, forge_validation
+from tests.support.forging import (
+    forge_file,
+    forge_manifest,
+    forge_samples,
+    forge_validation,
+    scale_weight,
+)
 from tracefleet.check import OTHER, SAME, UNTRIED
 from tracefleet.cli import main
 from tracefleet.errors import (
@@ -55,18 +60,6 @@ def copied(published: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path, Ma
     store, folder = published
     shutil.copytree(store, tmp_path / "store")
     return tmp_path / "store", folder, tracefleet.load_manifest(store, folder)
-
-
-def _scale_weight(bundle: Path, factor: float) -> bytes:
-    """Return the bundle with one weight scaled."""
-    module = torch.jit.load(bundle)
-    name, weight = next((n, p) for n, p in module.named_parameters() if n.endswith("query.weight"))
-    with torch.no_grad():
-        weight.mul_(factor)
-    assert name
-    buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
-    return buffer.getvalue()
 
 
 def test_the_golden_samples_are_the_texts_with_eagers_outputs(published):
@@ -114,7 +107,7 @@ def test_what_was_proved_passes_and_is_told(published, capsys):
 def test_a_weight_that_is_one_percent_off_is_told_though_every_digest_fits(copied, capsys):
     store, folder, manifest = copied
     bundle = next(store.rglob("model.pt"))
-    forge_file(store, manifest, manifest.bundle.path, _scale_weight(bundle, 1.01))
+    forge_file(store, manifest, manifest.bundle.path, scale_weight(bundle, 1.01))
     assert main(["verify", str(store), str(folder)]) == 0, "the digests do not fit"
     capsys.readouterr()
     assert main(["check", str(store), str(folder)]) == 1
@@ -376,7 +369,6 @@ def test_a_server_without_the_output_is_no_agreement(published, serve):
 
 def test_a_type_that_json_lacks_is_refused_before_anything_is_sent(published, serve, copied):
     store, folder, manifest = copied
-    from tests.support.forging import forge_manifest
     from tracefleet.published import select
     from tracefleet.store import open_store
     from tracefleet.triton import check_server

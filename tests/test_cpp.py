@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,15 +12,21 @@ import tracefleet
 from examples.cpp.build import build
 from flows.convert import convert
 from tasks.request.conversion import make_request
+from tasks.sweep.tiny import Case
+from tasks.sweep.tiny import build as build_tiny
+from tests.support.forging import scale_weight
+
+TASK = "text-classification"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which the project does not")
-def test_cpp_computes_what_python_computes_and_refuses_what_is_too_long(checkpoint, tmp_path):
+def test_cpp_computes_what_python_computes_and_refuses_what_is_too_long(tmp_path):
+    folder = build_tiny(Case(model_type="bert", task=TASK), tmp_path / "checkpoint")
     binary = build(tmp_path / "consumer")
     request = make_request(
         {
-            "source": f"file://{checkpoint('bert-cls')}",
-            "task": "text-classification",
+            "source": f"file://{folder}",
+            "task": TASK,
             "lengths": [8, 16],
             "store": f"file://{tmp_path}/store",
         }
@@ -42,3 +49,23 @@ def test_cpp_computes_what_python_computes_and_refuses_what_is_too_long(checkpoi
     too_long = run(list(range(20, 37)))
     assert too_long.returncode == 1
     assert "at most 16" in too_long.stderr
+
+    def check(archive: Path, samples: Path) -> subprocess.CompletedProcess[str]:
+        arguments = [str(binary), str(archive), "--check", str(samples)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+    (samples,) = (tmp_path / "store").rglob("samples/*.safetensors")
+    right = check(bundle, samples)
+    assert right.returncode == 0, right.stdout + right.stderr
+    assert " same\n" in right.stdout
+    forged = tmp_path / "forged.pt"
+    forged.write_bytes(scale_weight(bundle, 1.01))
+    wrong = check(forged, samples)
+    assert wrong.returncode == 1
+    assert "output 0 error" in wrong.stdout
+    assert "DIFFERS" in wrong.stdout
+    for damaged in (b"", b"\xff" * 16, samples.read_bytes()[:-8]):
+        (tmp_path / "damaged").write_bytes(damaged)
+        refused = check(bundle, tmp_path / "damaged")
+        assert refused.returncode == 1
+        assert "error: golden samples: " in refused.stderr

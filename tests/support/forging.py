@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tracefleet.channel import channel_folder, conversion_folder, entry_path, read_current
 from tracefleet.manifest import MANIFEST, Manifest, samples_path
 from tracefleet.store.folder import FileStore
+
+
+def scale_weight(bundle: Path, factor: float) -> bytes:
+    """Return the bundle with one weight scaled."""
+    module = torch.jit.load(bundle)
+    weights = dict(module.named_parameters())
+    weight = next(one for name, one in weights.items() if name.endswith("query.weight"))
+    with torch.no_grad():
+        weight.mul_(factor)
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer.getvalue()
 
 
 def forge_file(root: Path, manifest: Manifest, path: str, data: bytes) -> Manifest:
