@@ -268,9 +268,10 @@ def test_a_length_between_the_ends_of_a_shared_graph_is_probed_whole(
     assert failed == {"dispatch-16"}
 
 
-@pytest.mark.parametrize("switch", [10, 12, 20])
+@pytest.mark.parametrize("general", [True, False])
+@pytest.mark.parametrize("switch", [8, 10, 12, 20])  # 8: just behind the shortest length
 def test_a_switch_at_a_length_inside_a_shared_graph_minds_padding(
-    switch, checkpoint, tmp_path, monkeypatch
+    switch, general, checkpoint, tmp_path, monkeypatch
 ):
     """No branch: the trace is right at every length, and padding takes a row across the switch."""
 
@@ -283,13 +284,16 @@ def test_a_switch_at_a_length_inside_a_shared_graph_minds_padding(
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction", lengths=(8, 16, 32))
     result = _trace(bench)
     assert result.shared
+    assert result.general is not None
+    bench.general = result.general if general else None
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)
     with pytest.raises(PaddingChangesError, match="padding on the right"):
         bench.validate(result.file)
 
 
-def test_rotary_factors_that_switch_at_a_length_are_never_padded(real, tmp_path):
+def test_rotary_factors_that_switch_at_a_length_are_never_padded(real, tmp_path, monkeypatch):
     """Longrope chooses its factors by the length, in the graph: padding crosses the switch."""
+    monkeypatch.setattr("tasks.model.preflight.find_switch", lambda model: None)  # not by config
     bench = _bench(real("longrope"), tmp_path, "text-generation", lengths=(8, 16))
     result = _trace(bench)
     assert all(_error(bench, result.file, length=length) <= 1e-5 for length in bench.lengths)

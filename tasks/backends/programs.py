@@ -21,7 +21,8 @@ from tasks.errors import BackendUnavailableError, ConversionError, TraceError
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed, input_specs
 from tasks.model.load import load_eager
-from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
+from tasks.model.outputs import call_tuple, describe_outputs
+from tasks.model.state import sparing_weights
 from tasks.trace.bundle import TracedFile
 from tasks.trace.compare import has_topk_or_sort
 from tasks.trace.patches import recordable
@@ -150,7 +151,7 @@ def program_module(
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with restoring_module_state(self.model):
+            with sparing_weights(self.model):
                 return call_tuple(self.model, feed, outputs)
 
     return Program().eval()

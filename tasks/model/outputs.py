@@ -8,13 +8,13 @@ publishes it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UnsupportedCheckpointError, first_line
+from tasks.errors import ConversionError, UnsupportedCheckpointError, first_line
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, random_feed
+from tasks.model.state import sparing_weights
 from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
@@ -36,29 +36,6 @@ def call(model: nn.Module, feed: Feed) -> Mapping[str, Any]:
         options["use_cache"] = False
     outputs: Mapping[str, Any] = model(**feed, **options)
     return outputs
-
-
-@contextmanager
-def restoring_module_state(model: nn.Module) -> Iterator[None]:
-    """Restore the modules' attributes after the block, small caches included."""
-    # BigBird switches to full attention for good after one short input, a dynamic rotary embedding
-    # to other frequencies after a long one: every call has to be like the first.
-    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
-    caches = [
-        (value, value.copy())
-        for _, attributes in kept
-        for value in attributes.values()
-        if type(value) in (dict, list, set)  # includes submodules and buffers, not hooks
-    ]
-    try:
-        yield
-    finally:
-        for held, attributes in kept:
-            held.clear()
-            held.update(attributes)
-        for cache, before in caches:
-            cache.clear()
-            (cache.extend if isinstance(cache, list) else cache.update)(before)
 
 
 def call_tuple(
@@ -110,8 +87,10 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
     feed = random_feed(facts, batch=sizes["batch"], length=sizes["length"] * scale, seed=1)
     feed = cut(facts, feed, "decoder_length", sizes["decoder_length"])
     try:
-        with torch.no_grad(), restoring_module_state(model):
+        with torch.no_grad(), sparing_weights(model):
             outputs = call(model, feed)
+    except ConversionError:
+        raise
     except Exception as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in feed.items()}
         raise UnsupportedCheckpointError(

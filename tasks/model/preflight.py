@@ -13,10 +13,16 @@ from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.heads import SAMPLE_TASKS, count_choices, head_class, read_config
 from tasks.model.pooling import read_pooling
 from tasks.model.quantise import check_quantisable
+from tasks.model.rotary import find_switch
 from tasks.model.samples import sample_arguments
 from tasks.model.versions import check_config, on_meta
 from tasks.model.vocabulary import NO_TOKENS, read_vocabulary
 from tracefleet.manifest_types import INT8
+
+_WHY_NOT_LONGER = (
+    "Beyond them its rotary embedding takes other frequencies for a whole call, by its longest "
+    "row, so that a row's result would depend on its neighbours and its padding. "
+)
 
 
 def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> ModelFacts:
@@ -54,8 +60,11 @@ def inspect(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> Mod
     if options.task == "sentence-similarity":
         read_pooling(folder)
         check_poolable(facts.architecture, facts.inputs)
-    _check_lengths_fit(facts, lengths)
-    return facts
+    switch = find_switch(model)
+    _check_lengths_fit(facts, lengths, switch)
+    # From there on a row's result depends on its padding; no sample of inputs is sure to show it.
+    changes = switch is not None and max(lengths) > switch
+    return facts.without_padding() if changes else facts
 
 
 def _check_not_quantised(config: Any) -> None:
@@ -105,9 +114,12 @@ def _find_max_length(model: Any, config: Any) -> int | None:
     return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
-def _check_lengths_fit(facts: ModelFacts, lengths: tuple[int, ...]) -> None:
-    if facts.max_length is not None and max(lengths) > facts.max_length:
+def _check_lengths_fit(facts: ModelFacts, lengths: tuple[int, ...], switch: int | None) -> None:
+    most = facts.max_length
+    longer = [length for length in lengths if most is not None and length > most]
+    if longer:
+        why = "" if switch != most else _WHY_NOT_LONGER
         raise RequestError(
-            f"lengths: expected at most {facts.max_length}, the positions of "
-            f"{facts.architecture}; got {max(lengths)}. Drop the longer lengths."
+            f"lengths: expected at most {most}, the positions of {facts.architecture}; "
+            f"got {', '.join(map(str, longer))}. {why}Drop the longer lengths."
         )

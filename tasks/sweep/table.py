@@ -16,6 +16,14 @@ from tasks.sweep.rows import (
     count_statuses,
 )
 
+#: What no case of the sweep has; `tests/test_rotary.py` shows it.
+_ROTARY = """\
+Rotary embeddings that take other frequencies for a whole call, by its longest row, are beside the
+sweep, whose checkpoints have the default ones. `longrope` (Phi-3, Phi-4, PhiMoE): standard lengths
+up to `original_max_position_embeddings` are published like any other model's; with a longer one
+among them no row is ever padded, each runs at its own length. `dynamic`: lengths over
+`max_position_embeddings` are refused."""
+
 _MARKS = {PUBLISHED: "yes", REFUSED: "refused", CRASHED: "crashed", WRONG: "wrong"}
 _SHORT = {
     "feature-extraction": "features",
@@ -46,6 +54,8 @@ def make_support_page(setup: dict[str, Any], rows: Sequence[Row]) -> str:
             "what was published was compared once more by an independent program.",
             "",
             *_describe_totals(setup, rows),
+            "",
+            _ROTARY,
             "",
             *_make_table(ran),
             "",

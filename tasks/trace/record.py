@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
-from tasks.errors import TraceError
+from tasks.errors import ConversionError, TraceError
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import example_feed, input_specs
 from tasks.model.general import make_general
 from tasks.model.load import load_eager
-from tasks.model.outputs import call_tuple, describe_outputs, restoring_module_state
+from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.quantise import quantise
+from tasks.model.state import sparing_weights
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
 from tasks.trace.patches import recordable
@@ -196,6 +197,8 @@ def trace_lengths(
                 recorder, examples, check_trace=False
             )
             return traced
+    except ConversionError:
+        raise
     except Exception as error:
         raise TraceError(
             f"{facts.architecture} at length {reached[-1] if reached else lengths[0]}: expected "
@@ -227,7 +230,7 @@ def _make_recorder(
             reached.append(length)
             report_progress(f"tracing length {length}")
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with restoring_module_state(self.model):
+            with sparing_weights(self.model):
                 return call_tuple(self.model, feed, outputs)
 
         return record

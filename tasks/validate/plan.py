@@ -157,11 +157,11 @@ def _shares_reference(plan: ProbePlan, length: int) -> bool:
 
 
 def _far_padding_probes(plan: ProbePlan) -> Iterator[Probe]:
-    """Pad from just over the shortest length to the longest, unless that has every probe."""
-    facts, longest, real = plan.facts, plan.lengths[-1], plan.lengths[0] + 1
+    """Pad from the shortest length to the longest, unless that has every probe."""
+    facts, longest, real = plan.facts, plan.lengths[-1], plan.lengths[0]
     if longest in plan.whole or real >= longest or not facts.takes_padding:
         return
-    # An architecture that changes at some length in between has changed on one side alone.
+    # One that changes behind the shortest length, or at any in between, has changed on one side.
     if {"input_ids", "attention_mask"} <= set(facts.inputs):
         short = random_feed(facts, batch=plan.batch, length=real, seed=FRESH_SEED_BASE + 600)
         padded = pad_right(facts, short, longest)

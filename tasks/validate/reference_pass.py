@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
 from tasks.errors import UnsupportedCheckpointError, first_line
-from tasks.model.outputs import call_tuple, move, restoring_module_state
+from tasks.model.outputs import call_tuple, move
+from tasks.model.state import restoring_module_state
 from tasks.validate.faults import corrupting_weight, dense_weights
 from tasks.validate.latency import keep_latency, time_call
 from tasks.validate.plan import ProbePlan, first_probe, is_timed, plan_probes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import PaddingChangesError, UnsupportedCheckpointError
 from tasks.model.feeds import pad_right, random_feed, tokens_of
-from tasks.model.outputs import restoring_module_state
+from tasks.model.state import restoring_module_state
 from tasks.model.versions import eager_attention
 from tasks.validate.difference import is_within
 from tasks.validate.plan import ProbePlan, first_probe, plan_probes
@@ -83,7 +83,8 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
 
     Every probe with padding; where the shortest or the longest length has none, one that the
     dispatcher pads: sparse attention may depend on padding in long inputs alone. A general graph's
-    callers pad as far as they like: from just over the shortest length to the longest.
+    callers pad as far as they like: from just under the shortest length to the longest, over a
+    change at any length in between.
     """
     plan = eager.plan
     probes = {}
@@ -107,11 +108,11 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
 
 
 def _pad_far(plan: ProbePlan, probes: dict[int, Probe]) -> dict[int, Probe]:
-    """Return the shortest general probe over the shortest length, to be padded to the longest."""
+    """Return the probe one token under the shortest length, or the next, padded to the longest."""
     tokens = {}
     for index, probe in probes.items():
         size = max(tokens_of(plan.facts, probe.feed).values(), default=0)
-        if probe.general and plan.lengths[0] < size < plan.lengths[-1]:
+        if probe.general and plan.lengths[0] - 1 <= size < plan.lengths[-1] - 1:
             tokens[index] = size
     if not tokens:
         return {}

@@ -32,6 +32,7 @@ SLOW = (
     "test_samples",
     "test_bench",
     "test_devices",
+    "test_rotary",
     "test_left_out",
     "test_left_padding",
     "test_flows_cli",
