@@ -95,11 +95,12 @@ def train_unigram() -> list[tuple[str, float]]:
     """Return the pieces of a unigram model with the logarithms of their shares of the corpus."""
     pieces, _ = _train_pairs("unigram", _PIECES, [])
     words = _split_corpus("unigram")
-    counts = {}
+    counts = []
     for piece in pieces:
-        counts[piece] = sum(word.count(piece) for word in words)
-    total = sum(counts.values())
-    return [(piece, round(math.log(count / total), 6)) for piece, count in counts.items()]
+        counts.append(sum(word.count(piece) for word in words))
+    total = sum(counts)
+    scores = [round(math.log(count / total), 6) for count in counts]
+    return list(zip(pieces, scores, strict=True))
 
 
 def _split_corpus(kind: Kind) -> list[str]:
