@@ -16,14 +16,12 @@ from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
 from tracefleet.manifest_types import (
     FileEntry,
     InputSpec,
-    LengthVerdict,
     OutputSpec,
-    Tolerance,
     Toolchain,
-    Validation,
     Variant,
 )
 from tracefleet.store.s3 import S3Store
+from tracefleet.verdict_types import LengthVerdict, Tolerance, Validation
 
 
 def measure_listing(url: str, number: int) -> dict[str, float]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.prepare_gate import prepare_gate
 from tasks.backends.registry import find_backend
-from tasks.fetch.checkpoint import fetch, fetch_description, resolve
-from tasks.model.preflight import inspect
 from tasks.publish.devices import find_device, publish_device
-from tasks.request.candidate import check_same_commit
-from tasks.request.proof import download_bundle, plan_proof, read_conversion
-from tasks.samples.make import make_samples
+from tasks.request.proof import read_conversion
 from tasks.steps import Steps
-from tasks.validate.compute import compute_reference
 from tasks.validate.devices import name_device
 from tasks.validate.gate import validate_bundle
 from tracefleet.devices import DeviceVerdict
@@ -39,21 +35,7 @@ def prove_device(
         return known
     with steps or Steps(limits=request.limits) as steps:
         name = steps.child("device", name_device, device)
-        source = steps.here("resolve", resolve, request.source, **request.permissions)
-        check_same_commit(manifest, source)
-        described = steps.here("describe", fetch_description, source)
-        facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
-        checkpoint = steps.here("fetch", fetch, source)  # every byte verified
-        bundle = steps.here("download", download_bundle, store, manifest, steps.work)
-        options, folder = request.load_options, steps.work / "reference"
-        path = steps.work / "samples.safetensors"
-        samples = steps.child(
-            "samples", make_samples, checkpoint.folder, options, facts, manifest.lengths, path
-        )
-        plan = plan_proof(manifest, facts, device, samples)
-        reference = steps.child(
-            "reference", compute_reference, checkpoint.folder, options, plan, folder
-        )
+        bundle, reference = prepare_gate(store, manifest, request, steps, device=device)
         report = steps.child("validate", validate_bundle, bundle, reference)
         return publish_device(
             store,

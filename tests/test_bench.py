@@ -31,7 +31,12 @@ from tracefleet.bench.results import Absent, PeerFacts, Report, describe
 from tracefleet.bench.rows import TextRows
 from tracefleet.bench.table import render_table
 from tracefleet.cli import main
-from tracefleet.manifest_types import General, InputSpec, OutputSpec, Variant
+from tracefleet.manifest_types import (
+    General,
+    InputSpec,
+    OutputSpec,
+    Variant,
+)
 from tracefleet.store.folder import FileStore
 
 Capture = pytest.CaptureFixture[str]

@@ -9,8 +9,8 @@ import pytest
 
 from flows.__main__ import main
 from tasks.errors import NumericsMismatchError, PublishConflictError, RequestError
-from tasks.publish import channels
 from tasks.publish import conversion as publishing
+from tasks.publish import withdraw as moving
 from tasks.publish.channels import promote, rollback
 from tasks.publish.conversion import point_channel
 from tasks.publish.identity import Identity
@@ -18,9 +18,9 @@ from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.channel import append, channel_folder, conversion_folder, read_entry
 from tracefleet.errors import DigestMismatchError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE
 from tracefleet.published import Selection, load_manifest, select
 from tracefleet.store.folder import FileStore
+from tracefleet.verdict_types import UNVALIDATED_ON_DEVICE
 
 BUNDLE = b"no model, but bytes"
 
@@ -131,7 +131,7 @@ def test_a_channel_that_moved_meanwhile_is_left_to_be_looked_at(
         put(store, "c")
         return append(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(channels, "append", moves_first)
+    monkeypatch.setattr(moving, "append", moves_first)
     with pytest.raises(PublishConflictError, match="another writer published meanwhile"):
         back(store)
     assert name(store) == "c"

@@ -172,7 +172,7 @@ def test_a_wrong_artifact_gets_no_verdict(made, checkpoint, tmp_path, monkeypatc
     with torch.no_grad():
         dict(broken.named_parameters())["model.encoder.layer.0.output.dense.bias"].add_(1.0)
     torch.jit.save(broken, other)
-    monkeypatch.setattr("flows.prove_device.download_bundle", lambda *_: other)
+    monkeypatch.setattr("flows.prepare_gate.download_bundle", lambda *_: other)
     before = _files(made)
     with pytest.raises(Exception, match=r"bit for bit|does not compute"):
         prove_device(made.publication.url, "cpu")

@@ -72,13 +72,14 @@ def test_a_repeat_of_what_was_rolled_back_tells_the_number_that_brings_it_back(
     says = r"channel  latest #4, rolled back .*`python -m flows rollback --number (\d)` brings"
     assert [re.findall(says, convert(lengths)) for lengths in ("16", "24")] == [["2"], ["3"]]
     as_json = json.loads(convert("16", "--json"))
-    assert (as_json["withdrawn"], as_json["withdrawn_number"], as_json["number"]) == (True, 2, 4)
+    assert (as_json["rolled_back_number"], as_json["number"]) == (2, 4)
+    assert (as_json["withdrawn"], as_json["withdrawn_number"]) == (None, None)
     assert main(["rollback", *by_name, "--number", "2"]) == 0
     assert main(["promote", *by_name, "--channel", "latest", "--to", "stable"]) == 0
     capsys.readouterr()
     assert "channel  latest #5\n" in convert("16"), "the control: what was told brings it back"
     as_json = json.loads(convert("16", "--json"))
-    assert (as_json["withdrawn"], as_json["withdrawn_number"]) == (False, None)
+    assert as_json["rolled_back_number"] is None
 
 
 def test_convert_to_s3_then_again_and_open_from_there(

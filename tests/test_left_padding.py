@@ -26,10 +26,10 @@ from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.cli import main
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest, parse
-from tracefleet.manifest_types import DIFFERS, HOLDS, UNTRIED
 from tracefleet.reader.left_padding import refuse_left_padded
 from tracefleet.reader.model import Model
 from tracefleet.store.folder import FileStore
+from tracefleet.verdict_types import DIFFERS, HOLDS, UNTRIED
 
 LENGTHS = (8, 16)
 ROW = [20, 21, 22, 23, 24]

@@ -19,11 +19,12 @@ import pytest
 
 from tests.support.reader_support import entry, example_manifest
 from tracefleet import manifest as manifest_module
-from tracefleet import manifest_types
+from tracefleet import manifest_types, verdict_types
 from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
-from tracefleet.manifest import Manifest, parse, samples_path
-from tracefleet.manifest_types import FileEntry, General, Tolerance, Variant
+from tracefleet.manifest import Manifest, parse
+from tracefleet.manifest_types import FileEntry, General, Variant
+from tracefleet.verdict_types import Tolerance, samples_path
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
 SCHEMA = json.loads(
@@ -134,7 +135,8 @@ def test_the_schema_is_sound_and_accepts_the_golden_file():
 def test_the_schema_names_the_fields_of_the_dataclasses():
     shapes = {**SCHEMA["$defs"], "Manifest": SCHEMA}
     for name, shape in shapes.items():
-        kind = Manifest if name == "Manifest" else getattr(manifest_types, name)
+        known = {**vars(manifest_types), **vars(verdict_types), "Manifest": Manifest}
+        kind: Any = known[name]
         fields = {field.name for field in dataclasses.fields(kind)}
         assert set(shape["properties"]) == fields == set(shape["required"]), name
         assert shape["additionalProperties"] is False

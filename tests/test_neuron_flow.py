@@ -247,7 +247,7 @@ def test_a_candidate_of_other_weights_is_not_judged(own_checkpoint, store):
     with on(**NO_DEVICE):
         url = convert(request(folder, store, lengths=[8])).publication.url
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    with on(), pytest.raises(RequestError, match="which was compiled"):
+    with on(), pytest.raises(RequestError, match="which was converted"):
         validate(url)
 
 

@@ -21,14 +21,12 @@ from tracefleet.errors import DigestMismatchError, StoreError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import (
     InputSpec,
-    LengthVerdict,
     OutputSpec,
-    Tolerance,
     Toolchain,
-    Validation,
     Variant,
 )
 from tracefleet.store import open_writable
+from tracefleet.verdict_types import LengthVerdict, Tolerance, Validation
 
 INPUTS = (
     InputSpec(name="input_ids", dtype="int64", axes=("batch", "length"), pad_value=0),

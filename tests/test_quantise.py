@@ -40,7 +40,7 @@ from tasks.validate.verdict import TOLERANCES
 from tests.support import tiny
 from tests.support.gate_support import Bench
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import Accuracy
+from tracefleet.verdict_types import Accuracy
 
 #: Large enough for its weights to outweigh its code.
 WIDE = {**tiny.BERT, "hidden_size": 160, "intermediate_size": 640, "num_attention_heads": 4}

@@ -32,14 +32,16 @@ from tasks.validate.difference import Difference, incomparable
 from tasks.validate.verdict import TOLERANCES, ProbeResult, ValidationReport
 from tests.test_pipeline import _gate_without_bits, _mistrace
 from tracefleet.manifest_types import (
+    InputSpec,
+    OutputSpec,
+    Toolchain,
+    Variant,
+)
+from tracefleet.verdict_types import (
     DIFFERS,
     HOLDS,
     Accuracy,
-    InputSpec,
-    OutputSpec,
     Tolerance,
-    Toolchain,
-    Variant,
 )
 
 OUTPUTS = ("logits", "encoder_last_hidden_state")

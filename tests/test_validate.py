@@ -15,7 +15,7 @@ from tasks.validate.difference import compare
 from tasks.validate.plan import plan_probes
 from tasks.validate.verdict import TOLERANCES
 from tests.support.gate_support import Bench
-from tracefleet.manifest_types import Tolerance
+from tracefleet.verdict_types import Tolerance
 
 SOUND = {
     "bert": "feature-extraction",

@@ -33,6 +33,7 @@ from tracefleet.errors import (
     NoSuchVariantError,
     StoreError,
     StoreUnavailableError,
+    WithdrawnError,
 )
 from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import Variant
@@ -77,6 +78,7 @@ __all__ = [
     "StoreUnavailableError",
     "Variant",
     "WatchedModel",
+    "WithdrawnError",
     "check",
     "find",
     "find_variants",

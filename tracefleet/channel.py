@@ -2,8 +2,9 @@
 
 A channel is a folder of ``0000000001.json``, ``0000000002.json``, …; the highest number is
 current. Each number is created once and never changed, so two publishers can't lose each other's
-update, and a rollback is a new number that points to an older key. Publishers call ``advance``,
-readers ``read_current`` and ``find_variants``.
+update, and a rollback is a new number that points to an older key. A withdrawal is a new number
+too, with the reason: readers refuse what it points to. Publishers call ``advance``, readers
+``read_current`` and ``find_variants``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 _WHOLE_SLUG = re.compile(rf"{_SLUG.pattern}-[0-9a-f]{{8}}")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: A reason is one line, for a table and a log.
+LONGEST_REASON = 500
 _LABEL = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)\.([a-z0-9-]+)\.b([1-9][0-9]*)")
 
 
@@ -45,15 +48,17 @@ class ChannelEntry:
         previous: number that a rollback from this one restores; None: there is none. An entry that
             is itself a rollback has the number before the one that it restored.
         nonce: random text by which a writer that got no response recognises its own entry.
+        withdrawn: why the conversion was withdrawn, so that readers refuse it; None: it is not.
     """
 
     manifest: str
     key: str
     previous: int | None
     nonce: str
+    withdrawn: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that are no digests."""
+        """Refuse values that are no digests, and a reason that is not one line."""
         # The key becomes part of a path.
         for name, value in (("manifest", self.manifest), ("key", self.key)):
             if not _SHA256.fullmatch(value):
@@ -61,10 +66,20 @@ class ChannelEntry:
                     f"channel entry: {name} expected 64 hex digits, got {value!r}. The entry was "
                     "edited; publish again."
                 )
+        if self.withdrawn is not None:
+            try:
+                check_reason(self.withdrawn)
+            except ValueError as error:
+                raise ManifestError(f"channel entry: {error}. The entry was edited.") from None
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON."""
-        return canonical_json(asdict(self))
+        fields = asdict(self)
+        # Readers of before there were withdrawals refuse a field that they don't know: rightly, but
+        # only where there is one.
+        if self.withdrawn is None:
+            del fields["withdrawn"]
+        return canonical_json(fields)
 
 
 class Published(NamedTuple):
@@ -137,6 +152,20 @@ def check_channel(channel: str) -> str:
     return channel
 
 
+def check_reason(reason: str) -> str:
+    """Return the reason of a withdrawal if it can be one.
+
+    Raises:
+        ValueError: it is empty, longer than 500 characters, or more than one line of plain text.
+    """
+    if reason.strip() and reason.isprintable() and len(reason) <= LONGEST_REASON:
+        return reason
+    raise ValueError(
+        f"reason: expected one line of 1 to {LONGEST_REASON} printable characters, got "
+        f"{len(reason)}: {reason[:80]!r}"
+    )
+
+
 def parse_label(label: str) -> Variant | None:
     """Return the variant that a folder's name states; None: it is not a variant's folder."""
     match = _LABEL.fullmatch(label)
@@ -174,6 +203,8 @@ def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
         raise ManifestError(
             f"{path}: expected JSON, got {error}. The channel is damaged; publish again."
         ) from error
+    if isinstance(raw, dict):
+        raw.setdefault("withdrawn", None)  # what is not withdrawn does not say so
     return decode(ChannelEntry, raw, where=path)
 
 
@@ -207,11 +238,16 @@ def append(
     manifest_digest: str,
     key: str,
     previous: int | None,
+    withdrawn: str | None = None,
 ) -> int | None:
     """Write the number that follows ``after``; return it, or None if another writer took it."""
     following = (after or 0) + 1
     entry = ChannelEntry(
-        manifest=manifest_digest, key=key, previous=previous, nonce=secrets.token_hex(16)
+        manifest=manifest_digest,
+        key=key,
+        previous=previous,
+        nonce=secrets.token_hex(16),
+        withdrawn=withdrawn,
     )
     path = entry_path(folder, following)
     return following if store.put_new(path, entry.to_bytes()) else None

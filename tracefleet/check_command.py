@@ -8,9 +8,10 @@ import sys
 
 from tracefleet.check import OTHER, SAME, CheckReport, check
 from tracefleet.printing import format_count, print_json
-from tracefleet.published import Selection, load_manifest, select
+from tracefleet.published import Selection, load_manifest
 from tracefleet.reader.open import open_selected
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.selecting import select_one
+from tracefleet.store import ReadableStore
 from tracefleet.triton import check_server
 
 DESCRIPTION = """\
@@ -38,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """Check one conversion here or on a server; 1 if anything differs."""
-    store = open_store(arguments.store)
-    filters = {name: getattr(arguments, name) for name in ("task", "backend", "dtype", "batch")}
-    selection = select(store, arguments.source, channel=arguments.channel, **filters)
+    store, selection = select_one(arguments)
     report, place = _run(arguments, store, selection)
     if arguments.json:
         print_json({"ok": report.ok, **dataclasses.asdict(report)})

@@ -15,13 +15,14 @@ from typing import TypeAlias
 from tracefleet import __version__, check_command, commands
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.errors import ArtifactError
+from tracefleet.show_command import show_command
 
 Command = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _SUMMARIES = {
     "list": "List every channel with its current conversion.",
-    "show": "Print the facts of one conversion, from its checked manifest.",
+    "show": "Print the facts of one conversion, withdrawn or not, from its checked manifest.",
     "verify": "Compare every byte of current conversions with their digests.",
     "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
     "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
@@ -77,7 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_list(subparsers)
-    _add_source(_add(subparsers, "show", commands.show_command))
+    _add_source(_add(subparsers, "show", show_command))
     verify = _add(subparsers, "verify", commands.verify_command, channel=None)
     _add_source(verify, optional=True)
     _add_pull(subparsers)

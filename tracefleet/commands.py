@@ -9,21 +9,19 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tracefleet.channel import Published
-from tracefleet.devices import find_verdicts
 from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import VALIDATED, FileEntry, InputSpec, OutputSpec
-from tracefleet.printing import Table, format_size, print_json
-from tracefleet.published import Selection, find, load_manifest, open_verified, resolve, select
+from tracefleet.manifest_types import FileEntry
+from tracefleet.printing import Table, print_json
+from tracefleet.published import Selection, find, load_manifest, open_verified, resolve
 from tracefleet.pull import pull
-from tracefleet.reader.left_padding import describe_left_padding
 from tracefleet.reader.open import open_selected
 from tracefleet.reader.outputs import Outputs
+from tracefleet.selecting import describe_row, read_filters, select_one
 from tracefleet.store import ReadableStore, open_store
 from tracefleet.text import TOKENIZER, load_tokenizer
 from tracefleet.verify import FileCheck, verify
@@ -33,21 +31,11 @@ _PAGE = 10
 _THREADS = 16
 
 
-def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("task", "backend", "dtype", "batch", "channel")
-    return {name: getattr(arguments, name) for name in names}
-
-
-def _select(arguments: argparse.Namespace) -> tuple[ReadableStore, Selection]:
-    store = open_store(arguments.store)
-    return store, select(store, arguments.source, **_filters(arguments))
-
-
 def list_command(arguments: argparse.Namespace) -> int:
     """List channels with their current conversions, page by page; damaged ones on stderr."""
     store = open_store(arguments.store)
     after = f"channels/{arguments.after}" if arguments.after else ""
-    found = find(store, after=after, **_filters(arguments))
+    found = find(store, after=after, **read_filters(arguments))
     shown = itertools.islice(found, arguments.limit)
     rows: list[dict[str, Any]] = []
     table, damaged, last = Table(), 0, None
@@ -75,12 +63,12 @@ def list_command(arguments: argparse.Namespace) -> int:
 def _describe_all(
     store: ReadableStore, page: list[Published]
 ) -> list[dict[str, Any] | ArtifactError]:
-    """Return one row for each channel, or the error that reading its conversion raised."""
+    """Return one row for each channel, withdrawn ones too, or the error that reading it raised."""
 
     def describe(published: Published) -> dict[str, Any] | ArtifactError:
         try:
             selection = resolve(store, published)
-            return _describe(selection, load_manifest(store, selection))
+            return describe_row(selection, load_manifest(store, selection, allow_withdrawn=True))
         except ArtifactError as error:
             return error
 
@@ -89,117 +77,10 @@ def _describe_all(
         return list(pool.map(describe, page))
 
 
-def _describe(selection: Selection, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "source": manifest.source,
-        "variant": manifest.variant.label,
-        "channel": selection.published.channel,
-        "seq": selection.number,
-        "lengths": list(manifest.lengths),
-        "verdict": manifest.validation.verdict,
-        "size": _total_size(manifest),
-        "key": manifest.key,
-    }
-
-
-def show_command(arguments: argparse.Namespace) -> int:
-    """Print the checked manifest of one conversion."""
-    store, selection = _select(arguments)
-    manifest = load_manifest(store, selection)
-    if arguments.json:
-        print_json(dataclasses.asdict(manifest))
-        return 0
-    for name, value in _list_facts(store, selection, manifest).items():
-        print(f"{name:<10} {value}")
-    for length in manifest.validation.lengths:
-        verdict = "passed" if length.passed else "FAILED"
-        measured = f"max abs error {length.max_abs_error:.2e}, {length.probes} probes, {verdict}"
-        print(f"length {length.length:<4}{measured}")
-    for file in manifest.published:
-        print(f"file       {file.path} {file.size} bytes sha256 {file.sha256}")
-    return 0
-
-
-def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) -> dict[str, Any]:
-    tolerance = manifest.validation.tolerance
-    versions = dataclasses.asdict(manifest.toolchain).items()
-    return {
-        **_describe(selection, manifest),
-        "lengths": ", ".join(map(str, manifest.lengths)),
-        "size": format_size(_total_size(manifest)),
-        "commit": manifest.commit,
-        "license": manifest.license or "not declared",
-        "inputs": _format_specs(manifest.inputs),
-        "outputs": _format_specs(manifest.outputs),
-        "any shape": _describe_shapes(manifest),
-        "left pads": describe_left_padding(manifest.validation),
-        "devices": _describe_devices(store, selection, manifest),
-        "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
-        "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
-        "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
-        "samples": _describe_samples(manifest),
-        **_describe_accuracy(manifest),
-    }
-
-
-def _describe_samples(manifest: Manifest) -> str:
-    """Say whether the conversion can be checked on another machine."""
-    samples, reason = manifest.validation.samples, manifest.validation.without_samples
-    if samples is None:
-        return f"none: {reason or 'its schema has none'}"
-    return f"{format_size(samples.size)}; run them here with `tracefleet check`"
-
-
-def _describe_accuracy(manifest: Manifest) -> dict[str, str]:
-    """Say how far a quantised model is from float32; nothing where nothing is quantised."""
-    accuracy = manifest.validation.accuracy
-    if accuracy is None:
-        return {}
-    figures = [f"smallest cosine {accuracy.min_cosine:.4f}"]
-    if manifest.outputs[0].name.endswith("logits"):
-        figures.append(f"equal labels {accuracy.top1_agreement:.1%}")
-    if accuracy.rank_correlation is not None:
-        figures.append(f"rank correlation of similarities {accuracy.rank_correlation:.4f}")
-    return {"accuracy": f"{', '.join(figures)}, on {accuracy.inputs or 'random'} inputs"}
-
-
-def _describe_devices(store: ReadableStore, selection: Selection, manifest: Manifest) -> str:
-    """Say on which devices the gate was run, and whether the conversion runs on others."""
-    first = manifest.device or "cpu"
-    proved = [] if manifest.validation.verdict != VALIDATED else [first]
-    for verdict in find_verdicts(store, selection.folder, manifest):
-        proved.append(f"{verdict.device} ({verdict.name}, torch {verdict.toolchain.torch})")
-    known = f"proved on {', '.join(proved)}" if proved else "proved on none"
-    others = "runs where its inputs are" if manifest.follows_device else f"runs on {first} alone"
-    return f"{known}; {others}"
-
-
-def _describe_shapes(manifest: Manifest) -> str:
-    """Say whether rows run at their own length, and why not."""
-    general = manifest.general
-    if general is None:
-        return f"no, padded to a standard length: {manifest.routed or 'its recipe did not try'}"
-    if general.tokens is None:
-        return f"up to {general.rows} rows at once"
-    largest = manifest.lengths[-1]
-    return (
-        f"{general.shortest} to {largest} tokens as they are, up to {general.rows} rows or "
-        f"{general.tokens} tokens at once"
-    )
-
-
-def _total_size(manifest: Manifest) -> int:
-    return sum(file.size for file in manifest.published)
-
-
-def _format_specs(specs: Sequence[InputSpec | OutputSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype} ({', '.join(spec.axes)})" for spec in specs)
-
-
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Check every file of every channel that fits, and list damaged ones on stderr."""
+    """Compare every file of every channel that fits with its digest; damage goes to stderr."""
     store = open_store(arguments.store)
-    chosen = list(find(store, arguments.source, **_filters(arguments)))
+    chosen = list(find(store, arguments.source, **read_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")
     checks: list[FileCheck] = []
@@ -211,6 +92,9 @@ def verify_command(arguments: argparse.Namespace) -> int:
     else:
         files = "file" if len(checks) == 1 else "files"
         print(f"{len(checks)} {files} checked in {len(chosen)} channels, {len(damaged)} damaged")
+        for check in checks:
+            if check.withdrawn is not None:
+                print(f"withdrawn {check.path}: {check.withdrawn}")
     for check in damaged:
         print(check, file=sys.stderr)
     return 1 if damaged else 0
@@ -218,7 +102,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 def pull_command(arguments: argparse.Namespace) -> int:
     """Copy one conversion to a folder, or print URLs from which others can download it."""
-    store, selection = _select(arguments)
+    store, selection = select_one(arguments)
     if arguments.presign:
         return _presign(store, selection, arguments)
     manifest = pull(store, selection, arguments.dest)
@@ -257,7 +141,7 @@ def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Nam
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Run one conversion on texts or ids and print its outputs."""
-    store, selection = _select(arguments)
+    store, selection = select_one(arguments)
     manifest = load_manifest(store, selection)
     if arguments.text:
         inputs = _tokenize(store, selection, manifest, arguments.text)

@@ -17,8 +17,9 @@ from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import INT8, JIT, Toolchain, Validation
+from tracefleet.manifest_types import INT8, JIT, Toolchain
 from tracefleet.store import ReadableStore
+from tracefleet.verdict_types import Validation
 
 CPU = "cpu"
 FOLDER = "devices"

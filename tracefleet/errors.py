@@ -3,6 +3,7 @@
     ArtifactError
     ├── ManifestError         a manifest that is missing, malformed, edited, or not of this schema
     ├── NoSuchVariantError    nothing published under that source, variant or channel
+    ├── WithdrawnError        what the channel points to was withdrawn after it was published
     ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
     ├── NoSamplesError        a conversion without golden samples can't be checked with them
@@ -24,6 +25,26 @@ class ManifestError(ArtifactError):
 
 class NoSuchVariantError(ArtifactError):
     """No conversion is published under the requested source, variant and channel."""
+
+
+class WithdrawnError(ArtifactError):
+    """The conversion that a channel points to was withdrawn: found wrong after it was published.
+
+    Attributes:
+        reason: why, as it was written when it was withdrawn.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the reason when the error crosses a process boundary."""
+        return _withdrawn, (str(self), self.reason)
+
+
+def _withdrawn(message: str, reason: str) -> WithdrawnError:
+    return WithdrawnError(message, reason=reason)
 
 
 class DigestMismatchError(ArtifactError):

@@ -7,7 +7,7 @@ when and how fast is in an attestation beside it.
 Laws, each with a test per direction: ``parse(manifest.to_bytes()) == manifest`` and
 ``parse(data).to_bytes() == data`` for every ``data`` that ``to_bytes`` wrote.
 The format is published as ``manifest.schema.json`` in this package; the values in a manifest are
-defined in ``tracefleet.manifest_types``.
+defined in ``tracefleet.manifest_types`` and ``tracefleet.verdict_types``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import (
-    GENERALITY_FIELDS,
-    UNTRIED,
-    VALIDATED,
     FileEntry,
     General,
     InputSpec,
     OutputSpec,
     Toolchain,
-    Validation,
     Variant,
+)
+from tracefleet.verdict_types import (
+    GENERALITY_FIELDS,
+    UNTRIED,
+    VALIDATED,
+    Validation,
 )
 
 SCHEMA = 3
@@ -139,11 +141,6 @@ class Manifest:
         paths = [file.path for file in self.files]
         if paths != sorted(set(paths)):
             raise ManifestError(f"manifest: files expected sorted, each once; got {paths}")
-        samples = self.validation.samples
-        if samples is not None and samples.path != samples_path(samples.sha256):
-            raise ManifestError(
-                f"manifest: samples expected {samples_path(samples.sha256)}, got {samples.path}"
-            )
 
     @property
     def published(self) -> tuple[FileEntry, ...]:
@@ -287,11 +284,6 @@ def _refuse_later_fields(schema: int, raw: dict[str, Any], names: Iterable[str])
     for name in names:
         if name in raw:
             raise ManifestError(f"manifest: schema {schema} has no field {name}; got one")
-
-
-def samples_path(sha256: str) -> str:
-    """Return the path of golden samples in their conversion's folder, by their digest."""
-    return f"samples/{sha256}.safetensors"
 
 
 def program_path(length: int) -> str:

@@ -25,6 +25,9 @@ class Table:
             "size": format_size(row["size"]),
             "key": row["key"][:12],
         }
+        # A line has no room for the reason, and a withdrawn verdict holds no longer.
+        if shown.pop("withdrawn") is not None:
+            shown["verdict"] = "withdrawn"
         if not self._widths:
             self._rows.append(list(shown))
             self._widths = [0] * len(shown)

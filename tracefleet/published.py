@@ -27,10 +27,12 @@ from tracefleet.channel import (
 )
 from tracefleet.choices import list_choices
 from tracefleet.errors import (
+    ArtifactError,
     DigestMismatchError,
     ManifestError,
     NoSuchVariantError,
     StoreError,
+    WithdrawnError,
 )
 from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
 from tracefleet.manifest_types import FileEntry
@@ -160,16 +162,29 @@ def resolve(store: ReadableStore, published: Published) -> Selection:
         ManifestError: the channel's entry is malformed.
     """
     entry = read_entry(store, published.folder, published.number)
+    if entry.withdrawn is not None:
+        # Without a network too the conversion must not be opened any more from here on.
+        store.cache_selection({entry_path(published.folder, published.number): entry.to_bytes()})
     return Selection(published=published, entry=entry)
 
 
-def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:
+def load_manifest(
+    store: ReadableStore, selection: Selection, *, allow_withdrawn: bool = False
+) -> Manifest:
     """Return the checked manifest of a selection.
 
+    Args:
+        store: store of the selection.
+        selection: the conversion.
+        allow_withdrawn: whether to return that of a withdrawn conversion, to tell about it.
+
     Raises:
+        WithdrawnError: the conversion was withdrawn.
         DigestMismatchError: its bytes don't have the digest in the channel's entry.
         ManifestError: it is missing, malformed, or of another conversion.
     """
+    if selection.entry.withdrawn is not None and not allow_withdrawn:
+        raise _refuse_withdrawn(store, selection, selection.entry.withdrawn)
     path, data = _read_manifest(store, selection)
     manifest = parse(data)
     if manifest.to_bytes() != data:
@@ -191,6 +206,25 @@ def load_manifest(store: ReadableStore, selection: Selection) -> Manifest:
                 "conversion's name; do not use it."
             )
     return manifest
+
+
+def _refuse_withdrawn(store: ReadableStore, selection: Selection, reason: str) -> WithdrawnError:
+    published = selection.published
+    return WithdrawnError(
+        f"{_name_source(store, selection)} {published.variant}: what channel "
+        f"{published.channel!r} points to (number {published.number}, {selection.entry.key[:12]}) "
+        f"was withdrawn: {reason}. Nothing was loaded. Convert the checkpoint again with other "
+        "versions, roll the channel back (`python -m flows rollback`), or open another channel.",
+        reason=reason,
+    )
+
+
+def _name_source(store: ReadableStore, selection: Selection) -> str:
+    """Return the source, or its slug if the manifest can't be read."""
+    try:
+        return load_manifest(store, selection, allow_withdrawn=True).source
+    except ArtifactError:
+        return selection.published.slug
 
 
 def _read_manifest(store: ReadableStore, selection: Selection) -> tuple[str, bytes]:

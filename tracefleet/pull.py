@@ -21,6 +21,7 @@ def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
     """Copy a conversion's folder, checked, to ``target``, which appears complete or not at all.
 
     Raises:
+        WithdrawnError: the conversion was withdrawn.
         StoreError: ``target`` exists and is not an empty folder, or can't be written.
         DigestMismatchError: a file in the store is damaged.
     """

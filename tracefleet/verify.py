@@ -24,11 +24,13 @@ class FileCheck:
         path: path of the file, relative to the store's root.
         expected: expected sha256, or a description of what was expected.
         got: sha256 of the file, or a description of what was found.
+        withdrawn: of a channel's entry: why its conversion was withdrawn; None: it was not.
     """
 
     path: str
     expected: str
     got: str
+    withdrawn: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -42,7 +44,8 @@ class FileCheck:
 def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
     """Check the channel entry, the manifest and every file of a channel's current conversion.
 
-    Damage is in the results and is not raised, so that one call reports all of it.
+    Damage is in the results and is not raised, so that one call reports all of it. A withdrawn
+    conversion is no damage: the check of the channel's entry carries the reason.
 
     Raises:
         StoreError: with ``TRACEFLEET_OFFLINE`` only the cache can be read, not the store.
@@ -51,16 +54,16 @@ def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
         raise store.refusal(f"to read {published.folder} from the store itself")
     try:
         selection = resolve(store, published)
-        manifest = load_manifest(store, selection)
+        manifest = load_manifest(store, selection, allow_withdrawn=True)
     except DigestMismatchError as error:
         return [FileCheck(path=error.path, expected=error.expected, got=error.got)]
     except ArtifactError as error:
         expected = "a channel entry and manifest that can be read"
         return [FileCheck(path=published.folder, expected=expected, got=str(error))]
     digest = selection.entry.manifest
-    entry = f"number {selection.number}"
+    path, entry = entry_path(published.folder, selection.number), f"number {selection.number}"
     return [
-        FileCheck(path=entry_path(published.folder, selection.number), expected=entry, got=entry),
+        FileCheck(path=path, expected=entry, got=entry, withdrawn=selection.entry.withdrawn),
         FileCheck(path=f"{selection.folder}/{manifest.file_name}", expected=digest, got=digest),
         *(_check(store, selection, file) for file in manifest.published),
     ]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tasks.request.conversion import ConversionRequest
 
 _EPILOG = """\
-exit codes: 0 published and validated, or published already; 1 refused or failed; 2 wrong usage;
-130 interrupted.
+exit codes: 0 published and validated, or published already; 1 refused, failed, or withdrawn
+since; 2 wrong usage; 130 interrupted.
 
 examples:
   python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store

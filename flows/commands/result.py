@@ -11,30 +11,35 @@ if TYPE_CHECKING:
 
 
 def print_result(options: argparse.Namespace, result: Conversion) -> int:
-    """Print what came of a request, and return the exit code."""
+    """Print what came of a request, and return the exit code: 1 for what readers refuse."""
     if options.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
         from flows.commands.summary import summarise
 
         print(summarise(result))
-    return 0
+    return 0 if result.publication.withdrawal is None else 1
 
 
 def _status(result: Conversion) -> str:
     if not result.validated:
         return "compiled before" if result.fresh else "compiled"
+    if result.publication.withdrawal is not None:
+        return "withdrawn"
     return "already published" if result.fresh else "published"
 
 
 def _as_json(result: Conversion) -> dict[str, Any]:
+    withdrawal = result.publication.withdrawal
+    number, reason = withdrawal or (None, None)
     return {
         "status": _status(result),
         "url": result.publication.url,
         "channel": result.publication.channel,
         "number": result.publication.number,
-        "withdrawn": result.publication.rolled_back_number is not None,
-        "withdrawn_number": result.publication.rolled_back_number,
+        "rolled_back_number": result.publication.rolled_back_number,
+        "withdrawn": reason,
+        "withdrawn_number": number,
         "manifest_digest": result.publication.manifest_digest,
         "report": result.report_url,
         "manifest": json.loads(result.manifest.to_bytes()),

@@ -1,4 +1,4 @@
-"""The command line's upkeep of a store: ``gc``, ``promote``, ``rollback``, ``limit-schema``.
+"""The command line's upkeep of a store: ``gc``, ``limit-schema``, and moving channels by hand.
 
 ``flows.__main__`` parses the arguments and calls one of these; each prints for a person, or one
 JSON document with ``--json``, and returns the exit code.
@@ -53,6 +53,18 @@ def add_command(commands: Any) -> None:
     _add_selection(rollback)
     rollback.add_argument("--channel", default="latest", help="which channel (latest)")
     rollback.add_argument("--number", type=int, help="bring this one back (default: the previous)")
+    text = "Withdraw what a channel points to: readers refuse it from then on, and say why."
+    withdraw = commands.add_parser("withdraw", help=text, description=text)
+    withdraw.set_defaults(command=_withdraw)
+    _add_selection(withdraw)
+    withdraw.add_argument("--channel", default="latest", help="which channel (latest)")
+    withdraw.add_argument("--reason", required=True, help="one line for those who meet the refusal")
+    text = "Make a withdrawn conversion current again, as the channel's next number."
+    reinstate = commands.add_parser("reinstate", help=text, description=text)
+    reinstate.set_defaults(command=_reinstate)
+    _add_selection(reinstate)
+    reinstate.add_argument("--channel", default="latest", help="which channel (latest)")
+    reinstate.add_argument("--number", type=int, help="bring this one back (default: the current)")
     text = "Limit the schema of a store's next manifests, for readers of an earlier version."
     limit = commands.add_parser("limit-schema", help=text, description=text)
     limit.set_defaults(command=_limit_schema)
@@ -60,7 +72,7 @@ def add_command(commands: Any) -> None:
     limit.add_argument(
         "--schema", required=True, help="a number from 2 on, or newest, which lifts the limit"
     )
-    for parser in (gc, promote, rollback, limit):
+    for parser in (gc, promote, rollback, withdraw, reinstate, limit):
         add_output(parser)
 
 
@@ -123,6 +135,35 @@ def _rollback(options: argparse.Namespace) -> int:
     store = open_writable(options.store)
     selection = select(store, **_selection(options))
     manifest, number = rollback(store, selection, number=options.number)
+    return _print_channel(options, options.channel, number, manifest.key)
+
+
+def _withdraw(options: argparse.Namespace) -> int:
+    from tasks.publish.withdraw import withdraw
+    from tracefleet.published import select
+    from tracefleet.store import open_writable
+
+    store = open_writable(options.store)
+    selection = select(store, **_selection(options))
+    found = withdraw(store, selection, options.reason)
+    shown: dict[str, Any] = {"channel": options.channel, "number": found.number}
+    if options.json:
+        shown |= {"key": selection.entry.key, "withdrawn": found.reason}
+        print(json.dumps(shown, indent=2))
+    else:
+        key = selection.entry.key[:12]
+        print(f"channel  {options.channel} #{found.number} -> {key} withdrawn: {found.reason}")
+    return 0
+
+
+def _reinstate(options: argparse.Namespace) -> int:
+    from tasks.publish.withdraw import reinstate
+    from tracefleet.published import select
+    from tracefleet.store import open_writable
+
+    store = open_writable(options.store)
+    selection = select(store, **_selection(options))
+    manifest, number = reinstate(store, selection, number=options.number)
     return _print_channel(options, options.channel, number, manifest.key)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from flows.engine.record import Conversion
 from tasks.publish.conversion import Publication
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import JIT, Validation
+from tracefleet.manifest_types import JIT
+from tracefleet.verdict_types import Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
@@ -31,6 +32,8 @@ def summarise(result: Conversion) -> str:
 def _status(result: Conversion) -> str:
     if not result.validated:
         return "compiled before" if result.fresh else "compiled, and not validated"
+    if result.publication.withdrawal is not None:
+        return "withdrawn, and left so"
     return "already published" if result.fresh else "published and validated"
 
 
@@ -64,6 +67,12 @@ def _accuracy(validation: Validation) -> list[str]:
 
 def _channel(publication: Publication) -> str:
     current = f"{publication.channel} #{publication.number}"
+    if publication.withdrawal is not None:
+        number, reason = publication.withdrawal
+        return (
+            f"{current}, this conversion was withdrawn: {reason}. Readers refuse it; if it is "
+            f"right all the same, `python -m flows reinstate --number {number}` brings it back"
+        )
     if publication.rolled_back_number is None:
         return current
     return (

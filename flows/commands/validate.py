@@ -1,4 +1,4 @@
-"""``python -m flows validate``: prove a conversion on a device of this host, and publish that."""
+"""``python -m flows validate``: run the gate on what is published, here and now."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.commands.arguments import add_engine, add_output
 from flows.commands.result import print_result
+from flows.commands.validate_current import add_arguments, explain_misuse, validate_current
 from flows.engine import settings
 
 if TYPE_CHECKING:
@@ -14,19 +15,32 @@ if TYPE_CHECKING:
 
 _MORE = ("channel", "allow_pickle", "trust_remote_code", "timeout_seconds")
 _DESCRIPTION = """\
-Run what was compiled without a device (channel `candidate`, verdict `unvalidated-on-device`)
-through the whole gate on this host's Neuron device, against the checkpoint's eager outputs. What
-passes is published under the channel; what does not stays a candidate, and its report is kept.
+Three words, three things: `tracefleet verify` compares digests, `tracefleet check` runs the golden
+samples, `validate` runs the gate.
 
-With --device, run a published jit conversion through the whole gate on that device, against eager
-on the same one. The verdict is written beside the manifest, where readers look for it.
+With --conversion, run what was compiled without a device (channel `candidate`, verdict
+`unvalidated-on-device`) through the whole gate on this host's Neuron device, against the
+checkpoint's eager outputs. What passes is published under the channel; what does not stays a
+candidate, and its report is kept.
+
+With --conversion and --device, run a published jit conversion through the whole gate on that
+device, against eager on the same one. The verdict is written beside the manifest, where readers
+look for it.
+
+With --current, run the whole gate again on every jit conversion that a channel points to, with this
+host's versions and without tracing: the checkpoint is fetched at the conversion's own commit, and
+eager's outputs are computed anew. What passes changes nothing. With --withdraw, what fails is
+withdrawn, with the first failure as the reason. What could not be tried (its source is gone or has
+changed, the network, another recipe) says nothing about a conversion, and is never withdrawn.
 """
 _EPILOG = """\
-exit codes: 0 validated, or validated already; 1 refused or failed; 2 wrong usage; 130 interrupted.
+exit codes: 0 validated, or validated already; 1 refused or failed, with --current also if one could
+not be tried; 2 wrong usage; 130 interrupted.
 
-example:
+examples:
   python -m flows validate --conversion s3://bucket/models/conversions/hf.org.name-1a2b3c4d/KEY
   python -m flows validate --conversion s3://…/KEY --device cuda
+  python -m flows validate --current --store s3://bucket/models --withdraw
 """
 
 
@@ -34,27 +48,36 @@ def add_command(commands: Any) -> None:
     """Add ``validate`` to the command line."""
     parser = commands.add_parser(
         "validate",
-        help="run a conversion on a device of this host and publish it, or that, if it is right",
+        help="run the gate: on a candidate, on a further device, or again on what is current",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=_validate)
+    parser.set_defaults(command=_validate, refuse=parser.error)
     add = parser.add_argument
-    add("--conversion", required=True, metavar="URL", help="of its folder, as convert tells it")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--conversion", metavar="URL", help="of its folder, as convert tells it")
+    chosen.add_argument(
+        "--current", action="store_true", help="the current conversions of a store's channel"
+    )
     add(
         "--device",
         help="prove a published conversion there, such as cuda; without an engine",
     )
-    add("--channel", default="latest", help="channel that will point to it (default: latest)")
+    add("--channel", default="latest", help="channel that points, or will point, to it (latest)")
     add("--allow-pickle", action="store_true", help="read pickled weights")
     add("--trust-remote-code", action="store_true", help="run the checkpoint's code")
     add("--timeout-seconds", type=float, default=3600, help="limit for each step (default: 3600)")
+    add_arguments(parser)
     add_engine(parser, "as for convert")
     add_output(parser)
 
 
 def _validate(options: argparse.Namespace) -> int:
+    if misuse := explain_misuse(options):
+        options.refuse(misuse)
+    if options.current:
+        return validate_current(options)
     more: dict[str, Any] = {name: getattr(options, name) for name in _MORE}
     if options.device is not None:
         return _prove_device(options, more)

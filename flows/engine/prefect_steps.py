@@ -30,8 +30,8 @@ from tasks.steps import R, Steps
 from tasks.validate.verdict import ValidationReport
 from tracefleet.channel import conversion_folder, source_slug
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import VALIDATED
 from tracefleet.store import Store
+from tracefleet.verdict_types import VALIDATED
 
 logger = logging.getLogger(__name__)
 #: How a step's task runs are named, where the step's own name says too little.

@@ -21,8 +21,8 @@ from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
 from tasks.validate.verdict import ValidationReport
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import VALIDATED
 from tracefleet.store import Store
+from tracefleet.verdict_types import VALIDATED
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from tasks.report.fleet.facts import Ending, FleetRow
 from tracefleet.channel import channel_folder, conversion_folder, read_current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE
 from tracefleet.store import ReadableStore, open_store
+from tracefleet.verdict_types import UNVALIDATED_ON_DEVICE
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ _NEXT = {
     "ConversionCrashedError": "Look at the run's log; raise its timeout or its memory limit.",
     "PublishConflictError": "Compare the two with `tracefleet show` before anything else.",
     "RunLostError": "Look at the worker's host: memory, disk, spot reclaim; then run again.",
+    "WithdrawnError": "Convert with other versions, roll the channel back, or reinstate it.",
     "StoreUnavailableError": "Run the fleet again when the store answers.",
 }
 _ANY_NEXT = "Look at the run's log, then run the fleet again."

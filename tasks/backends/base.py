@@ -20,7 +20,8 @@ from tasks.trace.record import TraceResult
 from tasks.validate.plan import ProbePlan
 from tasks.validate.verdict import NO_GOLDEN, ValidationReport
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import General, InputSpec, Tolerance, Toolchain
+from tracefleet.manifest_types import General, InputSpec, Toolchain
+from tracefleet.verdict_types import Tolerance
 
 #: Every backend of the vocabulary; not each can run on every machine.
 BACKENDS = ("jit", "neuronx", "neuron")

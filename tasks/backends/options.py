@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tracefleet.manifest_types import Tolerance
+from tracefleet.verdict_types import Tolerance
 
 #: Bounds for a cast of float32 operands; none was measured on a device yet. With operands
 #: rounded on a CPU (the tests' double; BERT, DistilBERT and RoBERTa for three tasks, every probe)

@@ -26,7 +26,7 @@ from tasks.errors import (
     NumericsMismatchError,
     UnsupportedCheckpointError,
 )
-from tracefleet.manifest_types import Accuracy
+from tracefleet.verdict_types import Accuracy
 
 if TYPE_CHECKING:
     import torch

@@ -42,7 +42,7 @@ class PlanRow:
         name: Name of the entry in the fleet file.
         request: The request.
         state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
-            request was refused, or the published conversion is damaged.
+            request was refused, or the published conversion is damaged or withdrawn.
         why: Reasons for being stale or missing, or notes on a fresh one.
         commit: Commit that the revision resolved to; None: refused before that.
         task: Task of the request, or the one of the checkpoint's own files.

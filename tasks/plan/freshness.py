@@ -16,6 +16,7 @@ from tasks.plan.concurrently import map_concurrently
 from tasks.publish.conversion import find_rolled_back_number
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.publish.identity import RECIPE, Identity
+from tasks.publish.withdraw import find_withdrawal
 from tracefleet.channel import (
     Published,
     channel_folder,
@@ -24,7 +25,7 @@ from tracefleet.channel import (
     read_entry,
     source_slug,
 )
-from tracefleet.errors import ManifestError
+from tracefleet.errors import ManifestError, WithdrawnError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import JIT, Toolchain
 from tracefleet.published import Selection, load_manifest
@@ -101,6 +102,7 @@ def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | No
 
     Raises:
         ArtifactError: the channel's entry or a manifest is damaged, or the store does not answer.
+        WithdrawnError: the channel's conversion was withdrawn, and a run would leave it so.
         NumericsMismatchError: a conversion is published that was not validated.
     """
     key = wanted.key if wanted.toolchain else None
@@ -108,11 +110,12 @@ def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | No
         why = ("never published", *_note_candidate(store, wanted))
         return Judgement(state="missing", why=why, key=key)
     entry = read_entry(store, channel, number)
-    if entry.key == key:
-        return Judgement(state="fresh", key=key, number=number)
     _, slug, label, name = channel.split("/")
     published = Published(slug, label, name, number)
-    return _compare(store, wanted, Selection(published=published, entry=entry))
+    selection = Selection(published=published, entry=entry)
+    if entry.key == key:
+        return _settle(selection, key)
+    return _compare(store, wanted, selection)
 
 
 def _note_candidate(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
@@ -120,10 +123,30 @@ def _note_candidate(store: ReadableStore, wanted: Identity) -> tuple[str, ...]:
     if wanted.variant.backend == JIT:
         return ()
     newest = read_current(store, channel_of(wanted, CANDIDATE_CHANNEL))
-    found = find_candidate(store, wanted.source, newest[1].key) if newest else None
+    if newest is None or newest[1].withdrawn is not None:
+        return ()
+    found = find_candidate(store, wanted.source, newest[1].key)
     if found is None or (found.commit, found.lengths) != (wanted.commit, wanted.lengths):
         return ()
     return ("compiled into channel candidate, waits for a device",)
+
+
+def _settle(current: Selection, key: str | None, why: tuple[str, ...] = ()) -> Judgement:
+    """Return the judgement that a run would leave the channel as it is.
+
+    Raises:
+        WithdrawnError: readers refuse what it points to.
+    """
+    reason = current.entry.withdrawn
+    if reason is not None:
+        raise WithdrawnError(
+            f"{current.published.folder}: expected a conversion that readers open, got number "
+            f"{current.number}, which withdraws {current.entry.key[:12]}: {reason}. A run leaves "
+            "it so: convert with other versions or lengths, roll the channel back, or `python -m "
+            "flows reinstate`.",
+            reason=reason,
+        )
+    return Judgement(state="fresh", why=why, key=key, number=current.number)
 
 
 def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Judgement:
@@ -136,13 +159,17 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     unchecked = f"toolchain not checked: no {wanted.variant.backend} here"
     notes = () if wanted.toolchain else (unchecked,)
     if key == manifest.key:
-        return Judgement(state="fresh", why=notes, key=key, number=number)
+        return _settle(published, key, notes)
     rolled_back = find_rolled_back_number(store, log, number, published.entry, key)
     if rolled_back:
-        why = (f"rolled back from number {rolled_back}", *notes)
-        return Judgement(state="fresh", why=why, key=key, number=number)
+        return _settle(published, key, (f"rolled back from number {rolled_back}", *notes))
     why = (*_find_differences(manifest, wanted, toolchain), *notes)
     if find_published(store, wanted.source, key) is not None:
+        # A run would leave it withdrawn: nothing is to be done either.
+        withdrawal = find_withdrawal(store, log, number, key)
+        if withdrawal is not None:
+            reason = f"withdrawn by number {withdrawal.number}: {withdrawal.reason}"
+            return _settle(published, key, (reason, *notes))
         why = ("published, but the channel points to another conversion", *why)
     # A worker with another toolchain will publish under another key.
     known = key if wanted.toolchain else None
@@ -150,7 +177,7 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
 
 
 def _load_checked_manifest(store: ReadableStore, published: Selection) -> Manifest:
-    manifest = load_manifest(store, published)
+    manifest = load_manifest(store, published, allow_withdrawn=True)
     key = Identity.of(manifest).key
     if key != manifest.key:
         raise ManifestError(

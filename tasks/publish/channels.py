@@ -1,23 +1,19 @@
 """Move channels by hand: promote a conversion to another channel, or roll a channel back.
 
-Nothing is overwritten: both write the channel's next number. Called by
-``python -m flows promote`` and ``rollback``.
+Nothing is overwritten: both write the channel's next number. Neither brings back what was withdrawn
+(``tasks.publish.withdraw``). Called by ``python -m flows promote`` and ``rollback``.
 """
 
 from __future__ import annotations
 
-import logging
-
-from tasks.errors import PublishConflictError, RequestError
+from tasks.errors import RequestError
 from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
-from tracefleet.channel import advance, append, channel_folder, check_channel, read_entry
-from tracefleet.errors import ManifestError
+from tasks.publish.withdraw import Withdrawal, bring_back, find_withdrawal, select_number
+from tracefleet.channel import advance, channel_folder, check_channel, read_current, read_entry
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore, Store
-
-logger = logging.getLogger(__name__)
 
 
 def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[Manifest, int]:
@@ -33,6 +29,8 @@ def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[
 
     Raises:
         NumericsMismatchError: the conversion is not validated.
+        WithdrawnError: it was withdrawn from the channel that it is promoted from.
+        RequestError: it was withdrawn from the other channel.
         ArtifactError: it is damaged, or the store does not answer.
     """
     published = selection.published
@@ -42,6 +40,9 @@ def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[
         manifest = load_manifest(store, selection)
         check_publishable(manifest.validation)
         folder = channel_folder(manifest.source, manifest.variant, to)
+        newest = read_current(store, folder)
+        if newest is not None:
+            _refuse_withdrawn(store, folder, newest[0], manifest.key, "promote")
         number = advance(store, folder, manifest_digest=manifest.digest, key=manifest.key)
     return manifest, number
 
@@ -55,57 +56,45 @@ def rollback(
         store: Store of the channel.
         selection: Current conversion of the channel.
         number: Number to bring back; None: the one before the current, or after a rollback the
-            one before the number that it brought back.
+            one before the number that it brought back; what was withdrawn is passed over.
 
     Returns:
         The manifest of what is current now, and its number.
 
     Raises:
-        RequestError: there is no such number, or its conversion was collected.
+        RequestError: there is no such number, or its conversion was collected or withdrawn.
         PublishConflictError: another writer moved the channel meanwhile.
         ArtifactError: the conversion is damaged, or the store does not answer.
     """
     published = selection.published
-    wanted = number if number is not None else selection.entry.previous
+    wanted = number if number is not None else _find_previous(store, selection)
     if wanted is None:
         raise RequestError(
             f"{published.folder}: rollback expected something before number {published.number}, "
             "got nothing. See `tracefleet list`."
         )
-    if not 0 < wanted <= published.number:
-        raise RequestError(
-            f"{published.folder}: rollback expected a number from 1 to {published.number}, got "
-            f"{wanted}"
-        )
-    earlier = Selection(
-        published=published._replace(number=wanted),
-        entry=read_entry(store, published.folder, wanted),
-    )
-    with claim_conversion(store, published.slug, earlier.entry.key):
-        manifest = _load(store, earlier)
-        check_publishable(manifest.validation)
-        # `append` and not `advance`: a rollback that lost a race must not undo the other writer.
-        following = append(
-            store,
-            published.folder,
-            after=published.number,
-            manifest_digest=manifest.digest,
-            key=manifest.key,
-            previous=earlier.entry.previous,
-        )
-    if following is None:
-        raise PublishConflictError(
-            f"{published.folder}: expected number {published.number} to be current still, but "
-            "another writer published meanwhile. Nothing was rolled back; look at the channel "
-            "(`tracefleet show`) and run again if it is still wanted."
-        )
-    return manifest, following
+    earlier = select_number(store, selection, wanted, "rollback")
+    key = earlier.entry.key
+    _refuse_withdrawn(store, published.folder, published.number, key, "rollback")
+    return bring_back(store, published, earlier, "rolled back")
 
 
-def _load(store: ReadableStore, selection: Selection) -> Manifest:
-    try:
-        return load_manifest(store, selection)
-    except ManifestError as error:
+def _find_previous(store: ReadableStore, selection: Selection) -> int | None:
+    """Return the number that a rollback restores, past those whose conversions were withdrawn."""
+    folder, wanted = selection.published.folder, selection.entry.previous
+    while wanted is not None:
+        entry = read_entry(store, folder, wanted)
+        if find_withdrawal(store, folder, selection.number, entry.key) is None:
+            return wanted
+        wanted = entry.previous
+    return None
+
+
+def _refuse_withdrawn(store: ReadableStore, folder: str, number: int, key: str, what: str) -> None:
+    found: Withdrawal | None = find_withdrawal(store, folder, number, key)
+    if found is not None:
         raise RequestError(
-            f"{selection.published.folder}: number {selection.number} can't come back: {error}"
-        ) from error
+            f"{folder}: {what} expected a conversion that was not withdrawn there, got "
+            f"{key[:12]}, withdrawn by number {found.number}: {found.reason}. If it is right all "
+            f"the same: `python -m flows reinstate --number {found.number}` on that channel."
+        )

@@ -18,6 +18,7 @@ from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.publish.claim import Claim, claim_conversion
 from tasks.publish.doubles import refuse_doubles
 from tasks.publish.find import CANDIDATE_CHANNEL, check_publishable, find_candidate, find_manifest
+from tasks.publish.withdraw import Withdrawal, find_withdrawal
 from tasks.validate.verdict import ValidationReport
 from tracefleet.canonical import canonical_json
 from tracefleet.channel import (
@@ -31,8 +32,13 @@ from tracefleet.channel import (
 )
 from tracefleet.errors import DigestMismatchError, StoreUnavailableError
 from tracefleet.manifest import MANIFEST, Manifest, parse
-from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE, VALIDATED, Tolerance, Validation
 from tracefleet.store import ReadableStore, Store
+from tracefleet.verdict_types import (
+    UNVALIDATED_ON_DEVICE,
+    VALIDATED,
+    Tolerance,
+    Validation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +54,7 @@ class Publication:
         number: Current number of the channel's log.
         rolled_back_number: Set if the channel was rolled back from this conversion, and so points
             to another one: the highest number that holds it.
+        withdrawal: Set if the conversion was withdrawn from the channel, and left so.
     """
 
     url: str
@@ -55,6 +62,7 @@ class Publication:
     channel: str
     number: int
     rolled_back_number: int | None = None
+    withdrawal: Withdrawal | None = None
 
 
 def publish(
@@ -128,6 +136,8 @@ def _check_uploaded(store: ReadableStore, folder: str, manifest: Manifest) -> No
 def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publication:
     """Make a channel point to a published conversion; write nothing if it does already.
 
+    A conversion that was rolled back or withdrawn stays so: a repeat of a request is no decision.
+
     Raises:
         DigestMismatchError: the channel names another manifest for this key: one was edited.
         StoreUnavailableError: the conversion is being collected, or was a moment ago.
@@ -135,7 +145,11 @@ def point_channel(store: Store, manifest: Manifest, *, channel: str) -> Publicat
     log = channel_folder(manifest.source, manifest.variant, channel)
     newest = read_current(store, log)
     if newest and _points_to(store, newest[1], manifest):
-        return _describe_publication(store, manifest, channel, newest[0])
+        return _describe_current(store, manifest, channel, *newest)
+    withdrawal = find_withdrawal(store, log, newest[0], manifest.key) if newest else None
+    if newest and withdrawal:
+        logger.warning("%s was withdrawn from %s: left so", manifest.key[:12], log)
+        return _describe_publication(store, manifest, channel, newest[0], withdrawal=withdrawal)
     with claim_conversion(store, source_slug(manifest.source), manifest.key):
         # Only now is it safe from the collector: it may have gone since it was found.
         if find_manifest(store, manifest.source, manifest.key, manifest.file_name) is None:
@@ -153,7 +167,7 @@ def _move_channel(store: Store, manifest: Manifest, channel: str) -> Publication
         newest = read_current(store, log)
         number = newest[0] if newest else None
         if newest and _points_to(store, newest[1], manifest):
-            return _describe_publication(store, manifest, channel, newest[0])
+            return _describe_current(store, manifest, channel, *newest)
         passed = find_rolled_back_number(store, log, *newest, manifest.key) if newest else None
         if newest and passed:
             logger.warning("%s was rolled back from %s: left so", log, manifest.key[:12])
@@ -188,6 +202,17 @@ def _points_to(store: ReadableStore, entry: ChannelEntry, manifest: Manifest) ->
     raise DigestMismatchError(path, expected=entry.manifest, got=manifest.digest)
 
 
+def _describe_current(
+    store: ReadableStore, manifest: Manifest, channel: str, number: int, entry: ChannelEntry
+) -> Publication:
+    """Return where a conversion is that the channel points to, if only to withdraw it."""
+    withdrawal = None
+    if entry.withdrawn is not None:
+        withdrawal = Withdrawal(number, entry.withdrawn)
+        logger.warning("%s was withdrawn from %s: left so", manifest.key[:12], channel)
+    return _describe_publication(store, manifest, channel, number, withdrawal=withdrawal)
+
+
 def _describe_publication(
     store: ReadableStore,
     manifest: Manifest,
@@ -195,6 +220,7 @@ def _describe_publication(
     number: int,
     *,
     rolled_back_number: int | None = None,
+    withdrawal: Withdrawal | None = None,
 ) -> Publication:
     return Publication(
         url=f"{store.url}/{conversion_folder(manifest.source, manifest.key)}",
@@ -202,6 +228,7 @@ def _describe_publication(
         channel=channel,
         number=number,
         rolled_back_number=rolled_back_number,
+        withdrawal=withdrawal,
     )
 
 

@@ -8,8 +8,8 @@ from tasks.publish.identity import Identity
 from tracefleet.channel import conversion_folder
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
-from tracefleet.manifest_types import UNVALIDATED_ON_DEVICE, VALIDATED, Validation
 from tracefleet.store import ReadableStore
+from tracefleet.verdict_types import UNVALIDATED_ON_DEVICE, VALIDATED, Validation
 
 #: The only channel for conversions that no device has run.
 CANDIDATE_CHANNEL = "candidate"

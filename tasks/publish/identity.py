@@ -15,7 +15,13 @@ from tasks.fetch.source import Checkpoint
 from tasks.trace.record import TraceResult
 from tracefleet.canonical import canonical_json
 from tracefleet.manifest import GENERAL_SCHEMA, SCHEMA, Manifest
-from tracefleet.manifest_types import FileEntry, InputSpec, Toolchain, Validation, Variant
+from tracefleet.manifest_types import (
+    FileEntry,
+    InputSpec,
+    Toolchain,
+    Variant,
+)
+from tracefleet.verdict_types import Validation
 
 #: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
 #: toolchain give other bytes or other guarantees than before: every fleet becomes stale.

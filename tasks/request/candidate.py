@@ -85,15 +85,15 @@ def request_fields(manifest: Manifest) -> dict[str, Any]:
 
 
 def check_same_commit(candidate: Manifest, found: Resolved) -> None:
-    """Refuse a checkpoint other than the one that was compiled.
+    """Refuse a checkpoint other than the one that was converted.
 
     Raises:
         RequestError: its commit has changed.
     """
     if found.commit != candidate.commit:
         raise RequestError(
-            f"{candidate.source}: expected commit {candidate.commit}, which was compiled, got "
-            f"{found.commit}. Without its weights the candidate can't be validated: convert "
+            f"{candidate.source}: expected commit {candidate.commit}, which was converted, got "
+            f"{found.commit}. Without its weights the conversion can't be validated: convert "
             "the checkpoint as it is now."
         )
 

@@ -22,8 +22,9 @@ from tasks.request.tolerance import MAX_LOOSENING, check_ceiling, find_tolerance
 from tracefleet.channel import check_channel
 from tracefleet.heads import AUTO_CLASSES
 from tracefleet.lengths import check_lengths
-from tracefleet.manifest_types import Tolerance, Variant
+from tracefleet.manifest_types import Variant
 from tracefleet.store import open_store
+from tracefleet.verdict_types import Tolerance
 
 
 def _number_fields(schema: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tasks.backends.options import Options
 from tasks.validate.verdict import TOLERANCES
-from tracefleet.manifest_types import Tolerance
+from tracefleet.verdict_types import Tolerance
 
 #: Largest factor by which a request may loosen its tolerance: corrupted models start at 0.1.
 MAX_LOOSENING = 10.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracefleet.manifest_types import Tolerance
+from tracefleet.verdict_types import Tolerance
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from tasks.validate.plan import ProbePlan, first_probe, plan_probes
 from tasks.validate.probes import Probe
 from tasks.validate.reference import Reference, as_run
 from tasks.validate.verdict import ProbeResult, ValidationReport
-from tracefleet.manifest_types import DIFFERS, HOLDS, RAISES
+from tracefleet.verdict_types import DIFFERS, HOLDS, RAISES
 
 if TYPE_CHECKING:
     import torch

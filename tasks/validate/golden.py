@@ -14,7 +14,7 @@ from tasks.validate.reference import load_outputs
 from tasks.validate.reference_pass import ReferencePass, find_largest
 from tasks.validate.verdict import GoldenFile
 from tracefleet.golden import GoldenOutput, GoldenSample, choose_stride, pack
-from tracefleet.manifest_types import Tolerance
+from tracefleet.verdict_types import Tolerance
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,8 @@ from tasks.validate.general import general_probes, padded_probe
 from tasks.validate.left_padding import left_padded_probes
 from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
 from tasks.validate.real import read_passages, real_probes
-from tracefleet.manifest_types import General, Tolerance
+from tracefleet.manifest_types import General
+from tracefleet.verdict_types import Tolerance
 
 if TYPE_CHECKING:
     from tasks.model.feeds import Feed

@@ -17,7 +17,8 @@ from tasks.validate.difference import Difference, compare, is_within, least_move
 from tasks.validate.plan import ProbePlan
 from tasks.validate.probes import Probe
 from tasks.validate.verdict import NO_GOLDEN, GoldenFile
-from tracefleet.manifest_types import Accuracy, OutputSpec, Tolerance
+from tracefleet.manifest_types import OutputSpec
+from tracefleet.verdict_types import Accuracy, Tolerance
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,8 @@ from tasks.validate.probes import LEFT_PADDING, Probe
 from tasks.validate.reference import as_run, compare_outputs, load_outputs
 from tasks.validate.reference_pass import ReferencePass
 from tasks.validate.self_check import check_second_run
-from tracefleet.manifest_types import RANDOM, REAL, Accuracy, OutputSpec
+from tracefleet.manifest_types import OutputSpec
+from tracefleet.verdict_types import RANDOM, REAL, Accuracy
 
 if TYPE_CHECKING:
     import torch

@@ -9,17 +9,16 @@ from pathlib import Path
 from tasks.validate.difference import Difference, worst_of
 from tasks.validate.probes import LEFT_PADDING
 from tracefleet.golden import MEDIA_TYPE
-from tracefleet.manifest import samples_path
-from tracefleet.manifest_types import (
+from tracefleet.manifest_types import FileEntry, General
+from tracefleet.verdict_types import (
     DIFFERS,
     HOLDS,
     RAISES,
     UNTRIED,
     Accuracy,
-    FileEntry,
-    General,
     LengthVerdict,
     Tolerance,
+    samples_path,
 )
 
 #: dtype -> (largest error seen, number of correct conversions), measured by `flows sweep` (November

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from tracefleet.channel import channel_folder, conversion_folder, entry_path, read_current
-from tracefleet.manifest import MANIFEST, Manifest, samples_path
+from tracefleet.manifest import MANIFEST, Manifest
 from tracefleet.store.folder import FileStore
+from tracefleet.verdict_types import samples_path
 
 
 def scale_weight(bundle: Path, factor: float) -> bytes:

@@ -33,6 +33,7 @@ SLOW = (
     "test_bench",
     "test_devices",
     "test_rotary",
+    "test_validate_current",
     "test_left_out",
     "test_left_padding",
     "test_flows_cli",

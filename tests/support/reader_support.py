@@ -20,18 +20,20 @@ from typing import Any
 from tracefleet.channel import advance, channel_folder, conversion_folder
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
 from tracefleet.manifest_types import (
-    Accuracy,
     FileEntry,
     InputSpec,
-    LengthVerdict,
     OutputSpec,
-    Tolerance,
     Toolchain,
-    Validation,
     Variant,
 )
 from tracefleet.store import Store
 from tracefleet.store.folder import FileStore
+from tracefleet.verdict_types import (
+    Accuracy,
+    LengthVerdict,
+    Tolerance,
+    Validation,
+)
 
 SOURCE = "hf://acme/tiny-bert"
 LENGTHS = (4, 8)

@@ -9,7 +9,12 @@ outputs. It uses only what libtorch's interpreter runs: C++ and Triton call the 
 
 from __future__ import annotations
 
-from tracefleet.manifest_types import LENGTH_AXES, General, InputSpec, OutputSpec
+from tracefleet.manifest_types import (
+    LENGTH_AXES,
+    General,
+    InputSpec,
+    OutputSpec,
+)
 from tracefleet.reader.general import PADDING, write_general
 from tracefleet.reader.script import (
     find_leads,

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from tracefleet import published
 from tracefleet.errors import ArtifactError, BackendUnavailableError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
-from tracefleet.manifest_types import INT8, JIT, VALIDATED, FileEntry
+from tracefleet.manifest_types import INT8, JIT, FileEntry
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
 from tracefleet.reader.placing import Proof, check_device, find_proof, place
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
+from tracefleet.verdict_types import VALIDATED
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,7 @@ def open(  # noqa: A001 - read as tracefleet.open
 
     Raises:
         NoSuchVariantError: none or several conversions fit.
+        WithdrawnError: the conversion was withdrawn after it was published.
         DigestMismatchError: a byte was changed since publishing; nothing was loaded.
         ManifestError: the manifest is malformed, or the conversion is not validated.
         BackendUnavailableError: this host lacks Neuron's package, a version of it or the device, or

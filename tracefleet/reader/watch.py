@@ -2,7 +2,8 @@
 
 ``tracefleet.watch`` returns a model that is called like one that was opened. In the background it
 looks whether the channel has moved; the next conversion is opened, checked and warmed beside the
-one that serves, which goes on serving if the next one is refused.
+one that serves, which goes on serving if the next one is refused. One that is withdrawn while it
+serves goes on too, and says so: whether to answer with it is for the service to decide.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Change:
         number: the channel's new number.
         key: conversion key that it points to.
         refused: why it is not served, the one before being served on; None: it is served.
+        withdrawn: the reason if the conversion that serves now was withdrawn; None: it was not.
     """
 
     number: int
     key: str
     refused: str | None = None
+    withdrawn: str | None = None
 
 
 class WatchedModel:
@@ -86,6 +89,13 @@ class WatchedModel:
         """The channel's number that serves at this moment."""
         return self._current.number
 
+    @property
+    def withdrawn(self) -> str | None:
+        """Why the conversion that serves was withdrawn, at the last look; None: it was not."""
+        # What was withdrawn may be a later one, which never served.
+        same = self._seen.entry.key == self._current.entry.key
+        return self._seen.entry.withdrawn if same else None
+
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
         """Call the model that serves at this moment; see `Model`."""
         return self._model(*inputs, **named)
@@ -108,9 +118,13 @@ class WatchedModel:
         if (found.number, found.entry) == (self._seen.number, self._seen.entry):
             return None
         refused = self._change(found)
-        change = Change(number=found.number, key=found.entry.key, refused=refused)
+        change = Change(
+            number=found.number, key=found.entry.key, refused=refused, withdrawn=self.withdrawn
+        )
         if refused is None:
             logger.info("serving number %d, %s", found.number, found.entry.key[:12])
+        elif change.withdrawn is not None:
+            logger.error("what serves was withdrawn, and serves on: %s", refused)
         else:
             logger.warning("number %d is refused: %s", found.number, refused)
         if self.on_change is not None:

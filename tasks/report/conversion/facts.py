@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracefleet.manifest_types import InputSpec, OutputSpec, Toolchain, Variant
+from tracefleet.manifest_types import (
+    InputSpec,
+    OutputSpec,
+    Toolchain,
+    Variant,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

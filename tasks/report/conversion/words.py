@@ -9,14 +9,16 @@ from tasks.report.conversion.facts import ReportFacts
 from tasks.validate.difference import least_movement
 from tasks.validate.verdict import MEASURED, TOLERANCES, ProbeResult, ValidationReport
 from tracefleet.manifest_types import (
-    DIFFERS,
-    HOLDS,
     JIT,
-    RAISES,
-    UNTRIED,
     General,
     InputSpec,
     OutputSpec,
+)
+from tracefleet.verdict_types import (
+    DIFFERS,
+    HOLDS,
+    RAISES,
+    UNTRIED,
 )
 
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
