@@ -269,7 +269,7 @@ def test_a_reader_says_when_a_device_was_never_proved(made, caplog, capsys):
     folder, store = _place(made)
     selection = select(store, made.manifest.source)
     with caplog.at_level(logging.WARNING, logger="tracefleet"):
-        assert not find_proof(store, selection, made.manifest, "cuda:1")
+        assert not find_proof(store, selection, made.manifest, "cuda:1").found
     assert f"never proved on cuda: run `python -m flows validate --conversion {store.url}/" in (
         caplog.text
     )
@@ -283,8 +283,8 @@ def test_a_reader_says_when_a_device_was_never_proved(made, caplog, capsys):
         distance=1e-6,
     )
     store.put_over(verdict_path(folder, made.manifest, "cuda"), verdict.to_bytes())
-    assert find_proof(store, selection, made.manifest, "cuda:1")
-    assert find_proof(store, selection, made.manifest, "cpu")
+    assert find_proof(store, selection, made.manifest, "cuda:1").found
+    assert find_proof(store, selection, made.manifest, "cpu").found
     assert caplog.text == ""
     assert read_command(["show", store.url, made.manifest.source]) == 0
     shown = capsys.readouterr().out
