@@ -27,7 +27,7 @@ from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple
 from tasks.model.preflight import inspect
 from tasks.model.rotary import find_switch
-from tasks.model.state import restoring_module_state, sparing_weights
+from tasks.model.state import restoring_module_state, sparing_buffers
 from tasks.request.conversion import make_request
 from tests.support import tiny
 from tests.support.gate_support import Bench
@@ -303,7 +303,7 @@ def _record(model: nn.Module, keeping: Any) -> Any:
 
 def test_what_a_module_writes_is_a_copy_in_its_graph():
     one, two = torch.zeros(2) + 1, torch.zeros(2) + 2
-    traced = _record(Writing(), sparing_weights)
+    traced = _record(Writing(), sparing_buffers)
     assert traced(one).tolist() == [2, 2]
     assert traced(two).tolist() == [6, 6]
     assert traced.model.factor.tolist() == [1, 1]
@@ -315,7 +315,7 @@ def test_what_a_module_writes_is_a_copy_in_its_graph():
 
 def test_a_module_may_read_what_it_wrote_until_the_block_ends():
     model = Writing()
-    with torch.no_grad(), sparing_weights(model):
+    with torch.no_grad(), sparing_buffers(model):
         assert model(torch.zeros(2) + 2).tolist() == [6, 6]
         assert model.factor.tolist() == [3, 3]
     assert model.factor.tolist() == [1, 1]
@@ -323,7 +323,7 @@ def test_a_module_may_read_what_it_wrote_until_the_block_ends():
 
 def test_any_other_write_is_refused_with_its_name():
     with pytest.raises(UnsupportedCheckpointError, match=r"Counting.*writes to \['factor'\]"):
-        _record(Counting(), sparing_weights)
+        _record(Counting(), sparing_buffers)
 
 
 def test_a_model_that_writes_elsewhere_is_refused_before_it_is_traced(
@@ -348,6 +348,6 @@ def test_eager_is_the_same_under_it(rotary):
     outputs = (OutputSpec(name="logits", dtype="float32", axes=("batch", "length", "256")),)
     with torch.no_grad():
         expected = call_tuple(copy.deepcopy(model), feed, outputs)
-        with sparing_weights(model):
+        with sparing_buffers(model):
             found = call_tuple(model, feed, outputs)
     assert torch.equal(found[0], expected[0])

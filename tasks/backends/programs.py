@@ -22,7 +22,7 @@ from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed, input_specs
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
-from tasks.model.state import sparing_weights
+from tasks.model.state import sparing_buffers
 from tasks.trace.bundle import TracedFile
 from tasks.trace.compare import has_topk_or_sort
 from tasks.trace.patches import recordable
@@ -151,7 +151,7 @@ def program_module(
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with sparing_weights(self.model):
+            with sparing_buffers(self.model):
                 return call_tuple(self.model, feed, outputs)
 
     return Program().eval()

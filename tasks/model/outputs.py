@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConversionError, UnsupportedCheckpointError, first_line
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, random_feed
-from tasks.model.state import sparing_weights
+from tasks.model.state import sparing_buffers
 from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
     feed = random_feed(facts, batch=sizes["batch"], length=sizes["length"] * scale, seed=1)
     feed = cut(facts, feed, "decoder_length", sizes["decoder_length"])
     try:
-        with torch.no_grad(), sparing_weights(model):
+        with torch.no_grad(), sparing_buffers(model):
             outputs = call(model, feed)
     except ConversionError:
         raise

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UnsupportedCheckpointError
-from tasks.model.versions import list_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -43,27 +42,28 @@ def restoring_module_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def sparing_weights(model: nn.Module) -> Iterator[None]:
-    """Leave a model's weights and state as they are, whatever its modules do in the block.
+def sparing_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave a model's buffers and state as they are, whatever its modules do in the block.
 
     ``copy_`` into a buffer replaces the buffer by a copy, for the rest of the block. Every other
-    write is refused.
+    write to one is refused. RWKV divides parameters, by 1 where it has few layers: what changes
+    in them, the gate sees bit for bit.
 
     Args:
         model: Model that runs, or is recorded, inside the block.
 
     Raises:
-        UnsupportedCheckpointError: A module wrote to a weight in another way.
+        UnsupportedCheckpointError: A module wrote to a buffer in another way.
     """
-    held = list_tensors(model)
+    held = dict(model.named_buffers())
     before = {name: tensor._version for name, tensor in held.items()}
     with restoring_module_state(model), _writing_to_copies(model):
         yield
     written = sorted(name for name, tensor in held.items() if tensor._version != before[name])
     if written:
         raise UnsupportedCheckpointError(
-            f"{type(model).__name__}: expected modules that leave their weights and buffers as "
-            f"they are while they run, got writes to {written[:3]}. Calls of a bundle that run at "
+            f"{type(model).__name__}: expected modules that leave their buffers as they are "
+            f"while they run, got writes to {written[:3]}. Calls of a bundle that run at "
             "once would read each other's values; make them in forward instead of in place."
         )
 

@@ -27,7 +27,7 @@ from tasks.model.general import make_general
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.quantise import quantise
-from tasks.model.state import sparing_weights
+from tasks.model.state import sparing_buffers
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
 from tasks.trace.patches import recordable
@@ -230,7 +230,7 @@ def _make_recorder(
             reached.append(length)
             report_progress(f"tracing length {length}")
             feed = dict(zip(facts.inputs, tensors, strict=True))
-            with sparing_weights(self.model):
+            with sparing_buffers(self.model):
                 return call_tuple(self.model, feed, outputs)
 
         return record

@@ -18,7 +18,7 @@ from tasks.errors import TiedWeightsError
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import example_feed
 from tasks.model.outputs import call_tuple
-from tasks.model.state import sparing_weights
+from tasks.model.state import sparing_buffers
 from tracefleet.manifest_types import OutputSpec
 
 if TYPE_CHECKING:
@@ -104,12 +104,12 @@ def untie_with_proof(
     import torch
 
     feed = example_feed(facts, batch=batch, length=length)
-    with torch.no_grad(), sparing_weights(model):
+    with torch.no_grad(), sparing_buffers(model):
         before = call_tuple(model, feed, outputs)
     groups = untie(model)
     if not groups:
         return groups
-    with torch.no_grad(), sparing_weights(model):
+    with torch.no_grad(), sparing_buffers(model):
         after = call_tuple(model, feed, outputs)
     for spec, old, new in zip(outputs, before, after, strict=True):
         if not torch.equal(old, new):
