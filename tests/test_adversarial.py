@@ -19,6 +19,7 @@ from tasks.errors import (
 from tasks.model.feeds import example_feed, random_feed
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
+from tasks.model.state import restoring_module_state
 from tasks.model.weights import list_tensors
 from tasks.sweep.tiny import Case, build
 from tasks.trace import bundle as bundle_module
@@ -354,7 +355,9 @@ def test_experts_that_the_traced_ids_chose_are_caught(model_type, task, loud, tm
     report = caught.value.report
     assert report is not None
     failed = {p.name: p.difference for p in report.probes if not p.difference.passed}
-    assert {*(f"fresh-{seed}" for seed in range(8)), "constant-ids", "left-pad"} <= failed.keys()
+    # Mixtral's two fitting experts of four are often those that the traced ids chose.
+    assert {"constant-ids", "left-pad"} <= failed.keys()
+    assert sum(name.startswith("fresh-") for name in failed) >= 4
     assert "traced-input" not in failed
     reasons = {difference.reason for difference in failed.values()}
     assert any("elements in a list" in reason for reason in reasons) == loud
@@ -478,7 +481,7 @@ def test_a_byte_that_saving_changes_is_caught(checkpoint, tmp_path, monkeypatch)
         bench.validate(bundle)
 
 
-def test_state_inside_the_graph_is_caught(checkpoint, tmp_path):
+def test_state_inside_the_graph_is_caught(checkpoint, tmp_path, monkeypatch):
     """A counter that the graph itself moves: only the first call is eager's."""
 
     def corrupt(model):
@@ -491,6 +494,9 @@ def test_state_inside_the_graph_is_caught(checkpoint, tmp_path):
         faulty.change_instance(model, counting)
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
+    with pytest.raises(UnsupportedCheckpointError, match="writes to ..calls"):
+        bench.trace(corrupt)
+    monkeypatch.setattr("tasks.trace.record.sparing_buffers", restoring_module_state)
     bundle = bench.trace(corrupt)
     assert _error(bench, bundle) <= 1e-5
     with pytest.raises(UnsafeCheckpointError, match="calls"):

@@ -93,10 +93,13 @@ def load_outputs(path: Path) -> Outputs:
 
 def hash_feed(feed: dict[str, torch.Tensor]) -> str:
     """Return a digest of a feed's values and shapes."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in feed.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        # NumPy has no bfloat16.
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
