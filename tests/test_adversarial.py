@@ -494,7 +494,7 @@ def test_state_inside_the_graph_is_caught(checkpoint, tmp_path, monkeypatch):
         faulty.change_instance(model, counting)
 
     bench = _bench(checkpoint("bert"), tmp_path, "feature-extraction")
-    with pytest.raises(UnsupportedCheckpointError, match="writes to ..calls"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"writes to ..calls"):
         bench.trace(corrupt)
     monkeypatch.setattr("tasks.trace.record.sparing_buffers", restoring_module_state)
     bundle = bench.trace(corrupt)
