@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ import transformers
 
 from examples.sample import ensure_sample
 from tasks.errors import NumericsMismatchError
+from tasks.samples.make import read_feeds
+from tasks.samples.texts import QUESTION, TEXTS
+from tasks.sweep.tiny import Case, build
 from tasks.validate.plan import plan_probes
 from tests.support.gate_support import Bench
 from tests.support.tiny import BERT
@@ -105,3 +109,161 @@ def test_a_fault_of_trained_activations_alone_is_caught_by_real_texts_alone(
     failed = {f"{p.length}/{p.name}" for p in report.probes if not p.difference.passed}
     assert failed
     assert failed <= real
+
+
+# -- what the tokenizer makes --
+
+
+def _case(tmp_path: Path, model_type: str, task: str, **more: Any) -> Bench:
+    folder = build(Case(model_type=model_type, task=task), tmp_path / "checkpoint")
+    return Bench(folder=folder, work=tmp_path / "work", task=task, batch=1, real=True, **more)
+
+
+def _feeds(bench: Bench) -> dict[str, Any]:
+    assert bench.samples is not None
+    return read_feeds(bench.samples, bench.facts.inputs)
+
+
+def test_texts_have_their_own_lengths_and_the_passage_every_standard_one(tmp_path):
+    bench = _case(tmp_path, "bert", "feature-extraction", lengths=(8, 64))
+    feeds = _feeds(bench)
+    assert len(feeds) >= 12 + 4
+    sizes = {name: feed["input_ids"].shape[1] for name, feed in feeds.items()}
+    assert {sizes[f"passage-{size}"] for size in (7, 8, 63, 64)} == {7, 8, 63, 64}
+    short = {size for name, size in sizes.items() if not name.startswith("passage-")}
+    assert len(short) >= 8
+    assert max(short) <= 64
+    for feed in feeds.values():
+        assert list(feed) == list(bench.facts.inputs)
+        assert len({tensor.shape for tensor in feed.values()}) == 1
+        assert int(feed["input_ids"].max()) < bench.facts.vocabulary.size
+
+
+def test_a_text_that_is_too_long_is_cut_by_the_tokenizer_with_its_special_tokens(tmp_path):
+    bench = _case(tmp_path, "bert", "feature-extraction", lengths=(8, 16))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench.folder)
+    ids = _feeds(bench)["passage-16"]["input_ids"][0].tolist()
+    assert len(ids) == 16
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def test_questions_come_with_their_text_and_its_segments(tmp_path):
+    bench = _case(tmp_path, "bert", "question-answering", lengths=(16, 64))
+    feeds = _feeds(bench)
+    segments = feeds["english"]["token_type_ids"][0].tolist()
+    assert segments == sorted(segments)
+    assert set(segments) == {0, 1}
+    assert bench.samples is not None
+    assert {text.text for text in bench.samples.texts} == {QUESTION}
+
+
+def test_choices_share_a_row_and_a_length(tmp_path):
+    bench = _case(tmp_path, "bert", "multiple-choice", lengths=(16, 64))
+    feed = _feeds(bench)["english"]
+    batch, choices, tokens = feed["input_ids"].shape
+    assert (batch, choices) == (1, 4)
+    shown = feed["attention_mask"][0].sum(-1)
+    assert int(shown.max()) == tokens
+    assert len(set(shown.tolist())) > 1
+
+
+def test_a_decoder_gets_the_text_behind_its_first_token(tmp_path):
+    bench = _case(tmp_path, "bart", "text2text-generation", lengths=(8, 64))
+    feed = _feeds(bench)["english"]
+    ids, decoder = feed["input_ids"][0], feed["decoder_input_ids"][0]
+    assert int(decoder[0]) == bench.facts.vocabulary.decoder_start
+    assert torch.equal(decoder[1:], ids[:-1])
+
+
+def test_boxes_are_drawn_as_no_tokenizer_makes_them(tmp_path):
+    bench = _case(tmp_path, "layoutlm", "feature-extraction", lengths=(8, 64))
+    boxes = _feeds(bench)["english"]["bbox"]
+    assert boxes.shape == (*_feeds(bench)["english"]["input_ids"].shape, 4)
+    assert bool((boxes[..., 2] >= boxes[..., 0]).all())
+
+
+def test_a_tokenizer_of_sentencepiece_models_alone_is_used_as_marians_users_have_it(tmp_path):
+    folder = tmp_path / "checkpoint"
+    build(Case(model_type="marian", task="text2text-generation"), folder)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    _save_marian_tokenizer(folder)
+    task = "text2text-generation"
+    bench = Bench(folder=folder, work=tmp_path / "work", task=task, batch=1, real=True)
+    assert bench.samples is not None
+    assert bench.samples.missing is None
+    assert bench.samples.tokenized == frozenset()  # there is no tokenizer.json
+    assert bench.validate(bench.trace()).passed
+
+
+def _save_marian_tokenizer(folder: Path) -> None:
+    import io
+
+    import sentencepiece
+
+    lines = [text.text for text in TEXTS]
+    for name in ("source.spm", "target.spm"):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines * 20),
+            model_writer=model,
+            vocab_size=300,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            minloglevel=2,
+        )
+        (folder / name).write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    special = {"</s>": config["eos_token_id"], "<pad>": config["pad_token_id"], "<unk>": 5}
+    vocabulary = dict(special)
+    for piece in pieces:
+        vocabulary.setdefault(piece, 10 + len(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "MarianTokenizer", "source_lang": "en"}), "utf-8"
+    )
+
+
+# -- why there are none --
+
+
+def _missing(bench: Bench) -> str:
+    assert bench.samples is not None
+    assert bench.samples.path is None
+    assert bench.samples.missing is not None
+    assert str(bench.folder) not in bench.samples.missing
+    return bench.samples.missing
+
+
+def _remade(folder: Path, tmp_path: Path, task: str = "fill-mask") -> Bench:
+    return Bench(folder=folder, work=tmp_path / "w", task=task, batch=1, real=True)
+
+
+def test_a_checkpoint_without_a_tokenizer_says_so_and_is_published_with_random_ids(
+    checkpoint, tmp_path
+):
+    bench = _remade(checkpoint("bert"), tmp_path, "feature-extraction")
+    assert _missing(bench) == "the checkpoint has no tokenizer"
+    report = bench.validate(bench.trace())
+    assert report.passed
+    assert report.golden.missing == "the checkpoint has no tokenizer"
+    assert report.golden.entry is None
+
+
+def test_a_tokenizer_that_is_damaged_says_so(tmp_path):
+    folder = build(Case(model_type="bert", task="fill-mask"), tmp_path / "checkpoint")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}", "utf-8")
+    assert "tokenizer" in _missing(_remade(folder, tmp_path))
+
+
+def test_a_tokenizer_of_another_model_says_so(tmp_path):
+    folder = build(Case(model_type="bert", task="fill-mask"), tmp_path / "checkpoint")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(ensure_sample() / name, folder / name)
+    bench = _remade(folder, tmp_path)
+    assert bench.samples is not None
+    # What is left of its texts are those of special tokens alone.
+    assert "ids" in _missing(bench)

@@ -6,7 +6,7 @@ from flows.engine.record import Conversion
 from tasks.publish.conversion import Publication
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import JIT
-from tracefleet.verdict_types import Validation
+from tracefleet.verdict_types import RANDOM, Validation
 
 _HEADER = ("length", "max abs error", "relative", "verdict", "eager ms", "traced ms")
 
@@ -20,6 +20,7 @@ def summarise(result: Conversion) -> str:
         *_verdict(result),
         f"bytes    {size:,} in {len(manifest.published)} files ({_archives(manifest)})",
         *_accuracy(manifest.validation),
+        *_samples(result),
         f"key      {manifest.key}",
         f"at       {result.publication.url}",
         f"channel  {_channel(result.publication)}",
@@ -55,14 +56,28 @@ def _archives(manifest: Manifest) -> str:
     return f"{len(manifest.archives)} programs {size:,}"
 
 
+def _samples(result: Conversion) -> list[str]:
+    """Say what was proved on real inputs, and why nothing was."""
+    validation = result.manifest.validation
+    if validation.samples is not None:
+        return [f"samples  {validation.samples.size:,} bytes: run them with `tracefleet check`"]
+    if validation.without_samples is not None:
+        return [f"samples  none, random inputs alone: {validation.without_samples}"]
+    return []
+
+
 def _accuracy(validation: Validation) -> list[str]:
     found = validation.accuracy
     if found is None:
         return []
-    return [
-        f"accuracy quantised against float32: relative error up to {found.max_rel_error:.2e}, "
-        f"cosine at least {found.min_cosine:.4f}, top-1 agreement {found.top1_agreement:.3f}"
-    ]
+    figures = (
+        f"relative error up to {found.max_rel_error:.2e}, cosine at least {found.min_cosine:.4f}, "
+        f"top-1 agreement {found.top1_agreement:.3f}"
+    )
+    if found.rank_correlation is not None:
+        figures += f", rank correlation of similarities {found.rank_correlation:.4f}"
+    inputs = found.inputs or RANDOM
+    return [f"accuracy quantised against float32 on {inputs} inputs: {figures}"]
 
 
 def _channel(publication: Publication) -> str:

@@ -18,7 +18,8 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"
 MAX_INDEX_BYTES = 64 << 20
 
-#: What a consumer needs to turn text into ids; published beside the bundle.
+#: What a consumer needs to turn text into ids; published beside the bundle. The names are those of
+#: ``VOCAB_FILES_NAMES`` in the tokenizers of transformers 5.23.
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,6 +33,20 @@ TOKENIZER = (
     "tokenizer.model",
     "source.spm",
     "target.spm",
+    "target_vocab.json",
+    "spm.model",  # DeBERTa-v3 has no other
+    "spm_char.model",
+    "sentencepiece.model",
+    "prophetnet.tokenizer",
+    "bpe.codes",
+    "dict.txt",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "byte_maps.json",
+    "emoji.json",
 )
 #: What a consumer needs to turn images and sounds into inputs; published beside the bundle too.
 #: Its own file, and the one in which a tokenizer or another processor may be combined with it.

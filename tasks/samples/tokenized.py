@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,10 +90,13 @@ def _load_tokenizer(folder: Path, options: LoadOptions) -> Any:
         raise NoSamples("the checkpoint has no tokenizer")
     from transformers import AutoTokenizer
 
+    trusted = options.trust_remote_code
     try:
-        return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=options.trust_remote_code
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Marian's recommends a package that it works without
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trusted
+            )
     except Exception as error:  # every tokenizer has its own
         raise NoSamples(f"its tokenizer can't be loaded: {describe(error)}") from error
 

@@ -79,7 +79,25 @@ def check_published(store: str, source: str, task: str, folder: Path, channel: s
                 errors.append(error)
                 if not error <= bound:  # NaN is a failure too
                     failures.append(f"call {call}, row {index}: {name} is off by {error:.3g}")
+    failures += _check_golden(model)
     return Comparison(outputs=len(errors), worst=max(errors, default=0.0), failures=tuple(failures))
+
+
+def _check_golden(model: Model) -> list[str]:
+    """Run the conversion's golden samples, as consumers do; return what differs."""
+    from tracefleet.check import OTHER, check
+
+    if model.manifest.validation.samples is None:
+        return []
+    report = check(model)
+    failures = []
+    for one in report.outputs:
+        if not one.ok:
+            failures.append(f"golden {one.sample}: {one.output} is off by {one.error:.3g}")
+    for sample, result in report.tokenizer:
+        if result == OTHER:
+            failures.append(f"golden {sample}: tokenizer.json makes other ids of its text")
+    return failures
 
 
 def _load_eager(folder: Path, task: str, manifest: Manifest) -> Any:

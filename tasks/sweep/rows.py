@@ -40,6 +40,9 @@ class Row:
         other_lengths: Behaviour of a graph at other lengths, as in the manifest.
         other_batches: Behaviour at other batches, as in the manifest.
         vacuous: Names of probes that can't change this model's outputs.
+        left_padding: What padding on both sides does, as in the manifest.
+        without_samples: Why there are no golden samples; empty: there are some, or the gate did not
+            run.
     """
 
     type: str
@@ -54,6 +57,8 @@ class Row:
     other_lengths: str = ""
     other_batches: str = ""
     vacuous: tuple[str, ...] = ()
+    left_padding: str = ""
+    without_samples: str = ""
 
     @property
     def name(self) -> str:

@@ -193,6 +193,8 @@ def _read_verdict(manifest: Manifest) -> dict[str, Any]:
         "other_lengths": verdicts[0].other_lengths,
         "other_batches": verdicts[0].other_batches,
         "vacuous": verdicts[0].vacuous,
+        "left_padding": manifest.validation.left_padding,
+        "without_samples": manifest.validation.without_samples or "",
     }
 
 

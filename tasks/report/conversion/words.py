@@ -18,7 +18,9 @@ from tracefleet.verdict_types import (
     DIFFERS,
     HOLDS,
     RAISES,
+    RANDOM,
     UNTRIED,
+    Accuracy,
 )
 
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
@@ -221,11 +223,17 @@ def accuracy(report: ValidationReport) -> str:
     if found is None:
         return ""
     return (
-        f"What quantisation costs, against float32: relative error up to "
-        f"{number(found.max_rel_error)}, cosine at least {found.min_cosine:.4f}, the same top-1 in "
-        f"{found.top1_agreement:.1%} of positions. The errors below are the saved bundle's, "
-        "against the quantised model."
+        f"What quantisation costs, against float32, on {found.inputs or RANDOM} inputs: relative "
+        f"error up to {number(found.max_rel_error)}, cosine at least {found.min_cosine:.4f}, the "
+        f"same top-1 in {found.top1_agreement:.1%} of positions{_rank(found)}. The errors below "
+        "are the saved bundle's, against the quantised model."
     )
+
+
+def _rank(found: Accuracy) -> str:
+    """Say how far a search by similarity stays the same; nothing for models without vectors."""
+    rank = found.rank_correlation
+    return "" if rank is None else f", rank correlation of pairs' similarities {rank:.4f}"
 
 
 def graphs(facts: ReportFacts, report: ValidationReport) -> str:
