@@ -20,7 +20,6 @@ from tracefleet.verdict_types import (
     RAISES,
     RANDOM,
     UNTRIED,
-    Accuracy,
 )
 
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
@@ -222,18 +221,14 @@ def accuracy(report: ValidationReport) -> str:
     found = report.accuracy
     if found is None:
         return ""
+    rank = found.rank_correlation
+    order = "" if rank is None else f", rank correlation of pairs' similarities {rank:.4f}"
     return (
         f"What quantisation costs, against float32, on {found.inputs or RANDOM} inputs: relative "
         f"error up to {number(found.max_rel_error)}, cosine at least {found.min_cosine:.4f}, the "
-        f"same top-1 in {found.top1_agreement:.1%} of positions{_rank(found)}. The errors below "
+        f"same top-1 in {found.top1_agreement:.1%} of positions{order}. The errors below "
         "are the saved bundle's, against the quantised model."
     )
-
-
-def _rank(found: Accuracy) -> str:
-    """Say how far a search by similarity stays the same; nothing for models without vectors."""
-    rank = found.rank_correlation
-    return "" if rank is None else f", rank correlation of pairs' similarities {rank:.4f}"
 
 
 def graphs(facts: ReportFacts, report: ValidationReport) -> str:
