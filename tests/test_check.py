@@ -94,7 +94,7 @@ def test_what_was_proved_passes_and_is_told(published, capsys):
     store, folder = published
     report = tracefleet.check(tracefleet.open(store, folder))
     assert report.ok
-    assert max(one.error for one in report.outputs) <= 1e-5
+    assert all(one.error is not None and one.error <= 1e-5 for one in report.outputs)
     assert {result for _, result in report.tokenizer} == {SAME}
     assert main(["check", str(store), str(folder)]) == 0
     shown = capsys.readouterr().out
@@ -184,6 +184,30 @@ def test_another_shape_type_or_a_nan_is_no_agreement(published, change, expected
     assert all(expected in one.reason for one in report.outputs)
 
 
+def test_without_a_source_all_conversions_are_checked_and_one_that_cant_be_stops_none(
+    copied, capsys, checkpoint
+):
+    store, _, manifest = copied
+    command = ["check", str(store)]
+    assert main(command) == 0
+    assert "all as eager computed them" in capsys.readouterr().out
+    fields = {"source": str(checkpoint("bert")), "task": "feature-extraction", "lengths": [8]}
+    convert(make_request({**fields, "store": str(store)}))
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "not checked" in shown
+    assert "the checkpoint has no tokenizer" in shown
+    forge_samples(store, manifest, b"no safetensors at all")
+    assert main([*command, "--json"]) == 1
+    told = capsys.readouterr()
+    assert {row["ok"] for row in json.loads(told.out)} == {None, False}
+    assert "golden samples" in told.err
+    assert main([*command, "--task", "feature-extraction"]) == 1
+    assert "nothing that fits can be checked here" in capsys.readouterr().err
+    assert main([*command, "--triton", "http://127.0.0.1:9"]) == 1
+    assert "expected a SOURCE" in capsys.readouterr().err
+
+
 def test_it_works_without_transformers(published):
     store, folder = published
     program = (
@@ -242,6 +266,7 @@ def _sample(**changes: Any) -> GoldenSample:
     output = GoldenOutput(
         values=torch.tensor([1.0, float("inf")]), shape=(1, 4), stride=3, scale=2.0, bound=2e-5
     )
+    output = dataclasses.replace(output, **changes.pop("output", {}))
     whole: dict[str, Any] = {
         "name": "emoji",
         "text": "🎉 “x”",
@@ -266,6 +291,24 @@ def test_samples_are_read_back_as_they_were_packed():
     assert torch.equal(read.inputs[0], torch.tensor([[1, 2]]))
     assert torch.equal(read.outputs[0].values, torch.tensor([1.0, float("inf")]))
     assert (read.outputs[0].shape, read.outputs[0].stride) == ((1, 4), 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": 0},
+        {"stride": 1},
+        {"shape": (1, 9)},
+        {"shape": (-1, 4)},
+        {"bound": float("inf")},
+        {"bound": -1.0},
+        {"scale": float("nan")},
+        {"values": torch.tensor([[1.0, 2.0]])},
+    ],
+)
+def test_numbers_that_no_conversion_writes_are_refused(changes):
+    with pytest.raises(ManifestError, match="golden samples"):
+        unpack(pack([_sample(output=changes)]), *SPECS)
 
 
 def test_pixels_take_half_the_room_where_nothing_is_lost():

@@ -33,21 +33,22 @@ class OutputCheck:
     Attributes:
         sample: name of the sample, such as ``emoji``.
         output: name of the output.
-        error: max|here - eager| over the values that are kept, divided by max|eager|.
+        error: max|here - eager| over the values that are kept, divided by max|eager|; None: they
+            can't be compared.
         bound: largest error that is allowed.
         reason: why they can't be compared (shape, type, NaN); empty if they can.
     """
 
     sample: str
     output: str
-    error: float
+    error: float | None
     bound: float
     reason: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether the error is within the bound."""
-        return not self.reason and self.error <= self.bound
+        return not self.reason and self.error is not None and self.error <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,32 +138,37 @@ def compare_sample(
 def _compare(
     sample: str, output: str, got: torch.Tensor, expected: GoldenOutput, distance: float
 ) -> OutputCheck:
-    import torch
-
-    values = expected.values
     bound = distance + (expected.bound / expected.scale if expected.scale else 0.0)
-    reason = ""
-    if tuple(got.shape) != expected.shape or got.dtype != values.dtype:
-        wanted = f"{expected.shape} {values.dtype}"
-        reason = f"expected {wanted}, got {tuple(got.shape)} {got.dtype}"
-        return OutputCheck(
-            sample=sample, output=output, error=float("inf"), bound=bound, reason=reason
-        )
-    here, there = got.flatten()[:: expected.stride].double(), values.double()
-    finite = there.isfinite()
-    # Equal infinities are equal; their difference is NaN.
-    same = torch.equal(here[~finite].nan_to_num(), there[~finite].nan_to_num())
-    if not same or not bool(here[finite].isfinite().all()):
-        reason = "expected NaN and infinity where eager has them, got others"
-    largest = float((here[finite] - there[finite]).abs().max()) if bool(finite.any()) else 0.0
-    error = largest / expected.scale if expected.scale else largest
+    reason = _find_mismatch(got, expected)
+    error = None if reason else _measure(got, expected)
     return OutputCheck(sample=sample, output=output, error=error, bound=bound, reason=reason)
 
 
+def _find_mismatch(got: torch.Tensor, expected: GoldenOutput) -> str:
+    """Say why two outputs can't be compared; nothing if they can."""
+    import torch
+
+    values = expected.values
+    if tuple(got.shape) != expected.shape or got.dtype != values.dtype:
+        wanted = f"{expected.shape} {values.dtype}"
+        return f"expected {wanted}, got {tuple(got.shape)} {got.dtype}"
+    here, finite = got.flatten()[:: expected.stride], values.isfinite()
+    equal = torch.allclose(here[~finite], values[~finite], equal_nan=True)
+    if not equal or not bool(here[finite].isfinite().all()):
+        return "expected NaN and infinity where eager has them, got others"
+    return ""
+
+
+def _measure(got: torch.Tensor, expected: GoldenOutput) -> float:
+    """Return the largest difference of finite values, relative to the largest value."""
+    here, there = got.flatten()[:: expected.stride].double(), expected.values.double()
+    differences = (here - there)[there.isfinite()].abs()
+    largest = float(differences.max()) if differences.numel() else 0.0
+    return largest / expected.scale if expected.scale else largest
+
+
 def _fail(sample: GoldenSample, output: str, reason: str) -> OutputCheck:
-    return OutputCheck(
-        sample=sample.name, output=output, error=float("inf"), bound=0.0, reason=reason
-    )
+    return OutputCheck(sample=sample.name, output=output, error=None, bound=0.0, reason=reason)
 
 
 def check_texts(

@@ -150,7 +150,7 @@ def _add_run(subparsers: Subparsers) -> None:
 def _add_check(subparsers: Subparsers) -> None:
     description = check_command.DESCRIPTION
     parser = _add_bare(subparsers, "check", check_command.check_command, description)
-    _add_source(parser)
+    _add_source(parser, optional=True)
     _add_selection(parser, "latest")
     check_command.add_arguments(parser)
 

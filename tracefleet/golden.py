@@ -171,13 +171,26 @@ def _restore(
 
 def _restore_output(tensors: Mapping[str, torch.Tensor], place: int) -> GoldenOutput:
     start = f"output/{place}"
-    return GoldenOutput(
+    output = GoldenOutput(
         values=tensors[f"{start}/values"],
         shape=tuple(tensors[f"{start}/shape"].tolist()),
         stride=int(tensors[f"{start}/stride"].item()),
         scale=float(tensors[f"{start}/scale"].item()),
         bound=float(tensors[f"{start}/bound"].item()),
     )
+    _check_output(output)
+    return output
+
+
+def _check_output(output: GoldenOutput) -> None:
+    """Refuse numbers that no conversion writes; the file may come from anybody."""
+    if output.stride < 1 or min(output.shape, default=1) < 0:
+        raise ValueError(f"stride {output.stride}, shape {output.shape}")
+    kept = -(-math.prod(output.shape) // output.stride)
+    if output.values.dim() != 1 or len(output.values) != kept:
+        raise ValueError(f"expected {kept} values, got {tuple(output.values.shape)}")
+    if not (0 <= output.bound < math.inf and 0 <= output.scale < math.inf):
+        raise ValueError(f"scale {output.scale}, bound {output.bound}")
 
 
 def _select(tensors: Tensors, number: int) -> Tensors:

@@ -93,7 +93,7 @@ def _check_golden(model: Model) -> list[str]:
     failures = []
     for one in report.outputs:
         if not one.ok:
-            failures.append(f"golden {one.sample}: {one.output} is off by {one.error:.3g}")
+            failures.append(f"golden {one.sample}: {one.output}: {one.reason or one.error}")
     for sample, result in report.tokenizer:
         if result == OTHER:
             failures.append(f"golden {sample}: tokenizer.json makes other ids of its text")
