@@ -20,6 +20,8 @@ from tasks.sweep.run import SweepOptions, run_sweep, try_case
 from tasks.sweep.table import make_support_page
 from tasks.sweep.tiny import Case
 
+#: The sweep is the first test's: on a busy machine it takes longer than any other test may.
+pytestmark = pytest.mark.timeout(1800)
 #: Model type -> the task that is tried here; `make sweep` tries them all.
 REPRESENTATIVE = {
     "albert": "fill-mask", "bart": "text2text-generation", "bert": "multiple-choice",
