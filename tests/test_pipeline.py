@@ -112,12 +112,12 @@ def test_a_model_that_changes_with_the_length_takes_exact_lengths_alone(tmp_path
 
 
 def test_ties_that_padding_decides_are_looked_for(tmp_path):
-    """AXK2's sparse attention: at 47 of 48 tokens one input in two is off by half."""
+    """AXK2's sparse attention: one input in a few is off by half, where padding breaks a tie."""
     folder = build(Case(model_type="axk2", task="feature-extraction"), tmp_path / "checkpoint")
-    request = _request(folder, tmp_path / "store", "feature-extraction", lengths=[16, 48])
+    request = _request(folder, tmp_path / "store", "feature-extraction", lengths=[16, 32])
     assert {spec.pad_value for spec in convert(request).manifest.inputs} == {None}
     control = Bench(folder=folder, work=tmp_path / "bench", task="feature-extraction", batch=1)
-    control.lengths = (16, 48)
+    control.lengths = (16, 32)
     assert control.validate(control.trace()).passed, "a few inputs show nothing"
 
 

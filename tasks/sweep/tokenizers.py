@@ -8,6 +8,7 @@ the family puts them.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,12 @@ def _choose_kind(name: str) -> Kind:
     if name in _MARKED:
         return "unigram"
     try:
-        model = getattr(tokenizer_class_from_name(name), "model", None)
+        known = tokenizer_class_from_name(name)
+        model = getattr(known, "model", None)
     except ImportError:  # what needs SentencePiece has no attributes without it
+        return "unigram"
+    module = vars(sys.modules[known.__module__]) if known is not None else {}
+    if "sentencepiece" in module or "SentencePieceBackend" in module:
         return "unigram"
     kinds: dict[str, Kind] = {"WordPiece": "wordpiece", "Unigram": "unigram"}
     return kinds.get(getattr(model, "__name__", ""), "bytes")
