@@ -59,7 +59,9 @@ def real_probes(
     for name, feed in read_feeds(samples, facts.inputs).items():
         tokens = _count_tokens(facts, feed)
         is_long = name.startswith(PASSAGE)
-        wanted = tokens in whole if is_long else _takes(facts, tokens, lengths, general)
+        wanted = _takes(facts, tokens, lengths, general)
+        if is_long:  # the shortest length has the short texts, unless they can't be padded to it
+            wanted = tokens in whole and (tokens > lengths[0] or not facts.takes_padding)
         if not wanted:
             continue
         length = smallest_fit(lengths, tokens)
