@@ -318,7 +318,7 @@ def test_a_lost_host_is_detected_and_another_takes_over(
         platform.lose(platform.jit)
         assert states(platform, store) == {"Running": 1}
         platform.jit = platform.start_worker("jit")
-        told, _ = process.communicate(timeout=240)
+        told, _ = process.communicate(timeout=480)
     assert process.returncode == 0, told
     assert states(platform, store) == {"Crashed": 1, "Completed": 1}
     assert published(store) == 1
@@ -351,7 +351,7 @@ def test_two_fleets_at_once_share_their_runs(
         files = (same, same, other)
         fleets = [platform.running(*FLEET, str(folder / "fleet.yaml")) for folder in files]
         for process in [stack.enter_context(fleet) for fleet in fleets]:
-            told, _ = process.communicate(timeout=240)
+            told, _ = process.communicate(timeout=480)
             assert process.returncode == 0, told
     assert states(platform, store) == {"Completed": 5}
     assert published(store) == 5
@@ -470,7 +470,7 @@ def test_a_server_that_restarts_costs_nothing(
         tracing(platform, store)
         platform.stop_server()
         platform.start_server()
-        told, _ = process.communicate(timeout=240)
+        told, _ = process.communicate(timeout=480)
     assert process.returncode == 0, told
     assert "3 published" in told
     assert published(store) == 3

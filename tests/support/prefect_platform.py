@@ -88,7 +88,7 @@ class Platform:
             if process is not None and process.poll() is None:
                 self.lose(process)
 
-    def run(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 480) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment to its end."""
         return subprocess.run(
             [str(_BIN / command[0]), *command[1:]],
