@@ -267,3 +267,32 @@ def test_a_tokenizer_of_another_model_says_so(tmp_path):
     assert bench.samples is not None
     # What is left of its texts are those of special tokens alone.
     assert "ids" in _missing(bench)
+
+
+@pytest.mark.parametrize("wanted", [set(), {"Hello"}])
+def test_a_tokenizer_that_refuses_texts_costs_no_conversion(
+    wanted, checkpoint, tmp_path, monkeypatch
+):
+    """TAPAS wants a table, LayoutLM's kin boxes: an error of the tokenizer is a finding."""
+
+    def refusing(text: str, pair: str | None = None, **_: Any) -> dict[str, list[int]]:
+        if text not in wanted:
+            raise ValueError("expected a table")
+        return {"input_ids": list(range(20, 30))}
+
+    monkeypatch.setattr("tasks.samples.tokenized._load_tokenizer", lambda *_: refusing)
+    bench = _remade(checkpoint("bert"), tmp_path, "feature-extraction")
+    assert bench.samples is not None
+    if wanted:
+        assert [text.name for text in bench.samples.texts] == ["word"]
+    else:
+        assert "expected a table" in _missing(bench)
+
+
+def test_a_tokenizer_that_makes_nothing_of_a_text_costs_no_conversion(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "tasks.samples.tokenized._load_tokenizer", lambda *_: lambda *_, **__: {"input_ids": []}
+    )
+    _missing(_remade(checkpoint("bert"), tmp_path, "feature-extraction"))

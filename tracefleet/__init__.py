@@ -11,8 +11,9 @@
 A store is a folder or ``s3://bucket/prefix``. A conversion holds one traced graph for each
 standard length, with the weights once. ``open`` follows the channel (``latest``) to its manifest,
 checks every file by sha256, and only then loads. ``load_manifest`` reads what a conversion is
-without its weights, ``verify`` checks a published channel, ``pull`` copies a conversion to a folder
-for C++ or Triton. On the command line: ``tracefleet --help``.
+without its weights, ``verify`` compares a published channel's digests,
+``check`` runs a conversion's golden samples on this machine, ``pull`` copies a conversion to a
+folder for C++ or Triton. On the command line: ``tracefleet --help``.
 
 Everything that can go wrong is an `ArtifactError`, or a `ValueError` for a wrong input. Importing
 this package imports nothing but the standard library; torch comes with the first ``open``.

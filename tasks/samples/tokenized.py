@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.model.arguments import Argument
     from tasks.model.feeds import Feed
 
+logger = logging.getLogger(__name__)
 #: Arguments that other files of a checkpoint than its tokenizer's make, or none of them.
 _DRAWN = ("boxes", "other-ids")
 #: A tokenizer without its vocabulary makes the unknown token of everything.
@@ -49,12 +51,27 @@ def tokenize_texts(
         NoSamples: There is no tokenizer, it can't be loaded, or its ids are not the model's.
     """
     tokenizer = _load_tokenizer(folder, options)
-    texts = [(text, lengths[-1]) for text in list_texts(options.task)]
-    texts += _cut_passage(tokenizer, options.task, lengths)
-    rows = [(text, _encode(tokenizer, facts, options.task, text, most)) for text, most in texts]
+    rows = _encode_all(tokenizer, facts, options.task, lengths)
     known = [(text, feed) for text, feed in rows if _fits(facts, feed)]
     _check_ids(facts, [feed for _, feed in rows], known)
     yield from known
+
+
+def _encode_all(
+    tokenizer: Any, facts: ModelFacts, task: str, lengths: tuple[int, ...]
+) -> list[tuple[Text, Feed]]:
+    """Return each text that the tokenizer takes; some want tables or boxes, or more room."""
+    rows: list[tuple[Text, Feed]] = []
+    reason = "no text at all"
+    texts = [(text, lengths[-1]) for text in list_texts(task)]
+    for text, most in [*texts, *_cut_passage(tokenizer, task, lengths)]:
+        try:
+            rows.append((text, _encode(tokenizer, facts, task, text, most)))
+        except Exception as error:  # every tokenizer has its own
+            reason = describe(error)
+    if not rows:
+        raise NoSamples(f"its tokenizer takes no text: {reason}")
+    return rows
 
 
 def find_tokenized(
@@ -72,15 +89,18 @@ def find_tokenized(
     cut: set[str] = set()
     if not path.is_file():
         return frozenset(), frozenset()
-    tokenizer = load_tokenizer(path.read_bytes())
-    for text, feed in made:
-        ids = feed["input_ids"][0].tolist()
-        whole = encode(tokenizer, text.text, text.pair)
-        if len(whole) > len(ids):
-            cut.add(text.name)
-            whole = encode(tokenizer, text.text, text.pair, most=len(ids))
-        if whole == ids:
-            same.add(text.name)
+    try:
+        tokenizer = load_tokenizer(path.read_bytes())
+        for text, feed in made:
+            ids = feed["input_ids"][0].tolist()
+            whole = encode(tokenizer, text.text, text.pair)
+            if len(whole) > len(ids):
+                cut.add(text.name)
+                whole = encode(tokenizer, text.text, text.pair, most=len(ids))
+            if whole == ids:
+                same.add(text.name)
+    except Exception:  # the library has no error of its own; what it made before stays
+        logger.warning("tokenizer.json can't be used by itself", exc_info=True)
     return frozenset(same), frozenset(cut & same)
 
 
@@ -103,7 +123,10 @@ def _load_tokenizer(folder: Path, options: LoadOptions) -> Any:
 
 def _cut_passage(tokenizer: Any, task: str, lengths: Sequence[int]) -> list[tuple[Text, int]]:
     """Return the passage once for each length that a row is to have, with that length."""
-    once = len(tokenizer(write_passage(task, times=1).text)["input_ids"])
+    try:
+        once = len(tokenizer(write_passage(task, times=1).text)["input_ids"])
+    except Exception:  # it takes no text, as each of them will show
+        return []
     times = 2 + lengths[-1] // max(1, once)
     passage = write_passage(task, times=times)
     wanted = sorted({size for length in lengths for size in (length - 1, length)} - {0})
@@ -197,7 +220,8 @@ def _fits(facts: ModelFacts, feed: Feed) -> bool:
 
 
 def _check_ids(facts: ModelFacts, feeds: list[Feed], known: list[tuple[Text, Feed]]) -> None:
-    largest = max((int(feed["input_ids"].max()) for feed in feeds), default=-1)
+    whole = [feed["input_ids"] for feed in feeds if feed["input_ids"].numel()]
+    largest = max((int(ids.max()) for ids in whole), default=-1)
     if not known:
         raise NoSamples(
             f"its tokenizer makes ids up to {largest}, the model has {facts.vocabulary.size}"

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracefleet.lengths import smallest_fit
 from tracefleet.manifest import Manifest
-from tracefleet.verdict_types import (
-    DIFFERS,
-    HOLDS,
-    UNTRIED,
-    Validation,
-)
+from tracefleet.verdict_types import DIFFERS, HOLDS, UNTRIED, Validation
 
 if TYPE_CHECKING:
     import torch
