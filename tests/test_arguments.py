@@ -133,7 +133,7 @@ def test_shapes_and_sounds_of_characters_are_required(made):
     arguments = _arguments_by_name(_facts(made("roc_bert", "fill-mask"), "fill-mask"))
     for name in ("input_shape_ids", "input_pronunciation_ids"):
         assert arguments[name].kind == "other-ids"
-        assert arguments[name].bounds == (256,)
+        assert arguments[name].bounds == (512,)
         assert arguments[name].fill is None
 
 

@@ -149,9 +149,14 @@ def _encode_row(tokenizer: Any, facts: ModelFacts, text: str, pair: str | None, 
     feed = random_feed(_without_choices(facts), batch=1, length=len(ids), seed=len(ids))
     for one in facts.arguments:
         if one.name in encoded:
-            feed[one.name] = _make_row(encoded[one.name])
-        elif one.kind not in _DRAWN:
-            feed[one.name] = _make_default(facts, one, _make_row(ids))
+            row = _make_row(encoded[one.name])
+        elif one.kind in _DRAWN:
+            continue
+        else:
+            row = _make_default(facts, one, _make_row(ids))
+        # TAPAS has seven types for each token, which only its own tables tell.
+        if row.dim() == feed[one.name].dim():
+            feed[one.name] = row
     return feed
 
 

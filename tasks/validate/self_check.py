@@ -89,11 +89,12 @@ def _find_short_probes(eager: ReferencePass) -> dict[int, Probe]:
     plan = eager.plan
     probes = {}
     for index, probe in enumerate(plan_probes(plan)):
-        if not probe.left_padded:  # those may depend on padding
+        # Those with padding on their left may depend on it; eager may have refused an optional one.
+        if not probe.left_padded and eager.path(index).exists():
             probes[index] = as_run(probe, eager.padded)
     short = {}
     for index, probe in probes.items():
-        if probe.reference_feed and not probe.general and probe.key not in eager.refused:
+        if probe.reference_feed and not probe.general:
             short[index] = probe
     lacking = {plan.lengths[0], plan.lengths[-1]} - {probe.length for probe in short.values()}
     if plan.is_general:
