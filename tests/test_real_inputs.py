@@ -14,6 +14,7 @@ import transformers
 
 from examples.sample import ensure_sample
 from tasks.errors import NumericsMismatchError
+from tasks.model.load import load_eager
 from tasks.samples.make import read_feeds
 from tasks.samples.texts import QUESTION, TEXTS
 from tasks.sweep.tiny import Case, build
@@ -296,3 +297,43 @@ def test_a_tokenizer_that_makes_nothing_of_a_text_costs_no_conversion(
         "tasks.samples.tokenized._load_tokenizer", lambda *_: lambda *_, **__: {"input_ids": []}
     )
     _missing(_remade(checkpoint("bert"), tmp_path, "feature-extraction"))
+
+
+def test_seven_types_for_each_token_are_drawn_as_no_tokenizer_makes_them(tmp_path):
+    """TAPAS's own tokenizer makes them of a table; of a text it makes one type for each token."""
+    bench = _case(tmp_path, "tapas", "feature-extraction", lengths=(8, 64))
+    feed = _feeds(bench)["english"]
+    assert feed["token_type_ids"].shape == (*feed["input_ids"].shape, 7)
+    assert bench.validate(bench.trace()).passed
+
+
+def test_texts_that_eager_refuses_are_nobodys_reference(tmp_path, monkeypatch):
+    """A head may take no text that is as short, whatever the reason."""
+    bench = _case(
+        tmp_path,
+        "bert",
+        "feature-extraction",
+        lengths=(8, 64),
+        whole=(8,),
+        general=General(shortest=1, rows=64, tokens=1024),
+    )
+    bundle = bench.trace()
+    start = int(_feeds(bench)["english"]["input_ids"][0, 0])  # random ids never have it
+
+    def load_refusing(*given: Any) -> Any:
+        model = load_eager(*given)
+        model.register_forward_pre_hook(_refuse(start), with_kwargs=True)
+        return model
+
+    monkeypatch.setattr("tasks.validate.compute.load_eager", load_refusing)
+    report = bench.validate(bundle)
+    assert not [one.name for one in report.probes if one.name.startswith("real-")]
+
+
+def _refuse(token: int) -> Callable[..., None]:
+    def refuse(_: Any, __: Any, named: dict[str, torch.Tensor]) -> None:
+        ids = named["input_ids"]
+        if ids.shape[1] < 60 and bool((ids == token).any()):
+            raise ValueError("expected no text")
+
+    return refuse
