@@ -307,33 +307,29 @@ def test_seven_types_for_each_token_are_drawn_as_no_tokenizer_makes_them(tmp_pat
     assert bench.validate(bench.trace()).passed
 
 
-def test_texts_that_eager_refuses_are_nobodys_reference(tmp_path, monkeypatch):
-    """A head may take none of the short texts, whatever the reason."""
-    bench = _case(
-        tmp_path,
-        "bert",
-        "feature-extraction",
-        lengths=(8, 64),
-        whole=(8,),
-        general=General(shortest=1, rows=64, tokens=1024),
-    )
+def test_a_text_that_eager_refuses_proves_no_general_graph_and_is_nobodys_reference(
+    tmp_path, monkeypatch
+):
+    """A head may want other inputs than its tokenizer makes: a crash once, and a finding now."""
+    general = General(shortest=1, rows=64, tokens=1024)
+    bench = _case(tmp_path, "bert", "feature-extraction", general=general)
     bundle = bench.trace()
     start = int(_feeds(bench)["english"]["input_ids"][0, 0])  # random ids never have it
 
     def load_refusing(*given: Any) -> Any:
         model = load_eager(*given)
-        model.register_forward_pre_hook(_refuse(start, passages=(7, 8, 63, 64)), with_kwargs=True)
+        model.register_forward_pre_hook(_refuse(start, tokens=7), with_kwargs=True)
         return model
 
     monkeypatch.setattr("tasks.validate.compute.load_eager", load_refusing)
-    report = bench.validate(bundle)
-    assert not [one.name for one in report.probes if one.name.startswith("real-")]
+    with pytest.raises(NumericsMismatchError, match="general-1x7: eager refuses it"):
+        bench.validate(bundle)
 
 
-def _refuse(token: int, *, passages: tuple[int, ...]) -> Callable[..., None]:
+def _refuse(token: int, *, tokens: int) -> Callable[..., None]:
     def refuse(_: Any, __: Any, named: dict[str, torch.Tensor]) -> None:
         ids = named["input_ids"]
-        if ids.shape[1] not in passages and bool((ids == token).any()):
+        if ids.shape[1] == tokens and bool((ids == token).any()):
             raise ValueError("expected no text")
 
     return refuse
