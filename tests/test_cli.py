@@ -21,9 +21,10 @@ from tests.support.reader_support import (
     tiny_seq2seq_bundle,
     tokenizer_json,
 )
-from tracefleet import commands
+from tracefleet import cli, commands, spelling
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
+from tracefleet.heads import AUTO_CLASSES
 from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import Variant
 from tracefleet.store.folder import FileStore
@@ -207,7 +208,7 @@ def test_pull_copies_the_whole_conversion(
     store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
 ):
     target = tmp_path / "new" / "copy"
-    pulled = run_json(capsys, "pull", store.url, SOURCE, str(target))
+    pulled = run_json(capsys, "pull", store.url, SOURCE, "--to", str(target))
     assert pulled["key"] == published.key
     names = sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file())
     assert names == sorted(["manifest.json", *(file.path for file in published.files)])
@@ -221,9 +222,11 @@ def test_pull_takes_an_empty_folder_and_refuses_a_full_one(
 ):
     target = tmp_path / "copy"
     target.mkdir()
-    assert main(["pull", store.url, SOURCE, str(target)]) == 0
+    assert main(["pull", store.url, SOURCE, "--to", str(target)]) == 0
     assert "4 files" in capsys.readouterr().out
-    assert "got one with contents" in refused(capsys, "pull", store.url, SOURCE, str(target))
+    assert "got one with contents" in refused(
+        capsys, "pull", store.url, SOURCE, "--to", str(target)
+    )
 
 
 def test_pull_of_a_damaged_file_leaves_nothing(
@@ -231,7 +234,7 @@ def test_pull_of_a_damaged_file_leaves_nothing(
 ):
     flip_byte(path_in(store, published, "model/1/model.pt"))
     target = tmp_path / "here" / "copy"
-    assert "sha256 expected" in refused(capsys, "pull", store.url, SOURCE, str(target))
+    assert "sha256 expected" in refused(capsys, "pull", store.url, SOURCE, "--to", str(target))
     assert list(target.parent.iterdir()) == []
 
 
@@ -240,7 +243,36 @@ def test_pull_to_where_nothing_can_be_written_is_refused(
 ):
     (tmp_path / "file").touch()
     target = str(tmp_path / "file" / "copy")
-    assert "can't write the conversion there" in refused(capsys, "pull", store.url, SOURCE, target)
+    assert "can't write the conversion there" in refused(
+        capsys, "pull", store.url, SOURCE, "--to", target
+    )
+
+
+def test_the_older_form_of_pull_works_and_tells_the_new_one(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    target = tmp_path / "copy"
+    assert main(["pull", store.url, SOURCE, str(target)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"pull: the folder's new form is --to {target}\n"
+    assert (target / "manifest.json").is_file()
+
+
+def test_pull_of_several_makes_a_folder_for_each(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    publish(store, source="hf://acme/other")
+    slugs = sorted(map(source_slug, (SOURCE, "hf://acme/other")))
+    for number, sources in enumerate(([], [SOURCE, "hf://acme/other"])):
+        target = tmp_path / str(number)
+        pulled = run_json(capsys, "pull", store.url, *sources, "--to", str(target))
+        assert sorted(Path(one["dest"]).name for one in pulled) == slugs
+        assert sorted(path.name for path in target.iterdir()) == slugs
+    nowhere = str(tmp_path / "2")
+    assert "it holds" in refused(capsys, "pull", store.url, SOURCE, "hf://a/b", "--to", nowhere)
+    assert not Path(nowhere).exists(), "all are chosen before the first is copied"
+    only = ("--task", "fill-mask", "--to", nowhere)
+    assert "nothing to pull" in refused(capsys, "pull", store.url, *only)
 
 
 # run
@@ -326,7 +358,7 @@ def test_every_command_takes_a_folder_however_it_is_written(
         assert run_json(capsys, "show", store.url, name)["source"] == f"file://{tmp_path}/bert"
         assert main(["verify", store.url, name]) == 0
         assert "4 files checked in 1 channels, 0 damaged" in capsys.readouterr().out
-        assert main(["pull", store.url, name, f"out{number}"]) == 0
+        assert main(["pull", store.url, name, "--to", f"out{number}"]) == 0
         assert main(["run", store.url, name, "--ids", "1 2"]) == 0
         capsys.readouterr()
     for command in ("show", "verify"):
@@ -351,6 +383,12 @@ def test_a_channel_that_is_no_name_is_refused(
         ["list", "s", "--after", "../x/y"],
         ["list", "s", "--after", "a//b"],
         ["pull", "s", "a"],
+        ["pull", "s", "a", "--to", "b", "--presign"],
+        ["list", "s", "--task", "fill-msk"],
+        ["list", "s", "--dtype", "float33"],
+        ["list", "s", "--backend", "onnx"],
+        ["list", "s", "--lim", "1"],
+        ["show", "s", "a", "--js"],
         ["list", "s", "--limit", "-1"],
     ],
 )
@@ -358,7 +396,77 @@ def test_wrong_usage_exits_with_two(arguments: list[str], capsys: Capture):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: tracefleet" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "usage: tracefleet" in told or f"(tracefleet {arguments[0]} --help)" in told
+
+
+def test_an_error_with_json_is_json_and_keeps_its_exit_code(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    assert main(["show", store.url, "hf://acme/absent", "--json"]) == 1
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)["error"]
+    assert told["type"] == "NoSuchVariantError"
+    assert captured.err == f"error: NoSuchVariantError: {told['message']}\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["show", store.url, SOURCE, "--json", "--task", "ner", "--batch", "x"])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["type"] == "UsageError"
+    assert "--task ner: read as token-classification" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "asked", "says"),
+    [
+        ("--task", "fill-msk", "did you mean 'fill-mask'?"),
+        ("--task", "sentiment-analisys", "did you mean 'sentiment-analysis'?"),
+        ("--dtype", "flaot16", "did you mean 'float16'?"),
+        ("--backend", "onnx", "expected one of jit, neuronx, neuron; got 'onnx' (tracefleet list"),
+    ],
+)
+def test_a_misspelled_name_is_answered(option: str, asked: str, says: str, capsys: Capture):
+    with pytest.raises(SystemExit):
+        main(["list", "store", option, asked])
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("read", "meant"),
+    [
+        (spelling.read_task, {"embeddings": "sentence-similarity", "NER": "token-classification"}),
+        (spelling.read_task, {"fill_mask": "fill-mask", "qa": "question-answering"}),
+        (spelling.read_dtype, {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}),
+        (spelling.read_dtype, {"fp32": "float32", "torch.float16": "float16"}),
+        (spelling.read_backend, {"inf2": "neuronx", "jit": "jit"}),
+    ],
+)
+def test_names_are_understood_as_people_write_them(read: Any, meant: dict[str, str]):
+    assert {name: read(name) for name in meant} == meant
+
+
+def test_every_alias_means_a_name_that_exists():
+    assert set(spelling._TASKS.values()) <= set(AUTO_CLASSES)
+    assert not set(spelling._TASKS) & set(AUTO_CLASSES)
+    assert set(spelling._DTYPES.values()) == set(spelling.DTYPES)
+    assert set(spelling._BACKENDS.values()) == set(spelling.BACKENDS)
+
+
+def test_help_has_groups_and_a_reader_alone_says_how_to_get_the_rest(capsys: Capture, monkeypatch):
+    monkeypatch.setattr(cli, "GROUP", "tracefleet.nothing")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "use what is published:\n  list " in told
+    assert "look after a store:\n  verify " in told
+    for name in cli.PIPELINE:
+        with pytest.raises(SystemExit) as caught:
+            main([name, "x"])
+        assert caught.value.code == 2
+        assert "pip install tracefleet-pipeline" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["lst"])
+    assert "no command of tracefleet; did you mean 'list'?" in capsys.readouterr().err
 
 
 def test_missing_torch_says_what_to_install(
