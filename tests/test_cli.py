@@ -126,6 +126,7 @@ def test_list_reads_a_page_and_no_more(store: FileStore, monkeypatch: pytest.Mon
 
 
 def test_list_of_nothing_says_so(store: FileStore, capsys: Capture):
+    store.root.mkdir()
     assert main(["list", str(store.root)]) == 0
     assert f"nothing that fits is published in {store.url}" in capsys.readouterr().out
 
@@ -334,6 +335,48 @@ def test_run_checks_the_tokenizer_too(store: FileStore, published: Manifest, cap
 
 
 # What is common
+
+
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [
+        ([], "got nothing: there is no such folder"),
+        (["config.json", "model.safetensors"], "got a checkpoint's folder. Convert it first"),
+        (["readme.txt"], "got a folder that holds no conversions/"),
+    ],
+)
+@pytest.mark.parametrize("command", ["list", "verify", "check", "pull", "show"])
+def test_what_is_no_store_is_told(
+    command: str, holds: list[str], says: str, tmp_path: Path, capsys: Capture
+):
+    place = tmp_path / "place"
+    for name in holds:
+        place.mkdir(exist_ok=True)
+        (place / name).touch()
+    more = {"pull": ["a/b", "--to", "x"], "show": ["a/b"]}.get(command, [])
+    assert says in refused(capsys, command, str(place), *more)
+    (tmp_path / "file").touch()
+    assert "got a file" in refused(capsys, command, str(tmp_path / "file"), *more)
+
+
+def test_a_home_folder_is_a_home_folder_in_every_store_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    publish(FileStore(root=tmp_path / "st"))
+    for url in ("~/st", "file://~/st", "./st"):
+        assert len(run_json(capsys, "list", url)) == 1
+    assert "which is no user's here" in refused(capsys, "list", "~nobody-of-that-name/st")
+    assert not (tmp_path / "~").exists()
+
+
+def test_pull_onto_a_file_says_so(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    assert "got a file" in refused(capsys, "pull", store.url, SOURCE, "--to", file)
 
 
 @pytest.mark.parametrize("command", ["show", "run"])

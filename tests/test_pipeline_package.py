@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 HOSTILE = "raise SystemExit('somebody else')"
 
 
-def call(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+def call(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("PREFECT_")}
     environment.pop("PYTHONPATH", None)
     return subprocess.run(
@@ -30,12 +30,12 @@ def call(*words: str | Path, **options: object) -> subprocess.CompletedProcess[s
         text=True,
         timeout=300,
         env=environment,
-        **options,  # type: ignore[call-overload]
+        cwd=cwd,
     )
 
 
-def done(*words: str | Path, **options: object) -> str:
-    found = call(*words, **options)
+def done(*words: str | Path, cwd: Path | None = None) -> str:
+    found = call(*words, cwd=cwd)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
 
@@ -148,7 +148,8 @@ def test_what_needs_no_pipeline_does_not_import_it(pipeline: Path, tmp_path: Pat
 def test_convert_from_python_tells_its_progress_and_returns_what_came_of_it(
     checkpoint, tmp_path: Path
 ):
-    folder, lines = checkpoint("bert-cls"), []
+    lines: list[str] = []
+    folder = checkpoint("bert-cls")
     result = tracefleet_pipeline.convert(
         folder, store=tmp_path / "S", lengths=[8], progress=lines.append
     )

@@ -20,7 +20,7 @@ from tracefleet.published import Selection, find, load_manifest, open_verified, 
 from tracefleet.reader.open import open_selected
 from tracefleet.reader.outputs import Outputs
 from tracefleet.selecting import describe_row, read_filters, select_one
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.store import ReadableStore, open_existing
 from tracefleet.text import TOKENIZER, load_tokenizer
 from tracefleet.verify import FileCheck, verify
 
@@ -31,7 +31,7 @@ _THREADS = 16
 
 def list_command(arguments: argparse.Namespace) -> int:
     """List channels with their current conversions, page by page; damaged ones on stderr."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     after = f"channels/{arguments.after}" if arguments.after else ""
     found = find(store, after=after, **read_filters(arguments))
     shown = itertools.islice(found, arguments.limit)
@@ -77,7 +77,7 @@ def _describe_all(
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Compare every file of every channel that fits with its digest; damage goes to stderr."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     chosen = list(find(store, arguments.source, **read_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")

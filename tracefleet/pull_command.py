@@ -13,7 +13,7 @@ from tracefleet.printing import print_json
 from tracefleet.published import Selection, find, load_manifest, select
 from tracefleet.pull import pull
 from tracefleet.selecting import read_filters
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.store import ReadableStore, open_existing
 
 EPILOG = """\
 With one SOURCE, DIR is its conversion's folder: a Triton model repository with its manifest. With
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
 def pull_command(arguments: argparse.Namespace) -> int:
     """Copy conversions, or print URLs from which others can download them."""
     sources, target = _read_places(arguments)
-    store, filters = open_store(arguments.store), read_filters(arguments)
+    store, filters = open_existing(arguments.store), read_filters(arguments)
     alone = len(sources) == 1
     if not sources:
         sources = sorted({one.slug for one in find(store, None, **filters)})
