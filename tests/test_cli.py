@@ -161,6 +161,19 @@ def test_show_tells_what_a_conversion_is(store: FileStore, published: Manifest, 
         assert parse(tracefleet.canonical.canonical_json(raw)) == published
 
 
+def test_show_names_the_report_of_the_run_that_published_it(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    attested = f"attestations/{source_slug(SOURCE)}/{published.key}"
+    for run in ("run-1", "run-2"):  # the second left no report
+        store.put_new(f"{attested}/{run}.json", b"{}")
+    assert main(["show", store.url, SOURCE]) == 0
+    assert "report " not in capsys.readouterr().out
+    store.put_new("reports/run-1/index.html", b"<html>")
+    assert main(["show", store.url, SOURCE]) == 0
+    assert f"report     {store.url}/reports/run-1/index.html" in capsys.readouterr().out
+
+
 # verify
 
 

@@ -47,6 +47,13 @@ from tracefleet.verdict_types import (
 
 OUTPUTS = ("logits", "encoder_last_hidden_state")
 TEXT = ("batch", "length")
+ORIGIN = Origin(
+    date="2026-11-29T10:00:00+00:00",
+    host="builder-7",
+    key="beef",
+    store="s3://bucket/models",
+    folder="s3://bucket/models/conversions/hf.acme.tiny-1/beef",
+)
 FACTS = ReportFacts(
     source="hf://acme/tiny",
     commit="0123abcd",
@@ -65,13 +72,7 @@ FACTS = ReportFacts(
     peak_bytes={"trace": 321_000_000},
     bundle_bytes=2_000_000,
     weight_bytes=1_600_000,
-    origin=Origin(
-        date="2026-11-29T10:00:00+00:00",
-        host="builder-7",
-        key="beef",
-        store="s3://bucket/models",
-        folder="s3://bucket/models/conversions/hf.acme.tiny-1/beef",
-    ),
+    origin=ORIGIN,
 )
 
 
@@ -209,7 +210,7 @@ def test_a_passed_report_says_what_was_proved():
 
 def test_what_is_in_a_folder_is_used_from_there_and_what_was_refused_not_at_all():
     folder = "file:///srv/models/conversions/hf.acme.tiny-1/beef"
-    here = dataclasses.replace(FACTS.origin, store="file:///srv/models", folder=folder)
+    here = dataclasses.replace(ORIGIN, store="file:///srv/models", folder=folder)
     words = _words(render_html(dataclasses.replace(FACTS, origin=here), PASSED))
     assert 'torch::jit::load("/srv/models/conversions/hf.acme.tiny-1/beef/model/1' in words
     assert "tracefleet pull" not in words
@@ -335,7 +336,7 @@ def _evil() -> tuple[ReportFacts, ValidationReport]:
         inputs=(dataclasses.replace(FACTS.inputs[0], name=evil),),
         options={"pooling": evil},
         seconds={evil: 1.0},
-        origin=dataclasses.replace(FACTS.origin, folder=None, host=evil, store=evil, key=evil),
+        origin=dataclasses.replace(ORIGIN, folder=None, host=evil, store=evil, key=evil),
     )
     probes = [
         dataclasses.replace(probe, name=f"{evil}-{probe.name}", outputs=(evil, "b$x$"))
