@@ -1,5 +1,5 @@
 # The CPU image: workers of the pools `jit` and `coordinator`, the Prefect server, and
-# `python -m flows ...`. `--target s3` builds the S3 server of infra/compose.yaml instead.
+# `tracefleet ...`. `--target s3` builds the S3 server of infra/compose.yaml instead.
 #
 #   docker build --build-arg TORCH_INDEX=THE_INDEX_OF_PYTORCHS_CPU_WHEELS --tag tracefleet .
 #
@@ -23,7 +23,9 @@ RUN python3 -m venv --without-pip /opt/venv
 WORKDIR /app
 # Not our code yet: a change of it then costs no new installation. The environment gets the
 # dependencies, the command `tracefleet`, and a pointer to /app.
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY tracefleet_pipeline/pyproject.toml tracefleet_pipeline/hatch_build.py \
+     tracefleet_pipeline/LICENSE tracefleet_pipeline/
 RUN mkdir tracefleet && touch tracefleet/__init__.py
 
 
@@ -34,7 +36,8 @@ RUN python3 -m pip --python /opt/venv/bin/python install --no-deps \
  && if [ -n "$(find /opt/venv -name 'libtorch_cuda*')" ]; then \
       echo 'torch: expected the CPU build, got CUDA; pass --build-arg TORCH_INDEX=...' >&2; exit 1; \
     fi
-RUN python3 -m pip --python /opt/venv/bin/python install --editable '.[pipeline]'
+RUN python3 -m pip --python /opt/venv/bin/python install --editable '.[pipeline]' \
+      --editable ./tracefleet_pipeline
 # What only developers of these packages use, a quarter of a gigabyte. torch looks for its
 # torch_shm_manager when it is imported. Compiled modules stay: a flow run starts sooner by seconds.
 RUN cd /opt/venv/lib/python3*/site-packages \
@@ -80,13 +83,15 @@ infra.s3_server --folder /var/lib/tracefleet/s3 --access-key \"$AWS_ACCESS_KEY_I
 FROM runtime AS worker
 COPY --from=build /opt/venv /opt/venv
 COPY tracefleet tracefleet
+COPY tracefleet_pipeline tracefleet_pipeline
 COPY tasks tasks
 COPY flows flows
 COPY infra infra
 COPY examples/fleet.yaml examples/fleet.yaml
 # The user can't write here, so that Python couldn't keep what it compiles. But for ./store, the
 # store of examples/fleet.yaml: a volume there gets its owner.
-RUN python -m compileall -q --invalidation-mode unchecked-hash tracefleet tasks flows infra \
+RUN python -m compileall -q --invalidation-mode unchecked-hash \
+      tracefleet tracefleet_pipeline tasks flows infra \
  && install -d -o 10001 -g 10001 store
 # A worker's server for the health check is for this container alone.
 ENV TRACEFLEET_CACHE=/var/cache/tracefleet \

@@ -17,9 +17,9 @@ QUIETLY := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml tracefleet_pipeline/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]' --editable ./tracefleet_pipeline
 	touch $(STAMP)
 
 demo: $(STAMP)  ## convert the real all-MiniLM-L6-v2 into ./store and use it

@@ -1,7 +1,7 @@
 """Run the gate again on what channels point to, and withdraw what fails it if that is asked for.
 
 Nothing is traced and nothing is published; what passes changes nothing in the store. Called by
-``python -m flows validate --current`` and the Prefect flow ``validate-current``.
+``tracefleet validate --current`` and the Prefect flow ``validate-current``.
 """
 
 from __future__ import annotations

@@ -31,12 +31,12 @@ SOURCES = read_sources(ROOT)
 GRAPH = edges(SOURCES)
 FOLDERS = sorted({path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")})
 INITS = [folder / "__init__.py" for folder in FOLDERS]
-#: The two packages whose `__init__` re-exports.
-TOURS = {"tracefleet", "tracefleet/store"}
+#: The packages whose `__init__` re-exports.
+TOURS = {"tracefleet", "tracefleet/store", "tracefleet_pipeline"}
 #: Not packages of one purpose: the first shows how to open a model, the second holds packages.
 HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
-LATE_ONLY = {"torch", "numpy", "tokenizers", "safetensors", *S3}  # inside functions
+LATE_ONLY = {"argcomplete", "torch", "numpy", "tokenizers", "safetensors", *S3}  # in functions
 #: What `tracefleet bench` imports by name, where it is installed; no other part of the wheel may.
 BENCH_ONLY = {"transformers", "onnxruntime", "onnx", "matplotlib", "tokenizers"}
 CALLS = {"import_optional", "import_module", "__import__"}

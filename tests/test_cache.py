@@ -422,7 +422,7 @@ def test_the_command_line_reads_from_s3(
         with urllib.request.urlopen(file["url"]) as answer:
             data = answer.read()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
-    for wrong in ([], ["there", "--presign"]):
+    for wrong in ([], ["--to", "there", "--presign"]):
         with pytest.raises(SystemExit):
             main(["pull", published.url, SOURCE, *wrong])
-        assert "expected either a DEST folder or --presign" in capsys.readouterr().err
+        assert "expected either --to DIR or --presign" in capsys.readouterr().err

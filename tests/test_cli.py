@@ -21,9 +21,10 @@ from tests.support.reader_support import (
     tiny_seq2seq_bundle,
     tokenizer_json,
 )
-from tracefleet import commands
+from tracefleet import cli, commands, spelling
 from tracefleet.channel import source_slug
 from tracefleet.cli import main
+from tracefleet.heads import AUTO_CLASSES
 from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import Variant
 from tracefleet.store.folder import FileStore
@@ -125,6 +126,7 @@ def test_list_reads_a_page_and_no_more(store: FileStore, monkeypatch: pytest.Mon
 
 
 def test_list_of_nothing_says_so(store: FileStore, capsys: Capture):
+    store.root.mkdir()
     assert main(["list", str(store.root)]) == 0
     assert f"nothing that fits is published in {store.url}" in capsys.readouterr().out
 
@@ -157,6 +159,19 @@ def test_show_tells_what_a_conversion_is(store: FileStore, published: Manifest, 
     for name in (source_slug(SOURCE), SOURCE.removeprefix("hf://"), f"{SOURCE}/"):
         raw = run_json(capsys, "show", store.url, name)
         assert parse(tracefleet.canonical.canonical_json(raw)) == published
+
+
+def test_show_names_the_report_of_the_run_that_published_it(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    attested = f"attestations/{source_slug(SOURCE)}/{published.key}"
+    for run in ("run-1", "run-2"):  # the second left no report
+        store.put_new(f"{attested}/{run}.json", b"{}")
+    assert main(["show", store.url, SOURCE]) == 0
+    assert "report " not in capsys.readouterr().out
+    store.put_new("reports/run-1/index.html", b"<html>")
+    assert main(["show", store.url, SOURCE]) == 0
+    assert f"report     {store.url}/reports/run-1/index.html" in capsys.readouterr().out
 
 
 # verify
@@ -207,7 +222,7 @@ def test_pull_copies_the_whole_conversion(
     store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
 ):
     target = tmp_path / "new" / "copy"
-    pulled = run_json(capsys, "pull", store.url, SOURCE, str(target))
+    pulled = run_json(capsys, "pull", store.url, SOURCE, "--to", str(target))
     assert pulled["key"] == published.key
     names = sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file())
     assert names == sorted(["manifest.json", *(file.path for file in published.files)])
@@ -221,9 +236,11 @@ def test_pull_takes_an_empty_folder_and_refuses_a_full_one(
 ):
     target = tmp_path / "copy"
     target.mkdir()
-    assert main(["pull", store.url, SOURCE, str(target)]) == 0
+    assert main(["pull", store.url, SOURCE, "--to", str(target)]) == 0
     assert "4 files" in capsys.readouterr().out
-    assert "got one with contents" in refused(capsys, "pull", store.url, SOURCE, str(target))
+    assert "got one with contents" in refused(
+        capsys, "pull", store.url, SOURCE, "--to", str(target)
+    )
 
 
 def test_pull_of_a_damaged_file_leaves_nothing(
@@ -231,7 +248,7 @@ def test_pull_of_a_damaged_file_leaves_nothing(
 ):
     flip_byte(path_in(store, published, "model/1/model.pt"))
     target = tmp_path / "here" / "copy"
-    assert "sha256 expected" in refused(capsys, "pull", store.url, SOURCE, str(target))
+    assert "sha256 expected" in refused(capsys, "pull", store.url, SOURCE, "--to", str(target))
     assert list(target.parent.iterdir()) == []
 
 
@@ -240,7 +257,36 @@ def test_pull_to_where_nothing_can_be_written_is_refused(
 ):
     (tmp_path / "file").touch()
     target = str(tmp_path / "file" / "copy")
-    assert "can't write the conversion there" in refused(capsys, "pull", store.url, SOURCE, target)
+    assert "can't write the conversion there" in refused(
+        capsys, "pull", store.url, SOURCE, "--to", target
+    )
+
+
+def test_the_older_form_of_pull_works_and_tells_the_new_one(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    target = tmp_path / "copy"
+    assert main(["pull", store.url, SOURCE, str(target)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"pull: the folder's new form is --to {target}\n"
+    assert (target / "manifest.json").is_file()
+
+
+def test_pull_of_several_makes_a_folder_for_each(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    publish(store, source="hf://acme/other")
+    slugs = sorted(map(source_slug, (SOURCE, "hf://acme/other")))
+    for number, sources in enumerate(([], [SOURCE, "hf://acme/other"])):
+        target = tmp_path / str(number)
+        pulled = run_json(capsys, "pull", store.url, *sources, "--to", str(target))
+        assert sorted(Path(one["dest"]).name for one in pulled) == slugs
+        assert sorted(path.name for path in target.iterdir()) == slugs
+    nowhere = str(tmp_path / "2")
+    assert "it holds" in refused(capsys, "pull", store.url, SOURCE, "hf://a/b", "--to", nowhere)
+    assert not Path(nowhere).exists(), "all are chosen before the first is copied"
+    only = ("--task", "fill-mask", "--to", nowhere)
+    assert "nothing to pull" in refused(capsys, "pull", store.url, *only)
 
 
 # run
@@ -304,6 +350,48 @@ def test_run_checks_the_tokenizer_too(store: FileStore, published: Manifest, cap
 # What is common
 
 
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [
+        ([], "got nothing: there is no such folder"),
+        (["config.json", "model.safetensors"], "got a checkpoint's folder. Convert it first"),
+        (["readme.txt"], "got a folder that holds no conversions/"),
+    ],
+)
+@pytest.mark.parametrize("command", ["list", "verify", "check", "pull", "show"])
+def test_what_is_no_store_is_told(
+    command: str, holds: list[str], says: str, tmp_path: Path, capsys: Capture
+):
+    place = tmp_path / "place"
+    for name in holds:
+        place.mkdir(exist_ok=True)
+        (place / name).touch()
+    more = {"pull": ["a/b", "--to", "x"], "show": ["a/b"]}.get(command, [])
+    assert says in refused(capsys, command, str(place), *more)
+    (tmp_path / "file").touch()
+    assert "got a file" in refused(capsys, command, str(tmp_path / "file"), *more)
+
+
+def test_a_home_folder_is_a_home_folder_in_every_store_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    publish(FileStore(root=tmp_path / "st"))
+    for url in ("~/st", "file://~/st", "./st"):
+        assert len(run_json(capsys, "list", url)) == 1
+    assert "which is no user's here" in refused(capsys, "list", "~nobody-of-that-name/st")
+    assert not (tmp_path / "~").exists()
+
+
+def test_pull_onto_a_file_says_so(
+    store: FileStore, published: Manifest, tmp_path: Path, capsys: Capture
+):
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    assert "got a file" in refused(capsys, "pull", store.url, SOURCE, "--to", file)
+
+
 @pytest.mark.parametrize("command", ["show", "run"])
 def test_an_unknown_source_or_store_is_an_error_with_what_is_there(
     store: FileStore, published: Manifest, capsys: Capture, command: str
@@ -326,7 +414,7 @@ def test_every_command_takes_a_folder_however_it_is_written(
         assert run_json(capsys, "show", store.url, name)["source"] == f"file://{tmp_path}/bert"
         assert main(["verify", store.url, name]) == 0
         assert "4 files checked in 1 channels, 0 damaged" in capsys.readouterr().out
-        assert main(["pull", store.url, name, f"out{number}"]) == 0
+        assert main(["pull", store.url, name, "--to", f"out{number}"]) == 0
         assert main(["run", store.url, name, "--ids", "1 2"]) == 0
         capsys.readouterr()
     for command in ("show", "verify"):
@@ -351,6 +439,12 @@ def test_a_channel_that_is_no_name_is_refused(
         ["list", "s", "--after", "../x/y"],
         ["list", "s", "--after", "a//b"],
         ["pull", "s", "a"],
+        ["pull", "s", "a", "--to", "b", "--presign"],
+        ["list", "s", "--task", "fill-msk"],
+        ["list", "s", "--dtype", "float33"],
+        ["list", "s", "--backend", "onnx"],
+        ["list", "s", "--lim", "1"],
+        ["show", "s", "a", "--js"],
         ["list", "s", "--limit", "-1"],
     ],
 )
@@ -358,7 +452,77 @@ def test_wrong_usage_exits_with_two(arguments: list[str], capsys: Capture):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: tracefleet" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "usage: tracefleet" in told or f"(tracefleet {arguments[0]} --help)" in told
+
+
+def test_an_error_with_json_is_json_and_keeps_its_exit_code(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    assert main(["show", store.url, "hf://acme/absent", "--json"]) == 1
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)["error"]
+    assert told["type"] == "NoSuchVariantError"
+    assert captured.err == f"error: NoSuchVariantError: {told['message']}\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["show", store.url, SOURCE, "--json", "--task", "ner", "--batch", "x"])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["type"] == "UsageError"
+    assert "--task ner: read as token-classification" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "asked", "says"),
+    [
+        ("--task", "fill-msk", "did you mean 'fill-mask'?"),
+        ("--task", "sentiment-analisys", "did you mean 'sentiment-analysis'?"),
+        ("--dtype", "flaot16", "did you mean 'float16'?"),
+        ("--backend", "onnx", "expected one of jit, neuronx, neuron; got 'onnx' (tracefleet list"),
+    ],
+)
+def test_a_misspelled_name_is_answered(option: str, asked: str, says: str, capsys: Capture):
+    with pytest.raises(SystemExit):
+        main(["list", "store", option, asked])
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("read", "meant"),
+    [
+        (spelling.read_task, {"embeddings": "sentence-similarity", "NER": "token-classification"}),
+        (spelling.read_task, {"fill_mask": "fill-mask", "qa": "question-answering"}),
+        (spelling.read_dtype, {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}),
+        (spelling.read_dtype, {"fp32": "float32", "torch.float16": "float16"}),
+        (spelling.read_backend, {"inf2": "neuronx", "jit": "jit"}),
+    ],
+)
+def test_names_are_understood_as_people_write_them(read: Any, meant: dict[str, str]):
+    assert {name: read(name) for name in meant} == meant
+
+
+def test_every_alias_means_a_name_that_exists():
+    assert set(spelling._TASKS.values()) <= set(AUTO_CLASSES)
+    assert not set(spelling._TASKS) & set(AUTO_CLASSES)
+    assert set(spelling._DTYPES.values()) == set(spelling.DTYPES)
+    assert set(spelling._BACKENDS.values()) == set(spelling.BACKENDS)
+
+
+def test_help_has_groups_and_a_reader_alone_says_how_to_get_the_rest(capsys: Capture, monkeypatch):
+    monkeypatch.setattr(cli, "GROUP", "tracefleet.nothing")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "use what is published:\n  list " in told
+    assert "look after a store:\n  verify " in told
+    for name in cli.PIPELINE:
+        with pytest.raises(SystemExit) as caught:
+            main([name, "x"])
+        assert caught.value.code == 2
+        assert "pip install tracefleet-pipeline" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["lst"])
+    assert "no command of tracefleet; did you mean 'list'?" in capsys.readouterr().err
 
 
 def test_missing_torch_says_what_to_install(

@@ -270,9 +270,7 @@ def test_a_reader_says_when_a_device_was_never_proved(made, caplog, capsys):
     selection = select(store, made.manifest.source)
     with caplog.at_level(logging.WARNING, logger="tracefleet"):
         assert not find_proof(store, selection, made.manifest, "cuda:1").found
-    assert f"never proved on cuda: run `python -m flows validate --conversion {store.url}/" in (
-        caplog.text
-    )
+    assert f"never proved on cuda: run `tracefleet validate {store.url}/" in (caplog.text)
     caplog.clear()
     verdict = DeviceVerdict(
         manifest=made.manifest.digest,

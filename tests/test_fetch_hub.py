@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import threading
 
 import pytest
@@ -235,8 +236,13 @@ def test_no_connection_keeps_the_librarys_error(hub, at_once, monkeypatch):
     resolved = resolve(SOURCE)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for call in (lambda: resolve(SOURCE), lambda: fetch(resolved)):
-        with pytest.raises(httpx2.ConnectError):
+        with pytest.raises(httpx2.ConnectError) as lost:
             call()
+        told = str(lost.value)
+        assert told.startswith(f"{SOURCE}: expected an answer of http://127.0.0.1:9, got ")
+        assert "HF_ENDPOINT" in told
+        assert "HF_HUB_OFFLINE=1" in told
+        assert str(pickle.loads(pickle.dumps(lost.value))) == told
 
 
 def test_a_commit_that_was_removed(hub):

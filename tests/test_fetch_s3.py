@@ -277,8 +277,11 @@ def test_no_connection_keeps_the_librarys_error(aws, monkeypatch):
     from botocore.exceptions import EndpointConnectionError
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(EndpointConnectionError):
+    with pytest.raises(
+        EndpointConnectionError, match="Check the network and AWS_ENDPOINT_URL"
+    ) as lost:
         resolve(SOURCE)
+    assert "http://127.0.0.1:9" in str(lost.value)
 
 
 def _left(resolved):

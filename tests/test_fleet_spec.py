@@ -155,7 +155,7 @@ def test_fields_of_one_request_need_nothing_of_the_other_entries():
 
 
 def test_the_command_line_takes_an_expanded_name_and_overrides_it(tmp_path):
-    from flows.__main__ import _parser
+    from flows.__main__ import make_program
     from flows.commands.convert import _request
 
     path = tmp_path / "fleet.yaml"
@@ -163,7 +163,7 @@ def test_the_command_line_takes_an_expanded_name_and_overrides_it(tmp_path):
 
     def request(name: str) -> ConversionRequest:
         words = ["convert", "--fleet", f"file://{path}", "--entry", name, "--lengths", "16"]
-        return _request(_parser().parse_args(words))
+        return _request(make_program().parse_args(words))
 
     assert request("a/b2") == make_request({"source": "hf://o/a", "lengths": [16], "batch": 2})
     with pytest.raises(RequestError, match="--entry: expected one of a/b1, a/b2, got 'a'"):
@@ -535,7 +535,7 @@ def test_the_example_is_valid_and_its_entries_are_what_it_says(hub):
 def test_the_schema_beside_the_example_is_the_generated_one():
     kept = json.loads((ROOT / "examples" / "fleet.schema.json").read_text("utf-8"))
     assert kept == fleet_schema(), (
-        "a field changed: python -m flows schema fleet > examples/fleet.schema.json"
+        "a field changed: tracefleet schema fleet > examples/fleet.schema.json"
     )
     assert EXAMPLE.read_text("utf-8").startswith(
         "# yaml-language-server: $schema=fleet.schema.json\n"

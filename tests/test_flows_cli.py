@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import tracefleet
-from flows.__main__ import main
+from flows.__main__ import main, make_program
 from tests.support.s3_servers import S3Server
+from tracefleet.cli import PIPELINE
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,7 +70,7 @@ def test_a_repeat_of_what_was_rolled_back_tells_the_number_that_brings_it_back(
         assert "rolled back" not in convert(lengths)
     assert main(["rollback", *where, "--number", "1"]) == 0
     capsys.readouterr()
-    says = r"channel  latest #4, rolled back .*`python -m flows rollback --number (\d)` brings"
+    says = r"channel  latest #4, rolled back .*`tracefleet rollback --number (\d)` brings"
     assert [re.findall(says, convert(lengths)) for lengths in ("16", "24")] == [["2"], ["3"]]
     as_json = json.loads(convert("16", "--json"))
     assert (as_json["rolled_back_number"], as_json["number"]) == (2, 4)
@@ -127,28 +128,75 @@ def test_a_repeat_imports_neither_torch_nor_prefect(checkpoint, tmp_path):
     assert outcome.returncode == 0, outcome.stderr
 
 
+HUB = ["--source", "hf://a/b", "--task", "fill-mask"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--source", "gopher://x", "--task", "fill-mask", "--lengths", "8"], "unknown scheme"),
-        (["--source", "hf://a/b", "--task", "x", "--lengths", "8"], "task: expected one of"),
-        (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "8,x"], "lengths: expected"),
-        (["--source", "hf://a/b", "--task", "fill-mask", "--lengths", "0"], "at least 1, got 0"),
-        (["--source", "hf://a/b", "--task", "fill-mask"], "lengths: expected a value"),
-        (["--source", "file:///nowhere", "--task", "fill-mask", "--lengths", "8"], "nowhere"),
+        (["gopher://x", "--lengths", "8"], "unknown scheme"),
+        (["hf://a/b", "--task", "x", "--lengths", "8"], "task: expected one of"),
+        (["hf://a/b", "--task", "embedings", "--lengths", "8"], "did you mean 'embeddings'?"),
+        (["hf://a/b", "--dtype", "int9", "--lengths", "8"], "dtype: expected one of"),
+        (["hf://a/b", "--backend", "onnx", "--lengths", "8"], "backend: expected one of"),
+        ([*HUB, "--lengths", "8,x"], "lengths: expected"),
+        ([*HUB, "--lengths", "0"], "at least 1, got 0"),
+        (HUB, "lengths: expected a value"),
+        (["a/b", *HUB], "expected MODEL or --source, got both"),
+        (["--lengths", "8"], "expected a MODEL, got none"),
+        (["a/b", "--length", "8"], "unrecognized arguments: --length 8"),
+        (["--entry", "a"], "expected --fleet FILE"),
         (["--fleet", "none.yaml", "--entry", "a"], "none.yaml"),
         (["--fleet", "examples/fleet.yaml", "--entry", "a"], "expected one of minilm"),
     ],
 )
-def test_bad_input_is_one_clear_error(arguments, says, capsys, monkeypatch):
+def test_wrong_usage_is_one_clear_error_and_exits_with_two(arguments, says, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert main(["convert", *arguments, "--quiet"]) == 1
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", *arguments, "--quiet"])
+    assert caught.value.code == 2
     captured = capsys.readouterr()
     assert says in captured.err
-    assert captured.err.startswith("error: ")
-    assert "Traceback" not in captured.err
+    assert "error: " in captured.err
     assert captured.out == ""
+
+
+def test_what_is_not_there_is_an_error_in_text_and_in_json(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    arguments = ["convert", "file:///nowhere", "--task", "fill-mask", "--lengths", "8", "--quiet"]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: RequestError: ")
+    assert "nowhere" in captured.err
+    assert captured.out == ""
+    assert main([*arguments, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["type"] == "RequestError"
+    assert "nowhere" in told["message"]
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{tracefleet.__version__}\n"
+
+
+def test_the_reader_knows_the_names_of_the_pipelines_commands():
+    assert sorted(make_program().commands.names) == sorted(PIPELINE)
+
+
+def test_every_command_tells_its_exit_codes_and_examples(capsys):
+    for name in make_program().commands.names:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        told = capsys.readouterr().out
+        assert "exit codes: 0 " in told, name
+        assert f"examples:\n  tracefleet {name} " in told, name
+        assert "``" not in told, name
 
 
 def test_wrong_usage_exits_with_two(capsys):

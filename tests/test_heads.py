@@ -93,7 +93,7 @@ def test_a_cross_encoder_and_splade_are_no_sentence_embedders(architecture, type
 
 @pytest.mark.parametrize("architectures", [None, [], ["BertForPreTraining"], ["Wav2Vec2ForCTC"]])
 def test_no_task_of_ours_is_refused_with_the_next_step(architectures, tmp_path):
-    with pytest.raises(RequestError, match=r"names .*Name the task"):
+    with pytest.raises(RequestError, match=r"names (no arch|\w+, which are).*Name the task"):
         default_task(_folder(tmp_path, architectures=architectures))
 
 

@@ -104,7 +104,7 @@ def test_an_image_runs_without_root_under_an_init(name: str):
 def test_nothing_of_the_build_reaches_an_image():
     for name in IMAGES:
         assert not [text for instruction, text in STAGES[name].all if instruction == "ARG"]
-        assert "pip" not in STAGES[name].last("RUN")
+        assert not re.search(r"\bpip\b", STAGES[name].last("RUN"))
 
 
 def test_every_argument_is_declared_where_it_is_used():
@@ -126,7 +126,7 @@ def test_everything_that_is_copied_is_there_and_sent_to_the_build():
             if name == "COPY" and not text.startswith("--from="):
                 assert set(text.split()[:-1]) <= sent
     copied = {text.split()[0] for name, text in WORKER.own if name == "COPY"}
-    assert copied >= {"flows", "tasks", "tracefleet", "infra", "examples/fleet.yaml"}
+    assert copied >= {"flows", "tasks", "tracefleet", "tracefleet_pipeline", "infra"}
 
 
 def ignored() -> list[str]:

@@ -344,7 +344,7 @@ def test_the_command_line_tells_what_to_do_next_and_does_it(checkpoint, store, c
         told = capsys.readouterr().out
         assert "compiled, and not validated" in told
         assert "channel  candidate #1" in told
-        (url,) = re.findall(r"python -m flows validate --conversion (\S+)", told)
+        (url,) = re.findall(r"tracefleet validate (\S+)", told)
         assert main(["validate", "--conversion", url]) == 1
         assert "expected a Neuron device to validate on" in capsys.readouterr().err
     with on(device="trn1"):

@@ -20,9 +20,10 @@ from tasks import child
 from tasks.errors import NumericsMismatchError
 from tasks.report import render as rendering
 from tasks.report.bars import Bar, Chart
+from tasks.report.conversion import words
 from tasks.report.conversion import words as wording
 from tasks.report.conversion.charts import choose_outputs, error_chart, latency_chart
-from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.facts import Origin, ReportFacts
 from tasks.report.conversion.markdown import render_markdown
 from tasks.report.conversion.page import render_html
 from tasks.report.render import environment, render
@@ -46,6 +47,13 @@ from tracefleet.verdict_types import (
 
 OUTPUTS = ("logits", "encoder_last_hidden_state")
 TEXT = ("batch", "length")
+ORIGIN = Origin(
+    date="2026-11-29T10:00:00+00:00",
+    host="builder-7",
+    key="beef",
+    store="s3://bucket/models",
+    folder="s3://bucket/models/conversions/hf.acme.tiny-1/beef",
+)
 FACTS = ReportFacts(
     source="hf://acme/tiny",
     commit="0123abcd",
@@ -64,6 +72,7 @@ FACTS = ReportFacts(
     peak_bytes={"trace": 321_000_000},
     bundle_bytes=2_000_000,
     weight_bytes=1_600_000,
+    origin=ORIGIN,
 )
 
 
@@ -155,10 +164,11 @@ def test_the_page_is_whole_and_loads_nothing(report):
     assert not any("src" in attributes for _, attributes in seen)
     assert not re.search(r"@import|url\((?!#)", page)
     links = [attributes["href"] for _, attributes in seen if "href" in attributes]
-    assert all(link is not None and link.startswith("#") for link in links)
+    inside = [link for link in links if link is not None and link.startswith("#")]
+    assert set(links) - set(inside) <= {"../../conversions/hf.acme.tiny-1/beef/manifest.json"}
     ids = [attributes["id"] for _, attributes in seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links if link} <= set(ids)
+    assert {link[1:] for link in inside} <= set(ids)
 
 
 def test_a_passed_report_says_what_was_proved():
@@ -170,12 +180,22 @@ def test_a_passed_report_says_what_was_proved():
         "worst relative error is 5e-7, 20 times below the tolerance of 1e-5",
         "46 tensors equal the checkpoint's file bit for bit",
         "wrong-weight: one weight matrix was corrupted",
-        "input_ids batch × length int64 padded with 3",
+        "input_ids batch × length int64 padded with 3; has to be given",
+        "attention_mask batch × length int64 padded with 0; 1 everywhere",
         "logits batch × length × 256 float32",
         "It is the pipeline's own for float32",
         "the request did not override it",
         "The bundle guards its graphs; this is what they would do without the guard.",
-        "Holds: the same as eager; differs: silently different from eager.",
+        "16 ✓ passed 5e-7 1 4.0 2.0 about 2.0× as eager silently different",
+        "2026-11-29T10:00:00+00:00 on builder-7",
+        "key beef",
+        "manifest.json in s3://bucket/models/conversions/hf.acme.tiny-1/beef",
+        'tracefleet.open("s3://bucket/models", "hf://acme/tiny", task="fill-mask")',
+        "model(input_ids=[[5, 6, 7], [8, 9]])",
+        "// tracefleet pull s3://bucket/models hf://acme/tiny --to ./model auto bundle",
+        "bundle.forward({input_ids, attention_mask}).toTuple()",
+        "tritonserver --model-repository=./model --model-control-mode=explicit",
+        "docs/gate.md of tracefleet",
         "right-pad-4 prove nothing here and do not count",
         "○ proves nothing",
         "a.weight = b.weight",
@@ -185,8 +205,42 @@ def test_a_passed_report_says_what_was_proved():
         "torch 2.13.0, transformers 5.23.0, Python 3.11",
     ):
         assert part in words, part
-    assert "2×" in words, "4 ms eager against 2 ms traced"
     assert "✗" not in words
+
+
+def test_what_is_in_a_folder_is_used_from_there_and_what_was_refused_not_at_all():
+    folder = "file:///srv/models/conversions/hf.acme.tiny-1/beef"
+    here = dataclasses.replace(ORIGIN, store="file:///srv/models", folder=folder)
+    words = _words(render_html(dataclasses.replace(FACTS, origin=here), PASSED))
+    assert 'torch::jit::load("/srv/models/conversions/hf.acme.tiny-1/beef/model/1' in words
+    assert "tracefleet pull" not in words
+    refused = _words(
+        render_html(
+            dataclasses.replace(FACTS, origin=dataclasses.replace(here, folder=None)), FAILED
+        )
+    )
+    assert "on builder-7" in refused
+    assert "Use it" not in refused
+    assert "manifest.json" not in refused
+    neuron = Variant(task="fill-mask", backend="neuronx", dtype="bfloat16", batch=4)
+    words = _words(render_html(dataclasses.replace(FACTS, variant=neuron), PASSED))
+    assert 'dtype="bfloat16", backend="neuronx", batch=4)' in words
+    assert "Triton" not in words
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (1, "1.0"),
+        (0.97, "0.97"),
+        (9.64, "9.6"),
+        (16.9, "17"),
+        (207.3, "210"),
+        (5321, "5,300"),
+    ],
+)
+def test_times_have_the_digits_that_one_or_two_calls_are_worth(time, text):
+    assert words.milliseconds(time) == text
 
 
 def test_a_failed_report_says_why_at_its_top():
@@ -282,6 +336,7 @@ def _evil() -> tuple[ReportFacts, ValidationReport]:
         inputs=(dataclasses.replace(FACTS.inputs[0], name=evil),),
         options={"pooling": evil},
         seconds={evil: 1.0},
+        origin=dataclasses.replace(ORIGIN, folder=None, host=evil, store=evil, key=evil),
     )
     probes = [
         dataclasses.replace(probe, name=f"{evil}-{probe.name}", outputs=(evil, "b$x$"))
@@ -362,7 +417,7 @@ def test_the_markdown_has_the_verdict_the_plots_and_the_tables():
     text = render_markdown(FACTS, PASSED, "s3://bucket/reports/1/index.html")
     order = ["**✓ Validated.**", "## Error against eager", "## Latency", "## Each standard length"]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
-    assert "| 16 | passed | 5e-7 | 5e-7 | 1 | holds | differs |" in text
+    assert "| 16 | passed | 5e-7 | 5e-7 | 1 | as eager | silently different |" in text
     assert re.search(r"16  eager   █+ 4\.0 ms\n +16  traced  █+ 2\.0 ms", text)
     assert "a.weight = b.weight" in text
     assert "`s3://bucket/reports/1/index.html`" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import RequestError
+from tasks.request import names
 from tasks.request.conversion import make_request
 
 GOOD = {"source": "hf://org/name", "task": "fill-mask", "lengths": [32, 8]}
@@ -96,3 +97,38 @@ def test_every_field_is_described():
     assert all(field.get("description") for field in schema["properties"].values())
     positions = [field["position"] for field in schema["properties"].values()]
     assert positions == list(range(len(positions)))
+
+
+@pytest.mark.parametrize(
+    ("field", "written", "meant"),
+    [
+        ("dtype", "fp16", "float16"),
+        ("dtype", "bf16", "bfloat16"),
+        ("task", "sentiment-analysis", "text-classification"),
+        ("task", "ner", "token-classification"),
+        ("task", "embeddings", "sentence-similarity"),
+    ],
+)
+def test_names_are_read_as_people_write_them_and_a_line_says_so(field, written, meant, caplog):
+    names._tell.cache_clear()
+    caplog.set_level("INFO", "tasks.request.names")
+    fields = {"source": "hf://org/name", "lengths": [8], field: written}
+    assert getattr(make_request(fields), field) == meant
+    make_request(fields)
+    assert [record.message for record in caplog.records] == [f"{field} {written}: read as {meant}"]
+    assert make_request({**fields, field: meant}) == make_request(fields)
+
+
+@pytest.mark.parametrize(("field", "near"), [("task", "fill-msk"), ("dtype", "float61")])
+def test_a_misspelled_name_is_answered_with_the_one_that_is_like_it(field, near):
+    fields = {"source": "hf://org/name", "lengths": [8], field: near}
+    with pytest.raises(RequestError, match=rf"^{field}: expected one of .*; did you mean"):
+        make_request(fields)
+
+
+def test_a_store_in_the_home_folder_is_there(monkeypatch, tmp_path):
+    from tracefleet.store import open_store
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = make_request({"source": "hf://org/name", "lengths": [8], "store": "~/models"})
+    assert open_store(request.store).url == f"file://{tmp_path}/models"

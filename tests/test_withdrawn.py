@@ -173,7 +173,7 @@ def test_a_reader_refuses_and_says_what_where_why_and_what_to_do(
     for word in (SOURCE, "feature-extraction.jit.float32.b1", "'latest'", "number 2", REASON):
         assert word in told
     assert "Convert the checkpoint again" in told
-    assert "python -m flows rollback" in told
+    assert "tracefleet rollback" in told
     assert caught.value.reason == REASON
     assert not (tmp_path / "pulled").exists()
     again = pickle.loads(pickle.dumps(caught.value))
@@ -464,7 +464,7 @@ def test_converting_again_leaves_it_withdrawn_and_says_so(checkpoint, store: Fil
     told = capsys.readouterr().out
     assert told.startswith("withdrawn, and left so: ")
     assert f"channel  latest #2, this conversion was withdrawn: {REASON}." in told
-    assert "`python -m flows reinstate --number 2` brings it back" in told
+    assert "`tracefleet reinstate --number 2` brings it back" in told
     assert main([*arguments, "--json"]) == 1
     as_json = json.loads(capsys.readouterr().out)
     assert (as_json["status"], as_json["withdrawn"]) == ("withdrawn", REASON)

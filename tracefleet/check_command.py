@@ -19,7 +19,7 @@ from tracefleet.printing import format_count, print_json
 from tracefleet.published import Selection, find, load_manifest, resolve
 from tracefleet.reader.open import open_selected
 from tracefleet.selecting import read_filters, select_one
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.store import ReadableStore, open_existing
 from tracefleet.triton import check_server
 
 DESCRIPTION = """\
@@ -64,7 +64,7 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def _check_all(arguments: argparse.Namespace) -> int:
     """Check every conversion that fits; those that can't be checked here are told."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     found: list[dict[str, Any]] = []
     for published in find(store, None, **read_filters(arguments)):
         row = {"slug": published.slug, "variant": published.variant}

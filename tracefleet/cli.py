@@ -1,4 +1,5 @@
-"""The command ``tracefleet``: list a store, verify it, copy from it, run a model, measure it.
+# PYTHON_ARGCOMPLETE_OK
+"""The command ``tracefleet``: the reader's commands, and those of packages that add some.
 
 Exit codes: 0 done, 1 damage or an error (reported on standard error), 2 wrong usage.
 """
@@ -8,107 +9,143 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 
-from tracefleet import __version__, check_command, commands
+from tracefleet import check_command, commands, pull_command
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
-from tracefleet.errors import ArtifactError
+from tracefleet.program import KEEP, USE, Commands, Program, first_word
 from tracefleet.show_command import show_command
+from tracefleet.spelling import option, read_backend, read_dtype, read_task
 
 Command = Callable[[argparse.Namespace], int]
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
+#: Entry points of this group are functions that add commands.
+GROUP = "tracefleet.commands"
+#: Commands of the pipeline, to tell who asks for one where it is not installed; a test compares.
+PIPELINE = (
+    *("convert", "validate", "plan", "fleet", "sweep", "schema"),
+    *("gc", "promote", "rollback", "withdraw", "reinstate", "limit-schema"),
+)
+_ABSENT = (
+    "a command of the pipeline, which is not installed here; this is the reader alone. Install "
+    "it: pip install tracefleet-pipeline, or in a clone pip install -e '.[pipeline]' "
+    "-e ./tracefleet_pipeline"
+)
 _SUMMARIES = {
-    "list": "List every channel with its current conversion.",
-    "show": "Print the facts of one conversion, withdrawn or not, from its checked manifest.",
-    "verify": "Compare every byte of current conversions with their digests.",
-    "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
-    "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
-    "check": "Run one conversion's golden samples here, and compare with what eager computed.",
-    "bench": "Compare conversions with transformers and ONNX Runtime on this machine.",
+    "list": "list every channel with its current conversion",
+    "show": "print the facts of one conversion, withdrawn or not, from its checked manifest",
+    "verify": "compare every byte of current conversions with their digests",
+    "pull": "copy conversions, checked, into a new folder, or print URLs for their files",
+    "run": "run one conversion on texts (with its own tokenizer) or on token ids",
+    "check": "run golden samples here, and compare with what eager computed",
+    "bench": "compare conversions with transformers and ONNX Runtime on this machine",
 }
-
-
+_SOURCE = "the checkpoint: org/name, a folder, s3://bucket/prefix, or its slug in the store"
+_FILTERS = (
+    ("--task", read_task, "task, such as fill-mask"),
+    ("--backend", read_backend, "backend: jit, neuronx or neuron"),
+    ("--dtype", read_dtype, "dtype, such as float32"),
+)
+_EXIT_CODES = "exit codes: 0 done; 1 damage or an error (see standard error); 2 wrong usage."
 _EPILOG = """\
-exit codes: 0 done, 1 damage or an error (see standard error), 2 wrong usage
+examples:
+  tracefleet convert ./my-model --store ./store
+  tracefleet list ./store
+  tracefleet run ./store ./my-model --text "A sentence."
+  tracefleet pull s3://bucket/models org/name --to ./model
+
+exit codes: 0 done; 1 damage or an error (see standard error; with --json also a document with
+"error" on standard output); 2 wrong usage; 130 interrupted.
 
 environment:
   AWS_*                the standard AWS configuration, for s3:// stores
   TRACEFLEET_CACHE     folder that downloads are kept in (~/.cache/tracefleet)
   TRACEFLEET_CACHE_GB  limit of its size (50); the least recently used files are removed first
   TRACEFLEET_OFFLINE   1: open conversions from the cache, without a network
+
+Shell completion: pip install argcomplete, then eval "$(register-python-argcomplete tracefleet)".
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is commands.pull_command and (arguments.dest is None) != arguments.presign:
-        parser.error("pull: expected either a DEST folder or --presign")
-    try:
-        code: int = arguments.command(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reading end of the pipe (head, less) was closed: keep Python from reporting at exit
-        # that it can't flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ArtifactError, ValueError, ImportError, OSError) as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
-        return 1
-    return code
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return f"{error}. Install the packages that open models: pip install 'tracefleet[run]'"
-    return str(error)
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tracefleet",
-        description="Open validated conversions of Hugging Face checkpoints from a store.",
+    words = sys.argv[1:] if argv is None else list(argv)
+    program = Program(
+        "tracefleet",
+        description="Convert Hugging Face checkpoints into validated artifacts, and use them.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_list(subparsers)
-    _add_source(_add(subparsers, "show", show_command))
-    verify = _add(subparsers, "verify", commands.verify_command, channel=None)
+    add_commands(program.commands)
+    name = first_word(words)
+    # Others cost their imports, which `list` and its like need not wait for.
+    if name not in program.commands.names:
+        for add in _find_others():
+            add(program.commands)
+    program.absent = dict.fromkeys(PIPELINE, _ABSENT)
+    _complete(program)
+    return program.run(words)
+
+
+def _find_others() -> Iterator[Callable[[Commands], None]]:
+    """Yield what other packages add their commands with; one that is broken is told."""
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            yield point.load()
+        except ImportError as error:
+            print(f"{point.value}: its commands are left out: {error}", file=sys.stderr)
+
+
+def _complete(program: Program) -> None:
+    """Answer a shell that completes a command line, where argcomplete is installed."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        for add in _find_others():
+            add(program.commands)
+        argcomplete.autocomplete(program)
+
+
+def add_commands(program: Commands) -> None:
+    """Add the reader's commands."""
+    _add_list(program)
+    _add_source(_add(program, "show", show_command))
+    _add_run(program)
+    _add_pull(program)
+    _add_check(program)
+    _add_bench(program)
+    verify = _add(program, "verify", commands.verify_command, channel=None)
     _add_source(verify, optional=True)
-    _add_pull(subparsers)
-    _add_run(subparsers)
-    _add_check(subparsers)
-    _add_bench(subparsers)
-    return parser
 
 
 def _add(
-    subparsers: Subparsers, name: str, command: Command, *, channel: str | None = "latest"
+    program: Commands, name: str, command: Command, *, channel: str | None = "latest"
 ) -> argparse.ArgumentParser:
     """Add a command with the options that most commands have."""
-    parser = _add_bare(subparsers, name, command, _SUMMARIES[name])
+    parser = _add_bare(program, name, command)
     _add_selection(parser, channel)
     return parser
 
 
 def _add_bare(
-    subparsers: Subparsers, name: str, command: Command, description: str
+    program: Commands, name: str, command: Command, description: str | None = None
 ) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(name, help=_SUMMARIES[name], description=description)
+    parser = program.add_parser(
+        name,
+        help=_SUMMARIES[name],
+        group=KEEP if name == "verify" else USE,
+        description=description,
+        epilog=_EXIT_CODES,
+    )
     parser.set_defaults(command=command)
     parser.add_argument("store", metavar="STORE", help="a folder, file:///… or s3://bucket/prefix")
     return parser
 
 
-def _add_list(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "list", commands.list_command, channel=None)
-    parser.add_argument("--limit", type=_parse_rows, metavar="N", help="only the first N rows")
+def _add_list(program: Commands) -> None:
+    parser = _add(program, "list", commands.list_command, channel=None)
+    parser.add_argument(
+        "--limit", type=_parse_rows, metavar="N", help="the first N rows (default: all)"
+    )
     parser.add_argument(
         "--after",
         type=_parse_channel,
@@ -117,26 +154,14 @@ def _add_list(subparsers: Subparsers) -> None:
     )
 
 
-def _add_pull(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "pull", commands.pull_command)
-    _add_source(parser)
-    parser.add_argument(
-        "dest", metavar="DEST", nargs="?", type=Path, help="folder to create, absent or empty"
-    )
-    parser.add_argument(
-        "--presign", action="store_true", help="print URLs of the files instead (s3:// stores)"
-    )
-    parser.add_argument(
-        "--expires",
-        type=int,
-        default=3600,
-        metavar="S",
-        help="validity of the URLs in seconds (3600)",
-    )
+def _add_pull(program: Commands) -> None:
+    parser = _add(program, "pull", pull_command.pull_command)
+    parser.epilog = pull_command.EPILOG
+    pull_command.add_arguments(parser, _SOURCE)
 
 
-def _add_run(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "run", commands.run_command)
+def _add_run(program: Commands) -> None:
+    parser = _add(program, "run", commands.run_command)
     _add_source(parser)
     rows = parser.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; repeat for more rows")
@@ -147,16 +172,16 @@ def _add_run(subparsers: Subparsers) -> None:
     )
 
 
-def _add_check(subparsers: Subparsers) -> None:
+def _add_check(program: Commands) -> None:
     description = check_command.DESCRIPTION
-    parser = _add_bare(subparsers, "check", check_command.check_command, description)
+    parser = _add_bare(program, "check", check_command.check_command, description)
     _add_source(parser, optional=True)
     _add_selection(parser, "latest")
     check_command.add_arguments(parser)
 
 
-def _add_bench(subparsers: Subparsers) -> None:
-    parser = _add_bare(subparsers, "bench", bench_command, DESCRIPTION)
+def _add_bench(program: Commands) -> None:
+    parser = _add_bare(program, "bench", bench_command, DESCRIPTION)
     _add_source(parser)
     add_arguments(parser)
 
@@ -175,17 +200,15 @@ def _parse_rows(text: str) -> int:
 
 
 def _add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    text = "the checkpoint: org/name, a folder, s3://bucket/prefix, or its slug in the store"
-    if optional:
-        text += "; left out: all sources"
+    text = f"{_SOURCE}; left out: all sources" if optional else _SOURCE
     parser.add_argument("source", metavar="SOURCE", nargs="?" if optional else None, help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser, channel: str | None) -> None:
-    parser.add_argument("--task", help="only this task, such as fill-mask")
-    parser.add_argument("--backend", help="only this backend: jit, neuronx, neuron")
-    parser.add_argument("--dtype", help="only this dtype, such as float32")
-    parser.add_argument("--batch", type=int, help="only conversions traced at this many rows")
+    for name, read, text in _FILTERS:
+        kind = option(read, name)
+        parser.add_argument(name, type=kind, help=f"only this {text} (default: any)")
+    parser.add_argument("--batch", type=int, help="only those traced at this many rows")
     text = f"this channel (default: {channel or 'all'})"
     parser.add_argument("--channel", default=channel, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -15,14 +15,12 @@ from typing import Any
 from tracefleet.channel import Published
 from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import FileEntry
 from tracefleet.printing import Table, print_json
 from tracefleet.published import Selection, find, load_manifest, open_verified, resolve
-from tracefleet.pull import pull
 from tracefleet.reader.open import open_selected
 from tracefleet.reader.outputs import Outputs
 from tracefleet.selecting import describe_row, read_filters, select_one
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.store import ReadableStore, open_existing
 from tracefleet.text import TOKENIZER, load_tokenizer
 from tracefleet.verify import FileCheck, verify
 
@@ -33,7 +31,7 @@ _THREADS = 16
 
 def list_command(arguments: argparse.Namespace) -> int:
     """List channels with their current conversions, page by page; damaged ones on stderr."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     after = f"channels/{arguments.after}" if arguments.after else ""
     found = find(store, after=after, **read_filters(arguments))
     shown = itertools.islice(found, arguments.limit)
@@ -79,7 +77,7 @@ def _describe_all(
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Compare every file of every channel that fits with its digest; damage goes to stderr."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     chosen = list(find(store, arguments.source, **read_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")
@@ -98,45 +96,6 @@ def verify_command(arguments: argparse.Namespace) -> int:
     for check in damaged:
         print(check, file=sys.stderr)
     return 1 if damaged else 0
-
-
-def pull_command(arguments: argparse.Namespace) -> int:
-    """Copy one conversion to a folder, or print URLs from which others can download it."""
-    store, selection = select_one(arguments)
-    if arguments.presign:
-        return _presign(store, selection, arguments)
-    manifest = pull(store, selection, arguments.dest)
-    files = [str(arguments.dest / file.path) for file in manifest.published]
-    if arguments.json:
-        print_json({"dest": str(arguments.dest), "key": manifest.key, "files": files})
-    else:
-        print(f"{arguments.dest}: {len(files) + 1} files of {manifest.source}, all checked")
-    return 0
-
-
-def _presign(store: ReadableStore, selection: Selection, arguments: argparse.Namespace) -> int:
-    manifest = load_manifest(store, selection)
-    own = FileEntry(
-        path=manifest.file_name,
-        size=len(manifest.to_bytes()),
-        sha256=manifest.digest,
-        media_type="application/json",
-    )
-    signed = [
-        {
-            "path": file.path,
-            "size": file.size,
-            "sha256": file.sha256,
-            "url": store.presign(selection.path_of(file), seconds=arguments.expires),
-        }
-        for file in (own, *manifest.published)
-    ]
-    if arguments.json:
-        print_json({"key": manifest.key, "expires": arguments.expires, "files": signed})
-        return 0
-    for one in signed:
-        print(f"{one['path']}\n  sha256 {one['sha256']}\n  {one['url']}")
-    return 0
 
 
 def run_command(arguments: argparse.Namespace) -> int:

@@ -214,7 +214,7 @@ def _refuse_withdrawn(store: ReadableStore, selection: Selection, reason: str) -
         f"{_name_source(store, selection)} {published.variant}: what channel "
         f"{published.channel!r} points to (number {published.number}, {selection.entry.key[:12]}) "
         f"was withdrawn: {reason}. Nothing was loaded. Convert the checkpoint again with other "
-        "versions, roll the channel back (`python -m flows rollback`), or open another channel.",
+        "versions, roll the channel back (`tracefleet rollback`), or open another channel.",
         reason=reason,
     )
 

@@ -25,7 +25,9 @@ def pull(store: ReadableStore, selection: Selection, target: Path) -> Manifest:
         StoreError: ``target`` exists and is not an empty folder, or can't be written.
         DigestMismatchError: a file in the store is damaged.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not target.is_dir():
+        raise StoreError(f"{target}: expected no folder or an empty one, got a file. Name another.")
+    if target.exists() and any(target.iterdir()):
         raise StoreError(
             f"{target}: expected no folder or an empty one, got one with contents. Choose another "
             "folder, or empty this one."

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, select
-from tracefleet.store import ReadableStore, open_store
+from tracefleet.store import ReadableStore, open_existing
 
 
 def read_filters(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def read_filters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def select_one(arguments: argparse.Namespace) -> tuple[ReadableStore, Selection]:
     """Return the store, and the one conversion that fits."""
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     return store, select(store, arguments.source, **read_filters(arguments))
 
 

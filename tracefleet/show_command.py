@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracefleet.devices import find_verdicts
+from tracefleet.errors import StoreError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.printing import format_size, print_json
@@ -58,7 +59,21 @@ def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) 
         "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
         "samples": _describe_samples(manifest),
         **_describe_accuracy(manifest),
+        "report": _find_report(store, selection),
     }
+
+
+def _find_report(store: ReadableStore, selection: Selection) -> str | None:
+    """Return the URL of the report of the run that published it; none: it is not there."""
+    attested = f"attestations/{selection.folder.removeprefix('conversions/')}"
+    try:
+        for name in reversed(store.names(attested)):
+            report = f"reports/{name.removesuffix('.json')}"
+            if "index.html" in store.names(report):
+                return f"{store.url}/{report}/index.html"
+    except StoreError:  # without a network, or without the rights: the facts are worth printing
+        return None
+    return None
 
 
 def _describe_samples(manifest: Manifest) -> str:

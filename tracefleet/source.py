@@ -151,8 +151,13 @@ def _repository(name: str | Path, rest: str) -> str:
 def _prefix(name: str | Path, rest: str) -> str:
     plain = rest.rstrip("/")
     bucket, *segments = plain.split("/")
+    if bucket and not _BUCKET.fullmatch(bucket):
+        raise ValueError(
+            f"{name}: expected s3://bucket/prefix, got {bucket!r} as the bucket's name, which no "
+            "bucket can have: S3's are 3 to 63 letters, digits, dots and hyphens."
+        )
     # In a bucket `a//b` and `a/../b` are other keys than `a/b`: they can't be made one.
-    if not _BUCKET.fullmatch(bucket) or {"", ".", ".."} & set(segments):
+    if not bucket or {"", ".", ".."} & set(segments):
         raise ValueError(
             f"{name}: expected s3://bucket/prefix, got bucket {bucket!r} and prefix "
             f"{'/'.join(segments)!r}. Name the prefix under which config.json lies."

@@ -1,4 +1,4 @@
-"""``python -m flows convert``: convert one checkpoint, with or without Prefect.
+"""``tracefleet convert``: convert one checkpoint, with or without Prefect.
 
 Nothing heavy is imported before it is needed: a repeat of a published request costs a second.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from flows.commands.arguments import add_engine, add_output
 from flows.commands.result import print_result
 from flows.engine import settings
+from tracefleet.program import UsageError
+from tracefleet.spelling import option, read_backend, read_dtype, read_task
 
 if TYPE_CHECKING:
     from flows.engine.record import Conversion
@@ -18,15 +20,14 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit codes: 0 published and validated, or published already; 1 refused, failed, or withdrawn
-since; 2 wrong usage; 130 interrupted.
+since; 2 wrong usage, such as an unknown task; 130 interrupted.
 
 examples:
-  python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store
-  python -m flows convert --source file:///models/bert --task text-classification \\
-      --lengths 64,256 --dtype float16 --store file:///srv/models
-  python -m flows convert --fleet examples/fleet.yaml --entry minilm
-  python -m flows convert --source hf://org/name --task fill-mask --lengths 128 \\
-      --store s3://bucket/models
+  tracefleet convert ./my-model --lengths 32,128
+  tracefleet convert org/name --task fill-mask --lengths 32,128 --store ./store
+  tracefleet convert /models/bert --lengths 64,256 --dtype float16 --store file:///srv/models
+  tracefleet convert org/name --lengths 128 --store s3://bucket/models
+  tracefleet convert --fleet examples/fleet.yaml --entry minilm
 """
 
 #: Spelt out, since pydantic takes as long to import as the command to start; a test compares.
@@ -44,7 +45,6 @@ def add_command(commands: Any) -> None:
         help="convert one checkpoint",
         description="Fetch, untie, trace, validate and publish one checkpoint.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=_convert)
     _add_request_arguments(parser)
@@ -58,19 +58,32 @@ def add_command(commands: Any) -> None:
 
 def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", help="hf://org/name, org/name, a folder or s3://bucket/prefix")
-    add("--revision", help="branch, tag or commit of a hub source")
-    add("--task", help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)")
+    add("model", metavar="MODEL", nargs="?", help="org/name of the hub, a folder or s3://bucket/…")
+    add("--source", help="the older way to write MODEL")
+    add("--revision", help="branch, tag or commit of a hub source (default: its default branch)")
+    add(
+        "--task",
+        type=option(read_task, "--task"),
+        help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)",
+    )
     add("--lengths", help="standard lengths in tokens, such as 32,128,512")
-    add("--store", help="root of the store, such as ./store or s3://bucket/models")
+    add("--store", help="root of the store, ./folder or s3://bucket/prefix (default: ./store)")
     add("--channel", help="channel that will point to the conversion (default: latest)")
-    add("--backend", help="jit (default), neuronx (Inf2, Trn) or neuron (Inf1)")
+    add(
+        "--backend",
+        type=option(read_backend, "--backend"),
+        help="jit, neuronx (Inf2, Trn) or neuron (Inf1) (default: jit)",
+    )
     for backend, options in COMPILING.items():
-        text = f"how {backend} compiles, by {options}"
+        text = f"how {backend} compiles, by {options} (default: its own)"
         add(f"--{backend}", type=_settings, metavar="NAME=VALUE,…", help=text)
-    add("--dtype", help="float32 (default), float16, bfloat16 or int8 (dynamic quantisation)")
+    add(
+        "--dtype",
+        type=option(read_dtype, "--dtype"),
+        help="float32, float16, bfloat16 or int8 (dynamic quantisation) (default: float32)",
+    )
     add("--batch", type=int, help="rows in one traced call (default: 1)")
-    add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
+    add("--rtol", type=float, help="relative tolerance (default: the dtype's own)")
     add(
         "--accept-tolerance-risk",
         action="store_true",
@@ -87,7 +100,12 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    request = _request(options)
+    from tasks.errors import RequestError
+
+    try:
+        request = _request(options)
+    except RequestError as error:
+        raise UsageError(str(error)) from None
     if settings.wants_prefect(options.engine):
         return print_result(options, _run_flow(request))
     from flows.convert import convert
@@ -104,19 +122,28 @@ def _run_flow(request: ConversionRequest) -> Conversion:
 
 
 def _request(options: argparse.Namespace) -> ConversionRequest:
-    from tasks.errors import RequestError
     from tasks.fleet.spec import read_fleet
     from tasks.request.conversion import ConversionRequest, make_request
 
+    _check_source(options)
     fields: dict[str, Any] = {}
-    if options.entry is not None and options.fleet is None:
-        raise RequestError("--entry: expected --fleet FILE beside it, got none")
     if options.fleet is not None:
         fields = read_fleet(options.fleet).request_fields(options.entry or "")
     for name in ConversionRequest.model_fields:
         if (value := getattr(options, name)) is not None:
             fields[name] = _split_lengths(value) if name == "lengths" else value
     return make_request(fields)
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    """Make ``source`` of the positional word, and refuse what doesn't fit together."""
+    if options.entry is not None and options.fleet is None:
+        raise UsageError("--entry: expected --fleet FILE beside it, got none")
+    if options.model is not None and options.source is not None:
+        raise UsageError("expected MODEL or --source, got both")
+    options.source = options.model or options.source
+    if options.source is None and options.fleet is None:
+        raise UsageError("expected a MODEL, got none: tracefleet convert org/name, or a folder")
 
 
 def _settings(text: str) -> dict[str, str]:
@@ -127,11 +154,9 @@ def _settings(text: str) -> dict[str, str]:
 
 
 def _split_lengths(text: str) -> list[int]:
-    from tasks.errors import RequestError
-
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise RequestError(
+        raise UsageError(
             f"lengths: expected whole numbers between commas, such as 32,128; got {text!r}"
         ) from None

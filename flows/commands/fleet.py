@@ -1,4 +1,4 @@
-"""The command line's fleet: ``python -m flows fleet FLEET``, in this process or over the pools."""
+"""The command line's fleet: ``tracefleet fleet FLEET``, in this process or over the pools."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ exit codes: 0 every entry is current; 1 some failed (the others are published), 
 wrong; 2 wrong usage; 130 interrupted.
 
 examples:
-  python -m flows plan examples/fleet.yaml --store ./store
-  python -m flows fleet examples/fleet.yaml --store ./store --jobs 2
-  python -m flows fleet s3://bucket/fleet.yaml --only minilm --only sentiment
+  tracefleet plan examples/fleet.yaml --store ./store
+  tracefleet fleet examples/fleet.yaml --store ./store --jobs 2
+  tracefleet fleet s3://bucket/fleet.yaml --only minilm --only sentiment
 """
 _WHY = 100
 
@@ -38,7 +38,6 @@ def add_command(commands: Any) -> None:
         help="convert what is stale or missing of a fleet",
         description="Plan a fleet, convert what is stale or missing, and report.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fleet.set_defaults(command=_fleet)
     add = fleet.add_argument

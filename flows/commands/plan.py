@@ -1,4 +1,4 @@
-"""``python -m flows plan``: the table of what a fleet's next run would do, and why."""
+"""``tracefleet plan``: the table of what a fleet's next run would do, and why."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ exit codes: 0 all entries are fresh, or there is work to do; 1 an entry is inval
 file or a store can't be read; 2 wrong usage; 130 interrupted.
 
 examples:
-  python -m flows plan examples/fleet.yaml
-  python -m flows plan fleet.yaml --store s3://bucket/models --all
-  python -m flows plan fleet.yaml --json
+  tracefleet plan examples/fleet.yaml
+  tracefleet plan fleet.yaml --store s3://bucket/models --all
+  tracefleet plan fleet.yaml --json
 """
 
 
@@ -59,7 +59,6 @@ def add_command(commands: Any) -> None:
         help="say what of a fleet is fresh, stale, missing or invalid",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=_plan)
     add = parser.add_argument

@@ -1,6 +1,6 @@
 """The command line's upkeep of a store: ``gc``, ``limit-schema``, and moving channels by hand.
 
-``flows.__main__`` parses the arguments and calls one of these; each prints for a person, or one
+``tracefleet.program`` parses the arguments and calls one of these; each prints for a person, or one
 JSON document with ``--json``, and returns the exit code.
 """
 
@@ -12,27 +12,80 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from flows.commands.arguments import add_output, parse_positive
+from tracefleet.program import KEEP, Commands
+from tracefleet.spelling import option, read_backend, read_dtype, read_task
 
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 #: The shortest grace time: a publish may take that long between its first file and its channel.
 _SHORTEST_HOURS = 1
+_EXIT_CODES = "exit codes: 0 done; 1 refused or failed; 2 wrong usage; 130 interrupted."
+_SUMMARIES = {
+    "gc": "remove what no channel references: conversions, orphaned files, unfinished uploads",
+    "promote": "make what one channel points to current in another one too",
+    "rollback": "make an earlier number of a channel current again, as its next number",
+    "withdraw": "withdraw what a channel points to: readers refuse it from then on, and say why",
+    "reinstate": "make a withdrawn conversion current again, as the channel's next number",
+    "limit-schema": "limit the schema of a store's next manifests, for earlier readers",
+}
 
 
-def add_command(commands: Any) -> None:
-    """Add the commands to the parser's subcommands."""
-    text = "Remove what no channel references: conversions, orphaned files, unfinished uploads."
-    gc = commands.add_parser("gc", help=text, description=text)
-    gc.set_defaults(command=_gc)
+def add_command(commands: Commands) -> None:
+    """Add the commands to the program."""
+    _add_gc(commands)
+    promote = _add(commands, "promote", _promote, "tracefleet promote --store S --source org/name")
+    promote.add_argument("--channel", default="candidate", help="from this (default: candidate)")
+    promote.add_argument("--to", default="latest", help="into this one (default: latest)")
+    for name, command, more in (
+        ("rollback", _rollback, "--number 3"),
+        ("withdraw", _withdraw, '--reason "wrong on long texts"'),
+        ("reinstate", _reinstate, ""),
+    ):
+        example = f"tracefleet {name} --store ./store --source org/name {more}".rstrip()
+        parser = _add(commands, name, command, example)
+        parser.add_argument("--channel", default="latest", help="which one (default: latest)")
+        _add_own(parser, name)
+    _add_limit(commands)
+
+
+def _add_own(parser: argparse.ArgumentParser, name: str) -> None:
+    if name == "withdraw":
+        text = "one line for those who meet the refusal"
+        parser.add_argument("--reason", required=True, help=text)
+        return
+    which = "the previous" if name == "rollback" else "the current"
+    parser.add_argument("--number", type=int, help=f"bring this one back (default: {which})")
+
+
+def _add(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int], example: str
+) -> argparse.ArgumentParser:
+    """Add a command that moves one channel."""
+    parser = commands.add_parser(
+        name,
+        help=_SUMMARIES[name],
+        group=KEEP,
+        epilog=f"{_EXIT_CODES}\n\nexamples:\n  {example}",
+    )
+    parser.set_defaults(command=command)
+    add_output(parser)
+    if name not in ("gc", "limit-schema"):
+        _add_selection(parser)
+    return parser
+
+
+def _add_gc(commands: Commands) -> None:
+    gc = _add(commands, "gc", _gc, "tracefleet gc --store ./store --older-than 7d --dry-run")
     gc.add_argument("--store", required=True, help="root of the store")
     gc.add_argument(
         "--older-than",
         type=_seconds,
         default="7d",
         metavar="AGE",
-        help="leave alone what is younger, such as 12h, 7d (default) or 4w; at least 1h",
+        help="leave alone what is younger, such as 12h or 4w; at least 1h (default: 7d)",
     )
     gc.add_argument(
         "--keep",
@@ -41,48 +94,24 @@ def add_command(commands: Any) -> None:
         help="let only the newest N numbers of each channel hold their conversions (default: all)",
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    text = "Make what one channel points to current in another one too."
-    promote = commands.add_parser("promote", help=text, description=text)
-    promote.set_defaults(command=_promote)
-    _add_selection(promote)
-    promote.add_argument("--channel", default="candidate", help="from this one (candidate)")
-    promote.add_argument("--to", default="latest", help="into this one (latest)")
-    text = "Make an earlier number of a channel current again, as its next number."
-    rollback = commands.add_parser("rollback", help=text, description=text)
-    rollback.set_defaults(command=_rollback)
-    _add_selection(rollback)
-    rollback.add_argument("--channel", default="latest", help="which channel (latest)")
-    rollback.add_argument("--number", type=int, help="bring this one back (default: the previous)")
-    text = "Withdraw what a channel points to: readers refuse it from then on, and say why."
-    withdraw = commands.add_parser("withdraw", help=text, description=text)
-    withdraw.set_defaults(command=_withdraw)
-    _add_selection(withdraw)
-    withdraw.add_argument("--channel", default="latest", help="which channel (latest)")
-    withdraw.add_argument("--reason", required=True, help="one line for those who meet the refusal")
-    text = "Make a withdrawn conversion current again, as the channel's next number."
-    reinstate = commands.add_parser("reinstate", help=text, description=text)
-    reinstate.set_defaults(command=_reinstate)
-    _add_selection(reinstate)
-    reinstate.add_argument("--channel", default="latest", help="which channel (latest)")
-    reinstate.add_argument("--number", type=int, help="bring this one back (default: the current)")
-    text = "Limit the schema of a store's next manifests, for readers of an earlier version."
-    limit = commands.add_parser("limit-schema", help=text, description=text)
-    limit.set_defaults(command=_limit_schema)
-    limit.add_argument("--store", required=True, help="root of the store")
-    limit.add_argument(
-        "--schema", required=True, help="a number from 2 on, or newest, which lifts the limit"
+
+
+def _add_limit(commands: Commands) -> None:
+    limit = _add(
+        commands, "limit-schema", _limit_schema, "tracefleet limit-schema --store S --schema 2"
     )
-    for parser in (gc, promote, rollback, withdraw, reinstate, limit):
-        add_output(parser)
+    limit.add_argument("--store", required=True, help="root of the store")
+    text = "a number from 2 on, or newest, which lifts the limit"
+    limit.add_argument("--schema", required=True, help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, help="root of the store")
     parser.add_argument("--source", required=True, help="org/name, a folder, s3://…, or its slug")
-    parser.add_argument("--task", help="needed if several are published")
-    parser.add_argument("--backend", help="likewise")
-    parser.add_argument("--dtype", help="likewise")
-    parser.add_argument("--batch", type=int, help="likewise")
+    for name, read in (("task", read_task), ("backend", read_backend), ("dtype", read_dtype)):
+        kind = option(read, f"--{name}")
+        parser.add_argument(f"--{name}", type=kind, help=f"{name}, needed if several are published")
+    parser.add_argument("--batch", type=int, help="rows, needed if several are published")
 
 
 def _gc(options: argparse.Namespace) -> int:

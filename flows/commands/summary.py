@@ -43,7 +43,7 @@ def _verdict(result: Conversion) -> list[str]:
     if not result.validated:
         return [
             f"verdict  {validation.verdict}: no device here could run it. On a host that has one:",
-            f"         python -m flows validate --conversion {result.publication.url}",
+            f"         tracefleet validate {result.publication.url}",
         ]
     caught = ", ".join(validation.negative_controls)
     return [*_table([_HEADER, *_rows(result)]), f"caught   planted faults: {caught}"]
@@ -86,12 +86,12 @@ def _channel(publication: Publication) -> str:
         number, reason = publication.withdrawal
         return (
             f"{current}, this conversion was withdrawn: {reason}. Readers refuse it; if it is "
-            f"right all the same, `python -m flows reinstate --number {number}` brings it back"
+            f"right all the same, `tracefleet reinstate --number {number}` brings it back"
         )
     if publication.rolled_back_number is None:
         return current
     return (
-        f"{current}, rolled back from this conversion: `python -m flows rollback --number "
+        f"{current}, rolled back from this conversion: `tracefleet rollback --number "
         f"{publication.rolled_back_number}` brings it back"
     )
 

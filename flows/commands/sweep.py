@@ -1,10 +1,4 @@
-"""``python -m flows sweep``: the whole conversion over every architecture, one row for each case.
-
-Tiny random checkpoints stand in for real ones: architectures differ in their code, not in their
-weights. Each case is built, converted and compared once more by an independent program, every step
-in a child process of its own, so that no case can hurt another. A sweep that was stopped goes on
-where it was.
-"""
+"""``tracefleet sweep``: the whole conversion over every architecture, one row for each case."""
 
 from __future__ import annotations
 
@@ -21,14 +15,30 @@ if TYPE_CHECKING:
 #: The sweep's own logger, and those of its conversions.
 _LOGGERS = ("tasks.sweep", "tasks", "flows", "tracefleet")
 
+_DESCRIPTION = """\
+Put every architecture of the installed transformers through the whole conversion.
+
+Tiny random checkpoints stand in for real ones: architectures differ in their code, not in their
+weights. Each case is built, converted and compared once more by an independent program, every step
+in a child process of its own, so that no case can hurt another. A sweep that was stopped goes on
+where it was.
+"""
+_EPILOG = """\
+exit codes: 0 every case has an answer; 1 one crashed or is wrong; 2 wrong usage; 130 interrupted.
+
+examples:
+  tracefleet sweep --tiny --out sweep.json --table docs/architectures.md
+  tracefleet sweep --tiny --out sweep.json --types bert,t5 --again crashed
+"""
+
 
 def add_command(commands: Any) -> None:
     """Add ``sweep`` to the command line."""
     parser = commands.add_parser(
         "sweep",
         help="try every architecture of the installed transformers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
     )
     add = parser.add_argument
     add("--tiny", action="store_true", required=True, help="build tiny random checkpoints")
@@ -38,8 +48,8 @@ def add_command(commands: Any) -> None:
     dtypes = ("float32", "float16", "bfloat16")
     add("--dtype", default="float32", choices=dtypes, help="of the artifacts (default: float32)")
     add("--jobs", type=int, default=2, help="cases at a time (default: 2)")
-    add("--again", help="statuses to try again, such as crashed,refused")
-    add("--table", type=Path, help="write the support table of all rows as Markdown")
+    add("--again", help="statuses to try again, such as crashed,refused (default: none)")
+    add("--table", type=Path, help="write the table of all rows as Markdown (default: no)")
     add("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(command=_sweep)
 

@@ -1,4 +1,4 @@
-"""``python -m flows validate``: run the gate on what is published, here and now."""
+"""``tracefleet validate``: run the gate on what is published, here and now."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DESCRIPTION = """\
 Three words, three things: `tracefleet verify` compares digests, `tracefleet check` runs the golden
 samples, `validate` runs the gate.
 
-With --conversion, run what was compiled without a device (channel `candidate`, verdict
+With a CONVERSION, run what was compiled without a device (channel `candidate`, verdict
 `unvalidated-on-device`) through the whole gate on this host's Neuron device, against the
 checkpoint's eager outputs. What passes is published under the channel; what does not stays a
 candidate, and its report is kept.
 
-With --conversion and --device, run a published jit conversion through the whole gate on that
+With a CONVERSION and --device, run a published jit conversion through the whole gate on that
 device, against eager on the same one. The verdict is written beside the manifest, where readers
 look for it.
 
@@ -38,9 +38,9 @@ exit codes: 0 validated, or validated already; 1 refused or failed, with --curre
 not be tried; 2 wrong usage; 130 interrupted.
 
 examples:
-  python -m flows validate --conversion s3://bucket/models/conversions/hf.org.name-1a2b3c4d/KEY
-  python -m flows validate --conversion s3://…/KEY --device cuda
-  python -m flows validate --current --store s3://bucket/models --withdraw
+  tracefleet validate s3://bucket/models/conversions/hf.org.name-1a2b3c4d/KEY
+  tracefleet validate s3://…/KEY --device cuda
+  tracefleet validate --current --store s3://bucket/models --withdraw
 """
 
 
@@ -51,20 +51,21 @@ def add_command(commands: Any) -> None:
         help="run the gate: on a candidate, on a further device, or again on what is current",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=_validate, refuse=parser.error)
+    parser.set_defaults(command=_validate)
     add = parser.add_argument
-    chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--conversion", metavar="URL", help="of its folder, as convert tells it")
-    chosen.add_argument(
-        "--current", action="store_true", help="the current conversions of a store's channel"
-    )
+    add("folder", metavar="CONVERSION", nargs="?", help="URL of its folder, as convert tells it")
+    add("--conversion", metavar="URL", help="the older way to write CONVERSION")
+    add("--current", action="store_true", help="the current conversions of a store's channel")
     add(
         "--device",
         help="prove a published conversion there, such as cuda; without an engine",
     )
-    add("--channel", default="latest", help="channel that points, or will point, to it (latest)")
+    add(
+        "--channel",
+        default="latest",
+        help="channel that points to it, or will (default: latest)",
+    )
     add("--allow-pickle", action="store_true", help="read pickled weights")
     add("--trust-remote-code", action="store_true", help="run the checkpoint's code")
     add("--timeout-seconds", type=float, default=3600, help="limit for each step (default: 3600)")
@@ -74,6 +75,10 @@ def add_command(commands: Any) -> None:
 
 
 def _validate(options: argparse.Namespace) -> int:
+    given = (options.folder, options.conversion, options.current or None)
+    if sum(one is not None for one in given) != 1:
+        options.refuse("expected either a CONVERSION or --current")
+    options.conversion = options.folder or options.conversion
     if misuse := explain_misuse(options):
         options.refuse(misuse)
     if options.current:

@@ -1,4 +1,4 @@
-"""``python -m flows validate --current``: the gate again on what a store's channels point to."""
+"""``tracefleet validate --current``: the gate again on what a store's channels point to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flows.engine import settings
+from tracefleet.spelling import option, read_dtype, read_task
 
 if TYPE_CHECKING:
     from tasks.report.current import CurrentRow
@@ -23,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--store", help="root of the store")
     add("--source", action="append", help="only this one; repeat for more (default: every source)")
-    add("--task", help="only this task, such as fill-mask")
-    add("--dtype", help="only this dtype, such as float32")
+    task, dtype = option(read_task, "--task"), option(read_dtype, "--dtype")
+    add("--task", type=task, help="only this task, such as fill-mask (default: every task)")
+    add("--dtype", type=dtype, help="only this dtype, such as float32 (default: every dtype)")
     add("--withdraw", action="store_true", help="withdraw what fails: readers refuse it then")
 
 

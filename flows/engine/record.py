@@ -15,7 +15,7 @@ from tasks.errors import BackendUnavailableError, NumericsMismatchError
 from tasks.publish.conversion import Publication, attest, point_channel
 from tasks.publish.find import CANDIDATE_CHANNEL, find_published
 from tasks.publish.identity import Identity
-from tasks.report.conversion.facts import ReportFacts
+from tasks.report.conversion.facts import Origin, ReportFacts
 from tasks.report.conversion.page import render_html
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
@@ -90,7 +90,16 @@ def record(
         # Another machine published the same bytes first: its manifest is the one that counts.
         manifest = find_published(store, manifest.source, manifest.key) or manifest
     _attest(request, store, manifest, proved.report, steps)
-    facts, url = report_facts(Identity.of(manifest), proved, steps), None
+    origin = Origin(
+        date=now().isoformat(timespec="seconds"),
+        host=platform.node(),
+        key=manifest.key,
+        store=store.url,
+        folder=publication.url,
+        manifest=manifest.file_name,
+        channel=publication.channel,
+    )
+    facts, url = report_facts(Identity.of(manifest), proved, steps, origin), None
     if proved.report is not None:
         url = _write_report(store, facts, proved.report, steps)
     return Conversion(
@@ -110,13 +119,19 @@ def keep_refused(store: Store, identity: Identity, steps: Steps) -> Iterator[Non
         yield
     except NumericsMismatchError as error:
         if error.refused is not None:
-            facts = report_facts(identity, error.refused, steps)
+            origin = Origin(
+                date=now().isoformat(timespec="seconds"),
+                host=platform.node(),
+                key=identity.key,
+                store=store.url,
+            )
+            facts = report_facts(identity, error.refused, steps, origin)
             url = _write_report(store, facts, error.refused.report, steps)
             logger.warning("the gate's report is kept at %s", url)
         raise
 
 
-def report_facts(identity: Identity, proved: Proved, steps: Steps) -> ReportFacts:
+def report_facts(identity: Identity, proved: Proved, steps: Steps, origin: Origin) -> ReportFacts:
     """Return what a report shows beside the gate's findings."""
     assert identity.toolchain is not None
     traced = proved.traced
@@ -137,6 +152,7 @@ def report_facts(identity: Identity, proved: Proved, steps: Steps) -> ReportFact
         peak_bytes=steps.peak_bytes,
         bundle_bytes=sum(sizes),
         weight_bytes=max(weights),
+        origin=origin,
     )
 
 

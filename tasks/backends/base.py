@@ -19,12 +19,13 @@ from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.plan import ProbePlan
 from tasks.validate.verdict import NO_GOLDEN, ValidationReport
+from tracefleet import spelling
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import General, InputSpec, Toolchain
 from tracefleet.verdict_types import Tolerance
 
 #: Every backend of the vocabulary; not each can run on every machine.
-BACKENDS = ("jit", "neuronx", "neuron")
+BACKENDS = spelling.BACKENDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
+from tasks.errors import (
+    RequestError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+    first_line,
+)
 from tasks.fetch import hub_cache
 from tasks.fetch.digests import file_sha256, rate
 from tasks.fetch.needed import list_needed_files
@@ -204,11 +209,11 @@ def _verify(folder: Path, file: CheckpointFile) -> CheckpointFile:
 @contextmanager
 def _explaining_errors(source: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's refusals into ours; what may pass by itself keeps its type."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (LocalEntryNotFoundError, _base_of_errors()) as error:
         explanation = _explanation(source, revision, error)
         if explanation is error:
             raise
@@ -241,7 +246,31 @@ def _explanation(source: str, revision: str | None, error: BaseException) -> Bas
             f"{error.response.status_code}: no such repository, or no permission. Check the name. "
             f"{_LOGIN}"
         )
+    if isinstance(error, _base_of_errors()) and not isinstance(error, errors.HfHubHTTPError):
+        _tell_host(source, error)
     return error
+
+
+def _base_of_errors() -> type[Exception]:
+    """Return the base of the errors of the library that the hub's own talks HTTP with."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # It was requests, then httpx, then httpx2; the hub's own error is always one of its errors.
+    names = ("HTTPError", "RequestException")
+    found = [base for base in HfHubHTTPError.__mro__ if base.__name__ in names]
+    return found[-1]
+
+
+def _tell_host(source: str, error: BaseException) -> None:
+    """Say in the error itself which host it was and what to do: retries go by its type."""
+    from huggingface_hub import constants
+
+    host = hub_cache.endpoint() or constants.ENDPOINT
+    error.args = (
+        f"{source}: expected an answer of {host}, got {first_line(error)}. Check the network, "
+        "HTTPS_PROXY and HF_ENDPOINT (a mirror); HF_HUB_OFFLINE=1 takes what was downloaded "
+        "before, and a local folder needs no hub.",
+    )
 
 
 def _check_form(source: str, revision: str) -> None:

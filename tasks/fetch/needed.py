@@ -159,7 +159,8 @@ def _weights(listing: Listing, request: SourceRequest) -> set[str]:
         raise UnsafeCheckpointError(
             f"{request.source}: expected safetensors, got pickle weights only, which can run code "
             "when they are opened. Convert them once in a place that you trust with "
-            "save_pretrained(), or set allow_pickle to have them read with weights_only=True."
+            "save_pretrained(), or set allow_pickle (--allow-pickle) to have them read with "
+            "weights_only=True."
         )
     return _weights_in(listing, request, *_PICKLE)
 

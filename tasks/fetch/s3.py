@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _SCHEME = "s3://"
 _PARTIAL = ".partial"
+_CHECK_NETWORK = "Check the network and AWS_ENDPOINT_URL, then run again."
 _ABANDONED_SECONDS = 2 * 24 * 3600
 
 
@@ -232,6 +233,8 @@ def explaining_errors(expected: str, *, where: str = "") -> Iterator[None]:
     Raises:
         RequestError: it is not there, may not be read, or the AWS settings can't be used.
     """
+    from botocore.exceptions import BotoCoreError
+
     try:
         yield
     except StoreError as error:
@@ -239,6 +242,8 @@ def explaining_errors(expected: str, *, where: str = "") -> Iterator[None]:
     except client_errors() as error:
         refusal = refusal_of(error, "GetObject")
         if refusal.kind in ("damaged", "transient"):
+            if isinstance(error, BotoCoreError):  # its message is its argument, and names the host
+                error.args = (f"{where}expected {expected}, got {refusal.got}. {_CHECK_NETWORK}",)
             raise
         raise RequestError(
             f"{where}expected {expected}, got {refusal.got}. {refusal.advice}"

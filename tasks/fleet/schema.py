@@ -1,4 +1,4 @@
-"""The JSON Schema of a fleet file, for editors: ``python -m flows schema fleet``.
+"""The JSON Schema of a fleet file, for editors: ``tracefleet schema fleet``.
 
 Derived from the request's own schema, so that a field is described once. It is kept beside the
 example (``examples/fleet.schema.json``); a test tells when it has to be written again.

@@ -115,7 +115,7 @@ def _load_weights(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         ) from error
     raise UnsafeCheckpointError(
         f"{folder.name}: expected {safe.name}, got none. Save it with sentence-transformers "
-        f"again, or set allow_pickle where there is {pickled.name}."
+        f"again, or set allow_pickle (--allow-pickle) where there is {pickled.name}."
     )
 
 

@@ -58,9 +58,14 @@ def default_task(folder: Path) -> str:
     for task in _TASK_ORDER:
         if set(named) & _class_names(task):
             return task
+    why = (
+        f"names {', '.join(named)}, which are of none of the tasks here"
+        if named
+        else ("names no architecture")
+    )
     raise RequestError(
-        f"task: expected one in the request, since config.json names {named or 'no architecture'}, "
-        f"which belongs to none of {', '.join(AUTO_CLASSES)}. Name the task."
+        f"task: expected one in the request, since config.json {why}. Name the task (--task), one "
+        f"of {', '.join(AUTO_CLASSES)}."
     )
 
 
@@ -173,7 +178,8 @@ def read_config(folder: Path, options: LoadOptions) -> Any:
 def _refusal(folder: Path) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{folder.name}: the architecture is Python code inside the checkpoint, and the request "
-        "does not trust it. Read that code; then ask with trust_remote_code and the full commit."
+        "does not trust it. Read that code; then ask with trust_remote_code "
+        "(--trust-remote-code) and the full commit."
     )
 
 

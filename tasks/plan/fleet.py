@@ -1,6 +1,6 @@
 """Plan a fleet: what is fresh, stale, missing or invalid, without reading weights.
 
-``plan`` is called by ``python -m flows plan`` and by the fleet flow. It resolves each checkpoint
+``plan`` is called by ``tracefleet plan`` and by the fleet flow. It resolves each checkpoint
 once, lists each store once, and compares what a channel points to with what the request asks for
 (``tasks.plan.freshness``). An error of a checkpoint or a channel is a row; an error of a whole
 store ends the plan.

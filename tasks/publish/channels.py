@@ -1,7 +1,7 @@
 """Move channels by hand: promote a conversion to another channel, or roll a channel back.
 
 Nothing is overwritten: both write the channel's next number. Neither brings back what was withdrawn
-(``tasks.publish.withdraw``). Called by ``python -m flows promote`` and ``rollback``.
+(``tasks.publish.withdraw``). Called by ``tracefleet promote`` and ``rollback``.
 """
 
 from __future__ import annotations
@@ -96,5 +96,5 @@ def _refuse_withdrawn(store: ReadableStore, folder: str, number: int, key: str, 
         raise RequestError(
             f"{folder}: {what} expected a conversion that was not withdrawn there, got "
             f"{key[:12]}, withdrawn by number {found.number}: {found.reason}. If it is right all "
-            f"the same: `python -m flows reinstate --number {found.number}` on that channel."
+            f"the same: `tracefleet reinstate --number {found.number}` on that channel."
         )

@@ -73,7 +73,7 @@ def check_publishable(validation: Validation) -> None:
         raise NumericsMismatchError(
             f"publish: expected verdict {VALIDATED!r}, got {UNVALIDATED_ON_DEVICE!r}: no device "
             f"has run it yet, and only the channel {CANDIDATE_CHANNEL!r} may have it. Run "
-            "`python -m flows validate` on a host with the device. Nothing was published."
+            "`tracefleet validate` on a host with the device. Nothing was published."
         )
     if validation.accuracy is not None:
         check_accuracy(validation.accuracy)

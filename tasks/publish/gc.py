@@ -2,7 +2,7 @@
 
 It keeps what a channel names, what a running publish claims (``tasks.publish.claim``) and what is
 younger than the grace time. It never touches channels, attestations and reports: they are the
-record of what was published. Called by ``python -m flows gc``.
+record of what was published. Called by ``tracefleet gc``.
 """
 
 from __future__ import annotations

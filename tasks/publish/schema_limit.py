@@ -40,7 +40,7 @@ def read_limit(store: ReadableStore) -> int:
     if limit not in WRITABLE:
         raise StoreError(
             f"{store.url}/{LIMIT_PATH}: expected one of the schemas {_name_writable()}, got "
-            f"{data[:80]!r}. Set it again with `python -m flows limit-schema`, or upgrade."
+            f"{data[:80]!r}. Set it again with `tracefleet limit-schema`, or upgrade."
         )
     return int(limit)
 

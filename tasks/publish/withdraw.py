@@ -2,7 +2,7 @@
 
 Nothing is overwritten: both write the channel's next number. A withdrawal holds for one conversion
 in one channel until it is reinstated there by hand; a repeat of its request does not undo it.
-Called by ``python -m flows withdraw``, ``reinstate`` and ``validate --current --withdraw``.
+Called by ``tracefleet withdraw``, ``reinstate`` and ``validate --current --withdraw``.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def reinstate(
     if find_withdrawal(store, folder, selection.number, key) is None:
         raise RequestError(
             f"{folder}: reinstate expected a number whose conversion was withdrawn, got "
-            f"{earlier.number}. `python -m flows rollback --number {earlier.number}` brings back "
+            f"{earlier.number}. `tracefleet rollback --number {earlier.number}` brings back "
             "what was not."
         )
     return bring_back(store, selection.published, earlier, "reinstated")

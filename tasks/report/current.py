@@ -92,7 +92,7 @@ def require_proved(rows: Sequence[CurrentRow]) -> Sequence[CurrentRow]:
     named = "; ".join(f"{row.source} {row.variant} ({row.reason})" for row in left[:3])
     raise CurrentError(
         f"expected every current conversion to pass the gate, got {summarise_rows(rows)}: {named}. "
-        "Convert again, or withdraw what is wrong (--withdraw, or `python -m flows withdraw`).",
+        "Convert again, or withdraw what is wrong (--withdraw, or `tracefleet withdraw`).",
         rows,
     )
 

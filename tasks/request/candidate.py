@@ -58,7 +58,7 @@ def parse_url(conversion: str) -> tuple[ReadableStore, str, str]:
     found = _CONVERSION.fullmatch(conversion)
     if found is None:
         raise RequestError(
-            "conversion: expected STORE/conversions/SOURCE/KEY, as `python -m flows convert` "
+            "conversion: expected STORE/conversions/SOURCE/KEY, as `tracefleet convert` "
             f"prints it, got {conversion!r}"
         )
     return open_store(found["store"]), found["folder"], found["key"]

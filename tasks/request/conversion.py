@@ -18,6 +18,7 @@ from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
 from tasks.request.mistakes import describe_mistakes
+from tasks.request.names import read_name
 from tasks.request.tolerance import MAX_LOOSENING, check_ceiling, find_tolerance, is_loose
 from tracefleet.channel import check_channel
 from tracefleet.heads import AUTO_CLASSES
@@ -121,19 +122,11 @@ class ConversionRequest(BaseModel):
     def _check_source(cls, value: object) -> object:
         return _call_check(normalise_source, value) if isinstance(value, str | Path) else value
 
-    @field_validator("task")
+    @field_validator("task", "backend", "dtype", mode="before")
     @classmethod
-    def _check_task(cls, value: str | None) -> str | None:
-        if value is not None and value not in AUTO_CLASSES:
-            raise ValueError(f"expected one of {', '.join(AUTO_CLASSES)}; got {value!r}")
-        return value
-
-    @field_validator("backend")
-    @classmethod
-    def _check_backend(cls, value: str) -> str:
-        if value not in BACKENDS:
-            raise ValueError(f"expected one of {', '.join(BACKENDS)}; got {value!r}")
-        return value
+    def _read_name(cls, value: object, info: ValidationInfo) -> object:
+        named = isinstance(value, str) and info.field_name is not None
+        return read_name(str(info.field_name), str(value)) if named else value
 
     @field_validator("lengths")
     @classmethod

@@ -46,5 +46,5 @@ def check_ceiling(rtol: float, dtype: str, options: Options | None) -> None:
         raise ValueError(
             f"expected at most {find_ceiling(dtype, options):g} for {dtype} ({MAX_LOOSENING:g} "
             f"times its own tolerance), got {rtol:g}; a looser gate could not tell faults apart. "
-            "Set accept_tolerance_risk if you accept that."
+            "Set accept_tolerance_risk (--accept-tolerance-risk) if you accept that."
         )

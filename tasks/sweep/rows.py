@@ -119,7 +119,7 @@ def read_sweep(path: Path) -> tuple[dict[str, Any], list[Row]]:
         return dict(raw["setup"]), rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{path}: expected a file that `python -m flows sweep` wrote, got "
+            f"{path}: expected a file that `tracefleet sweep` wrote, got "
             f"{type(error).__name__}: {error}. Name another file."
         ) from error
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-PACKAGES = ("tracefleet", "tasks", "flows")
+PACKAGES = ("tracefleet", "tasks", "flows", "tracefleet_pipeline")
 #: From left to right: a word may import words to its left, none of its own floor and none above.
 #: A word is a module or a package with all that is in it.
 ORDER: tuple[tuple[str, ...], ...] = (
@@ -23,7 +23,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.lengths",
         "tracefleet.source",
     ),
-    ("tracefleet.manifest_types", "tracefleet.printing", "tracefleet.text"),
+    (
+        "tracefleet.manifest_types",
+        "tracefleet.printing",
+        "tracefleet.spelling",
+        "tracefleet.text",
+    ),
     ("tracefleet.verdict_types",),
     ("tracefleet.manifest", "tracefleet.store", "tracefleet.golden"),
     ("tracefleet.channel", "tracefleet.devices"),
@@ -36,6 +41,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     (
         "tracefleet.check_command",
         "tracefleet.commands",
+        "tracefleet.program",
+        "tracefleet.pull_command",
         "tracefleet.show_command",
         "tracefleet.bench",
     ),
@@ -65,6 +72,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("flows.convert_fleet",),
     ("flows.commands",),
     ("flows.__main__",),
+    ("tracefleet_pipeline.house", "tracefleet_pipeline.api", "tracefleet_pipeline.hatch_build"),
+    ("tracefleet_pipeline", "tracefleet_pipeline.cli"),
+    ("tracefleet_pipeline.__main__",),
 )
 Graph = dict[str, set[str]]
 

@@ -38,6 +38,7 @@ SLOW = (
     "test_left_padding",
     "test_flows_cli",
     "test_child",
+    "test_pipeline_package",
     "test_convert_checkpoint",
     "test_neuron_double_models",
     "test_neuron_double_harness",

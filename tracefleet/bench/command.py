@@ -19,7 +19,7 @@ from tracefleet.bench.request import STDOUT, Request, read_request
 from tracefleet.bench.results import Figure, Report, describe
 from tracefleet.bench.table import render_table
 from tracefleet.printing import format_count, print_json
-from tracefleet.store import open_store
+from tracefleet.store import open_existing
 
 DESCRIPTION = (
     "Compare conversions with transformers and with ONNX Runtime on this machine. The peers take "
@@ -80,7 +80,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write what was asked for."""
     machine = describe_machine()
     request = read_request(arguments)
-    store = open_store(arguments.store)
+    store = open_existing(arguments.store)
     conversions = choose_conversions(
         store,
         arguments.source,

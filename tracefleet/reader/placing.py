@@ -95,8 +95,7 @@ def find_proof(
     if verdict is not None:
         return Proof(distance=verdict.distance)
     logger.warning(
-        "%s was never proved on %s: run `python -m flows validate --conversion %s/%s --device %s` "
-        "on such a host",
+        "%s was never proved on %s: run `tracefleet validate %s/%s --device %s` on such a host",
         manifest.source,
         kind,
         store.url,

@@ -5,6 +5,14 @@ defines the guarantees of every store.
 """
 
 from tracefleet.store.base import ReadableStore, Store, Stored, Upload
-from tracefleet.store.open import open_store, open_writable
+from tracefleet.store.open import open_existing, open_store, open_writable
 
-__all__ = ["ReadableStore", "Store", "Stored", "Upload", "open_store", "open_writable"]
+__all__ = [
+    "ReadableStore",
+    "Store",
+    "Stored",
+    "Upload",
+    "open_existing",
+    "open_store",
+    "open_writable",
+]

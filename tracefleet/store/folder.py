@@ -153,6 +153,11 @@ class FileStore:
     def check_writable(self) -> None:
         # In the nearest folder that exists, so that the probe creates no empty store.
         folder = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+        if not folder.is_dir():
+            raise StoreError(
+                f"{self.url}: expected a folder, or nothing yet, for the store; got the file "
+                f"{folder}. Choose another folder."
+            )
         first, second = name_temp(folder), name_temp(folder)
         with self._translating_errors("", "write to"):
             try:

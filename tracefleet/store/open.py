@@ -17,6 +17,9 @@ _SUPPORTED = (
     "s3://bucket/prefix, file:///absolute/folder, file://./relative/folder or a plain folder path"
 )
 
+#: What lies in a store's root.
+_FOLDERS = {"conversions", "channels", "attestations", "publishing", "collecting", "schema.json"}
+
 
 def open_store(url: str | Path) -> ReadableStore:
     """Return the store at ``url`` for reading; nothing is read yet.
@@ -27,6 +30,32 @@ def open_store(url: str | Path) -> ReadableStore:
         StoreError: the URL is of no kind of store that this version knows.
     """
     return _open(url)
+
+
+def open_existing(url: str | Path) -> ReadableStore:
+    """Return the store at ``url``, if something there is one; on S3 that is not asked.
+
+    Raises:
+        StoreError: the URL is of no kind of store, or the path leads to something else.
+    """
+    store = _open(url)
+    if isinstance(store, FileStore) and (found := _describe_other(store.root)):
+        raise StoreError(f"{store.url}: expected a store, got {found}")
+    return store
+
+
+def _describe_other(root: Path) -> str:
+    """Say what is at a path that leads to no store, and what to do; empty: it is one, or empty."""
+    if not root.exists():
+        return "nothing: there is no such folder. Check the path, or convert a checkpoint into it."
+    if not root.is_dir():
+        return "a file. Give the folder that conversions were published in."
+    names = {path.name for path in root.iterdir()}
+    if not names or names & _FOLDERS:
+        return ""
+    if "config.json" in names:
+        return f"a checkpoint's folder. Convert it first: tracefleet convert {root} --store ./store"
+    return "a folder that holds no conversions/ and no channels/. Give the store's root."
 
 
 def open_writable(url: str | Path, *, check: bool = True) -> Store:
@@ -53,7 +82,7 @@ def _open(url: str | Path) -> FileStore | S3Store | OfflineStore:
     if not separator:
         return FileStore(root=_to_absolute(text, text))
     if scheme == "file":
-        if not rest.startswith(("/", "./", "../")):
+        if not rest.startswith(("/", "./", "../", "~")):
             raise StoreError(f"store {text!r}: expected {_SUPPORTED}; file:// takes no host name")
         return FileStore(root=_to_absolute(unquote(rest), text))
     if scheme == "s3":
@@ -65,4 +94,10 @@ def _open(url: str | Path) -> FileStore | S3Store | OfflineStore:
 def _to_absolute(path: str, url: str) -> Path:
     if not path:
         raise StoreError(f"store {url!r}: the path is empty, expected {_SUPPORTED}")
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links
+    home = os.path.expanduser(path)  # noqa: PTH111 - shells leave the ~ of --store=~/x alone
+    if home.startswith("~"):
+        raise StoreError(
+            f"store {url!r}: expected a home folder, got {path.partition('/')[0]!r}, which is no "
+            f"user's here. Write ./{path} for a folder of that name."
+        )
+    return Path(os.path.abspath(home))  # noqa: PTH100 - resolve() would follow the user's links

@@ -67,7 +67,12 @@ class S3Store:
         """
         name, *segments = url.removeprefix("s3://").rstrip("/").split("/")
         odd = any(part in ("", ".", "..") or set(part) & set("?#\\\0") for part in segments)
-        if not _BUCKET.fullmatch(name) or odd:
+        if name and not _BUCKET.fullmatch(name):
+            raise StoreError(
+                f"store {url!r}: expected s3://bucket/prefix, got {name!r} as the bucket's name, "
+                "which no bucket can have: S3's are 3 to 63 letters, digits, dots and hyphens"
+            )
+        if not name or odd:
             raise StoreError(
                 f"store {url!r}: expected s3://bucket/prefix, got bucket {name!r} and prefix "
                 f"{'/'.join(segments)!r}"

@@ -13,6 +13,29 @@ from tracefleet.manifest_types import (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where and when a conversion was made, and where it lies.
+
+    Attributes:
+        date: when it was done, in ISO format.
+        host: name of the machine.
+        key: conversion key.
+        store: URL of the store.
+        folder: URL of the conversion's folder; None: it was refused, and is not there.
+        manifest: name of the manifest's file in it.
+        channel: channel that points to it.
+    """
+
+    date: str
+    host: str
+    key: str
+    store: str
+    folder: str | None = None
+    manifest: str = "manifest.json"
+    channel: str = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportFacts:
     """Facts of a conversion that are not the gate's.
 
@@ -31,6 +54,7 @@ class ReportFacts:
         peak_bytes: largest resident size of each step's child.
         bundle_bytes: size of the bundle; 0 if there is none.
         weight_bytes: size of the bundle's weights.
+        origin: where and when it was made; None: not told.
     """
 
     source: str
@@ -47,3 +71,4 @@ class ReportFacts:
     peak_bytes: dict[str, int]
     bundle_bytes: int
     weight_bytes: int
+    origin: Origin | None = None

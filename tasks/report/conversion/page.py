@@ -6,7 +6,7 @@ with its failures at the top. ``tasks.report.conversion.markdown`` has the same 
 
 from __future__ import annotations
 
-from tasks.report.conversion import words
+from tasks.report.conversion import use, words
 from tasks.report.conversion.charts import choose_outputs, error_chart, latency_chart
 from tasks.report.conversion.facts import ReportFacts
 from tasks.report.render import render
@@ -20,6 +20,7 @@ def render_html(facts: ReportFacts, report: ValidationReport) -> str:
         facts=facts,
         report=report,
         words=words,
+        use=use,
         errors=error_chart(report),
         latency=latency_chart(report),
         shown=choose_outputs(report),

@@ -8,27 +8,16 @@ from collections.abc import Iterator
 from tasks.report.conversion.facts import ReportFacts
 from tasks.validate.difference import least_movement
 from tasks.validate.verdict import MEASURED, TOLERANCES, ProbeResult, ValidationReport
-from tracefleet.manifest_types import (
-    JIT,
-    General,
-    InputSpec,
-    OutputSpec,
-)
-from tracefleet.verdict_types import (
-    DIFFERS,
-    HOLDS,
-    RAISES,
-    RANDOM,
-    UNTRIED,
-)
+from tracefleet.manifest_types import JIT, General, InputSpec, OutputSpec
+from tracefleet.verdict_types import DIFFERS, HOLDS, RAISES, RANDOM, UNTRIED
 
 GUARDED = "The bundle guards its graphs; this is what they would do without the guard."
 GENERAL = "Proved: calls run as they are, unpadded; one run takes"
 GENERALITY = {
-    HOLDS: "the same as eager",
-    DIFFERS: "silently different from eager",
-    RAISES: "raise an error",
-    UNTRIED: "unknown: eager itself refuses such shapes, or there are none",
+    HOLDS: "as eager",
+    DIFFERS: "silently different",
+    RAISES: "an error",
+    UNTRIED: "not tried",
 }
 BOTH_SIDES = {
     HOLDS: "the same with padding behind as well",
@@ -80,10 +69,15 @@ def figure(error: float) -> str:
 
 
 def milliseconds(time: float) -> str:
-    """Return a time with as many digits as it is worth."""
+    """Return a time with the two digits that one or two calls are worth."""
     if time < 1:
         return f"{time:.2f}"
-    return f"{time:.1f}" if time < 100 else f"{time:,.0f}"
+    return f"{time:.1f}" if time < 9.95 else f"{float(f'{time:.2g}'):,.0f}"
+
+
+def speedup(eager: float, traced: float) -> str:
+    """Return how many times as fast the bundle is, to one digit after the point."""
+    return f"about {eager / traced:.1f}×"
 
 
 def megabytes(peak: int | None) -> str:
@@ -250,8 +244,8 @@ def generality(report: ValidationReport) -> str:
     if report.general is not None:
         return f"{GENERAL} {_limit(report.general)}."
     found = {word for v in report.lengths() for word in (v.other_lengths, v.other_batches)}
-    legend = "; ".join(f"{word}: {text}" for word, text in GENERALITY.items() if word in found)
-    return f"{GUARDED} {legend.capitalize()}." if legend else GUARDED
+    untried = "Not tried: eager itself refuses such shapes, or there are none."
+    return f"{GUARDED} {untried}" if UNTRIED in found else GUARDED
 
 
 def _limit(general: General) -> str:
@@ -275,12 +269,13 @@ def tries(probe: str) -> str:
 def padding(spec: InputSpec) -> str:
     """Say what the dispatcher does about an input that is too short, or left out."""
     if spec.length_axis is None:
-        padded = "as it is"
+        padded = "taken as it is"
     elif spec.pad_value is None:
         padded = "never padded"
     else:
         padded = f"padded with {spec.pad_value}"
-    return padded if spec.fill_value is None else f"{padded}; filled with {spec.fill_value}"
+    left_out = "has to be given" if spec.fill_value is None else f"{spec.fill_value} everywhere"
+    return f"{padded}; {left_out}"
 
 
 def shape(spec: InputSpec | OutputSpec) -> str:

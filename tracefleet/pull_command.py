@@ -1,0 +1,106 @@
+"""``tracefleet pull``: copy conversions into folders, or print URLs to download them from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tracefleet.errors import NoSuchVariantError
+from tracefleet.manifest_types import FileEntry
+from tracefleet.printing import print_json
+from tracefleet.published import Selection, find, load_manifest, select
+from tracefleet.pull import pull
+from tracefleet.selecting import read_filters
+from tracefleet.store import ReadableStore, open_existing
+
+EPILOG = """\
+With one SOURCE, DIR is its conversion's folder: a Triton model repository with its manifest. With
+none (every source of the channel) or several, DIR holds a folder for each, named as in the store.
+
+exit codes: 0 done; 1 damage or an error (see standard error); 2 wrong usage.
+
+examples:
+  tracefleet pull ./store org/name --to ./model
+  tracefleet pull s3://bucket/models --to ./models
+  tracefleet pull s3://bucket/models org/name --presign --expires 600
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
+    """Add what ``pull`` takes beside STORE; ``source`` says what a SOURCE is."""
+    add = parser.add_argument
+    add("sources", metavar="SOURCE", nargs="*", help=f"{source}; left out: all sources")
+    add("--to", type=Path, metavar="DIR", help="folder to create, absent or empty")
+    add("--presign", action="store_true", help="print URLs of the files instead (s3:// stores)")
+    text = "validity of the URLs in seconds (default: 3600)"
+    add("--expires", type=int, default=3600, metavar="S", help=text)
+
+
+def pull_command(arguments: argparse.Namespace) -> int:
+    """Copy conversions, or print URLs from which others can download them."""
+    sources, target = _read_places(arguments)
+    store, filters = open_existing(arguments.store), read_filters(arguments)
+    alone = len(sources) == 1
+    if not sources:
+        sources = sorted({one.slug for one in find(store, None, **filters)})
+    if not sources:
+        raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to pull")
+    # All are chosen before the first is copied: a source that is not there costs no time.
+    found = []
+    for one in [select(store, source, **filters) for source in sources]:
+        if target is None:
+            found.append(_presign(store, one, arguments))
+        else:
+            folder = target if alone else target / one.published.slug
+            found.append(_copy(store, one, folder, arguments))
+    if arguments.json:
+        print_json(found[0] if alone else found)
+    return 0
+
+
+def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
+    """Return the sources and the target; none of the latter: URLs are asked for."""
+    sources, target = list(arguments.sources), arguments.to
+    if target is None and not arguments.presign and len(sources) == 2:
+        target = Path(sources.pop())
+        print(f"pull: the folder's new form is --to {target}", file=sys.stderr)
+    if (target is None) != arguments.presign:
+        arguments.refuse("pull: expected either --to DIR or --presign")
+    return sources, target
+
+
+def _copy(
+    store: ReadableStore, selection: Selection, target: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    manifest = pull(store, selection, target)
+    files = [str(target / file.path) for file in manifest.published]
+    if not arguments.json:
+        print(f"{target}: {len(files) + 1} files of {manifest.source}, all checked")
+    return {"dest": str(target), "key": manifest.key, "files": files}
+
+
+def _presign(
+    store: ReadableStore, selection: Selection, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    manifest = load_manifest(store, selection)
+    own = FileEntry(
+        path=manifest.file_name,
+        size=len(manifest.to_bytes()),
+        sha256=manifest.digest,
+        media_type="application/json",
+    )
+    signed = [
+        {
+            "path": file.path,
+            "size": file.size,
+            "sha256": file.sha256,
+            "url": store.presign(selection.path_of(file), seconds=arguments.expires),
+        }
+        for file in (own, *manifest.published)
+    ]
+    if not arguments.json:
+        for one in signed:
+            print(f"{one['path']}\n  sha256 {one['sha256']}\n  {one['url']}")
+    return {"key": manifest.key, "expires": arguments.expires, "files": signed}
