@@ -78,9 +78,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_list(subparsers)
-    _add_source(_add(subparsers, "show", show_command))
+    _add_source(_add(subparsers, "show", show_command), left_out="the only one there is")
     verify = _add(subparsers, "verify", commands.verify_command, channel=None)
-    _add_source(verify, optional=True)
+    _add_source(verify, left_out="all sources")
     _add_pull(subparsers)
     _add_run(subparsers)
     _add_check(subparsers)
@@ -137,7 +137,7 @@ def _add_pull(subparsers: Subparsers) -> None:
 
 def _add_run(subparsers: Subparsers) -> None:
     parser = _add(subparsers, "run", commands.run_command)
-    _add_source(parser)
+    _add_source(parser, left_out="the only one there is")
     rows = parser.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; repeat for more rows")
     parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
@@ -150,7 +150,7 @@ def _add_run(subparsers: Subparsers) -> None:
 def _add_check(subparsers: Subparsers) -> None:
     description = check_command.DESCRIPTION
     parser = _add_bare(subparsers, "check", check_command.check_command, description)
-    _add_source(parser, optional=True)
+    _add_source(parser, left_out="all sources")
     _add_selection(parser, "latest")
     check_command.add_arguments(parser)
 
@@ -174,11 +174,14 @@ def _parse_rows(text: str) -> int:
     return int(text)
 
 
-def _add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    text = "the checkpoint: org/name, a folder, s3://bucket/prefix, or its slug in the store"
-    if optional:
-        text += "; left out: all sources"
-    parser.add_argument("source", metavar="SOURCE", nargs="?" if optional else None, help=text)
+def _add_source(parser: argparse.ArgumentParser, *, left_out: str | None = None) -> None:
+    text = (
+        "the name that it is published under, or the checkpoint: org/name, a folder, "
+        "s3://bucket/prefix, or its slug in the store"
+    )
+    if left_out is not None:
+        text += f"; left out: {left_out}"
+    parser.add_argument("source", metavar="SOURCE", nargs="?" if left_out else None, help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser, channel: str | None) -> None:
