@@ -61,9 +61,19 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", help="hf://org/name, org/name, a folder or s3://bucket/prefix")
     add("--revision", help="branch, tag or commit of a hub source")
     add("--task", help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)")
-    add("--lengths", help="standard lengths in tokens, such as 32,128,512")
+    add(
+        "--lengths",
+        help="standard lengths in tokens, such as 32,128,512 (default: powers of two from 32 up to "
+        "what model and tokenizer allow, at most 512; an image's or a sound's size)",
+    )
     add("--store", help="root of the store, such as ./store or s3://bucket/models")
     add("--channel", help="channel that will point to the conversion (default: latest)")
+    add(
+        "--name",
+        dest="publish_as",
+        metavar="NAME",
+        help="name that readers open the conversion by, such as support-classifier",
+    )
     add("--backend", help="jit (default), neuronx (Inf2, Trn) or neuron (Inf1)")
     for backend, options in COMPILING.items():
         text = f"how {backend} compiles, by {options}"

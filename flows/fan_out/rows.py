@@ -55,7 +55,7 @@ def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
         source=request.source,
         commit=row.commit,
         variant=variant,
-        lengths=request.lengths,
+        lengths=row.lengths or (),
         ending=ending,
         why="; ".join(row.why),
         conversion_url=url if ending in ("fresh", "published") else None,
