@@ -8,6 +8,7 @@ from flows.engine.record import Conversion, await_device, keep_refused, record, 
 from tasks.backends.registry import find_backend
 from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tasks.model.preflight import inspect
+from tasks.publish.alias import record_alias
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
@@ -31,6 +32,7 @@ def convert(
         schema = read_limit(store)
         identity = identify(request, source, backend.toolchain(), given, schema=schema)  # -> key
         if published := find_published(store, source.source, identity.key):
+            record_alias(store, source)
             return reuse(store, published, request.channel, request.publish_as)  # no weights read
         candidate = given or find_candidate(store, source.source, identity.key)
         if candidate and not steps.child("device", backend.has_device):
@@ -55,6 +57,7 @@ def convert(
         files |= proved.golden
         name = request.publish_as
         publication = steps.publish(publish, store, manifest, files, channel=channel, name=name)
+        record_alias(store, source)
         return record(request, store, manifest, publication, proved, steps)
 
 

@@ -145,7 +145,7 @@ def _add_failure(row: FleetRow, error: str, message: str) -> FleetRow:
 
 
 def _source(row: PlanRow) -> str:
-    source = row.request.source
+    source = row.source or row.request.source
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 

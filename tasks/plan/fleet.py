@@ -45,6 +45,7 @@ class PlanRow:
         state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
             request was refused, or the published conversion is damaged or withdrawn.
         why: Reasons for being stale or missing, or notes on a fresh one.
+        source: Source as the hub has it; None: refused before that.
         commit: Commit that the revision resolved to; None: refused before that.
         task: Task of the request, or the one of the checkpoint's own files.
         lengths: Standard lengths of the request, or by default; None: refused before that.
@@ -61,6 +62,7 @@ class PlanRow:
     request: ConversionRequest
     state: State
     why: tuple[str, ...] = ()
+    source: str | None = None
     commit: str | None = None
     task: str | None = None
     lengths: tuple[int, ...] | None = None
@@ -173,6 +175,7 @@ def _identify(
             name=name,
             request=request,
             state="missing",
+            source=found.source,
             commit=found.commit,
             task=task,
             lengths=lengths,
