@@ -12,7 +12,7 @@ from tasks.publish.alias import record_alias
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
-from tasks.publish.schema_limit import read_limit
+from tasks.publish.schema_limit import read_limit, refuse_name
 from tasks.request.candidate import read_candidate
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import complete, identify, make_job, refuse_early
@@ -30,6 +30,7 @@ def convert(
         source = steps.here("resolve", resolve, request.source, **request.permissions)
         request = complete(request, source, steps)
         schema = read_limit(store)
+        refuse_name(store, schema, request.publish_as)
         identity = identify(request, source, backend.toolchain(), given, schema=schema)  # -> key
         if published := find_published(store, source.source, identity.key):
             record_alias(store, source)

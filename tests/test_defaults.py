@@ -193,6 +193,25 @@ def test_a_length_or_head_that_the_config_rules_out_is_refused_before_any_child(
         assert told in capsys.readouterr().err
 
 
+def test_a_plan_names_task_and_lengths_without_a_child(
+    checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def no_child(*_: Any, **__: Any) -> None:
+        raise AssertionError("a child was started")
+
+    monkeypatch.setattr("tasks.child.run", no_child)
+    fleet = tmp_path / "fleet.yaml"
+    entry = {"source": str(checkpoint("bert-cls")), "publish_as": "support-classifier"}
+    fields = {"defaults": {"store": str(tmp_path / "store")}, "entries": {"support": entry}}
+    fleet.write_text(json.dumps(fields))
+    assert main(["plan", str(fleet)]) == 0
+    assert "never published; lengths 32,64,128 by default" in capsys.readouterr().out
+    assert main(["plan", str(fleet), "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["task"], row["wanted"]["lengths"]) == ("text-classification", [32, 64, 128])
+    assert row["wanted"]["publish_as"] == "support-classifier"
+
+
 def test_a_conversion_by_default_has_a_name_and_says_how_it_is_used(
     checkpoint, tmp_path, capsys: pytest.CaptureFixture[str]
 ):
@@ -223,6 +242,25 @@ def test_a_conversion_by_default_has_a_name_and_says_how_it_is_used(
         None,
     )
     assert again["use"]["python"] == python.partition(" ")[2].strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("models/bert", "the folder file://{here}/models/bert; hf://models/bert is the hub's"),
+        ("./models/bert/", "source: file://{here}/models/bert"),
+        ("acme/bert", "hf://acme/bert, since there is no folder acme/bert here"),
+    ],
+)
+def test_the_output_says_what_a_bare_name_was_taken_for(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, caplog, given: str, told: str
+):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with caplog.at_level("INFO"):
+        assert main(["convert", "--source", given, "--store", str(tmp_path / "store")]) == 1
+    assert told.format(here=tmp_path) in caplog.text
 
 
 def test_of_several_variants_the_line_names_the_one(checkpoint, tmp_path):

@@ -21,6 +21,7 @@ from tasks.publish.channels import promote, rollback
 from tasks.publish.gc import collect
 from tasks.publish.identity import Identity
 from tasks.publish.point import point_channel
+from tasks.publish.schema_limit import refuse_name
 from tasks.publish.withdraw import reinstate, withdraw_everywhere
 from tasks.request.conversion import make_request
 from tests.support.reader_support import SOURCE, example_manifest, publish
@@ -240,6 +241,9 @@ def test_the_command_line_follows_names(store: FileStore, capsys: pytest.Capture
     assert read_command(["show", where, NAME]) == 0
     assert f"name       {NAME}" in capsys.readouterr().out
     assert read_command(["verify", where, NAME]) == 0
+    capsys.readouterr()
+    assert read_command(["verify", where]) == 0
+    assert "5 files checked in 2 channels, 0 damaged" in capsys.readouterr().out, "each once"
     assert main(["promote", "--store", where, "--source", NAME, "--channel", "latest",
                  "--to", "stable"]) == 0  # fmt: skip
     assert named(store, channel="stable") == "a"
@@ -424,6 +428,13 @@ def test_a_damaged_entry_of_a_name_keeps_everything(store: FileStore):
     found = later(store)
     assert found.removed == ()
     assert any("all kept" in one for one in found.damaged)
+
+
+def test_a_store_of_older_readers_takes_no_name(store: FileStore):
+    refuse_name(store, 3, NAME)
+    refuse_name(store, 2, None)
+    with pytest.raises(RequestError, match="limited to schema 2, got 'support-classifier'"):
+        refuse_name(store, 2, NAME)
 
 
 # --- planning ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: a repeat of a published request c
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.arguments import add_engine, add_output
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from flows.engine.record import Conversion
     from tasks.request.conversion import ConversionRequest
 
+logger = logging.getLogger(__name__)
+
 _EPILOG = """\
 exit codes: 0 published and validated, or published already; 1 refused, failed, or withdrawn
 since; 2 wrong usage; 130 interrupted.
 
 examples:
+  python -m flows convert --source ./my-model --name support-classifier
   python -m flows convert --source hf://org/name --task fill-mask --lengths 32,128 --store ./store
   python -m flows convert --source file:///models/bert --task text-classification \\
       --lengths 64,256 --dtype float16 --store file:///srv/models
@@ -126,7 +130,19 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     for name in ConversionRequest.model_fields:
         if (value := getattr(options, name)) is not None:
             fields[name] = _split_lengths(value) if name == "lengths" else value
-    return make_request(fields)
+    request = make_request(fields)
+    if options.source is not None and "://" not in options.source:
+        logger.info("source: %s", _explain_source(options.source, request.source))
+    return request
+
+
+def _explain_source(given: str, source: str) -> str:
+    """Say which of the things that a bare name may stand for was taken."""
+    if source.startswith("hf://"):
+        return f"{source}, since there is no folder {given} here"
+    if given.startswith((".", "/", "~")):
+        return source
+    return f"the folder {source}; hf://{given} is the hub's"
 
 
 def _settings(text: str) -> dict[str, str]:
