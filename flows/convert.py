@@ -8,13 +8,14 @@ from flows.engine.record import Conversion, await_device, keep_refused, record, 
 from tasks.backends.registry import find_backend
 from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tasks.model.preflight import inspect
+from tasks.publish.alias import record_alias
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
-from tasks.publish.schema_limit import read_limit
+from tasks.publish.schema_limit import read_limit, refuse_name
 from tasks.request.candidate import read_candidate
 from tasks.request.conversion import ConversionRequest
-from tasks.request.identify import identify, make_job, name_task
+from tasks.request.identify import complete, identify, make_job, refuse_early
 from tasks.steps import Steps
 from tracefleet.manifest import Manifest
 from tracefleet.store import open_writable
@@ -27,16 +28,22 @@ def convert(
     with steps or Steps(limits=request.limits) as steps:
         backend, store = find_backend(request.backend), open_writable(request.store)
         source = steps.here("resolve", resolve, request.source, **request.permissions)
-        request = name_task(request, source, steps)
+        request = complete(request, source, steps)
         schema = read_limit(store)
+        refuse_name(store, schema, request.publish_as)
         identity = identify(request, source, backend.toolchain(), given, schema=schema)  # -> key
         if published := find_published(store, source.source, identity.key):
-            return reuse(store, published, request.channel)  # no weights are read
+            record_alias(store, source)
+            return reuse(store, published, request.channel, request.publish_as)  # no weights read
         candidate = given or find_candidate(store, source.source, identity.key)
         if candidate and not steps.child("device", backend.has_device):
-            return await_device(store, candidate, required=given is not None)
+            return await_device(
+                store, candidate, required=given is not None, name=request.publish_as
+            )
         described = steps.here("describe", fetch_description, source)
-        facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
+        refuse_early(described, request)
+        known = (described, request.load_options, request.known_lengths)
+        facts = steps.child("inspect", inspect, *known)
         checkpoint = steps.here("fetch", fetch, source)  # every byte verified
         job = make_job(request, checkpoint.folder, facts, steps.work, store, candidate, identity)
         with keep_refused(store, identity, steps):
@@ -49,7 +56,9 @@ def convert(
         manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, verdict)
         channel = request.channel if proved.report else CANDIDATE_CHANNEL
         files |= proved.golden
-        publication = steps.publish(publish, store, manifest, files, channel=channel)
+        name = request.publish_as
+        publication = steps.publish(publish, store, manifest, files, channel=channel, name=name)
+        record_alias(store, source)
         return record(request, store, manifest, publication, proved, steps)
 
 
@@ -58,5 +67,5 @@ def validate(conversion: str, steps: Steps | None = None, **more: Any) -> Conver
     candidate, request = read_candidate(conversion, **more)
     store = open_writable(request.store)
     if published := find_published(store, candidate.source, candidate.key):
-        return reuse(store, published, request.channel)
+        return reuse(store, published, request.channel, request.publish_as)
     return convert(request, steps, candidate)

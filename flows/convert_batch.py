@@ -35,7 +35,7 @@ from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.names import fleet_tag
 from tasks.request.conversion import ConversionRequest
-from tracefleet.channel import channel_folder, read_current
+from tracefleet.channel import channel_folder, read_current, slug_folder
 from tracefleet.errors import ArtifactError
 from tracefleet.store import open_store
 
@@ -140,9 +140,12 @@ def is_current(request: ConversionRequest, key: str | None) -> bool:
     """Whether the channel points to the very conversion that was planned, as far as can be read."""
     if key is None:
         return False
-    folder = channel_folder(request.source, request.variant, request.channel)
+    folders = [channel_folder(request.source, request.variant, request.channel)]
+    if request.publish_as is not None:
+        folders.append(slug_folder(request.publish_as, request.variant.label, request.channel))
     try:
-        newest = read_current(open_store(request.store), folder)
+        store = open_store(request.store)
+        newest = [read_current(store, folder) for folder in folders]
     except ArtifactError:
         return False  # the conversion itself says what is wrong with the store
-    return newest is not None and newest[1].key == key
+    return all(found is not None and found[1].key == key for found in newest)

@@ -24,13 +24,13 @@ from tasks.errors import (
     first_line,
 )
 from tasks.publish.identity import RECIPE
-from tasks.publish.withdraw import fit_reason, withdraw
+from tasks.publish.withdraw import fit_reason, withdraw_everywhere
 from tasks.report.current import CurrentRow
 from tasks.request.proof import request_proof
 from tasks.steps import Steps
 from tasks.validate.gate import validate_bundle
 from tracefleet.channel import Published
-from tracefleet.errors import NoSuchVariantError
+from tracefleet.errors import ArtifactError, NoSuchVariantError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import JIT
 from tracefleet.published import Selection, find, load_manifest, resolve
@@ -76,11 +76,26 @@ def judge_current(choice: Choice, make_steps: Callable[..., Steps]) -> Iterator[
         StoreError: The store can't be listed, or to withdraw, not be written.
     """
     store = open_writable(choice.store) if choice.withdraw else open_store(choice.store)
+    seen: set[tuple[str, bool]] = set()
     for published in _find_all(store, choice):
+        if _is_judged(store, published, seen):
+            continue
         logger.info("%s %s: the gate, once more", published.slug, published.variant)
         started = time.monotonic()
         row = _judge(store, published, choice, make_steps)
         yield replace(row, seconds=time.monotonic() - started)
+
+
+def _is_judged(store: ReadableStore, published: Published, seen: set[tuple[str, bool]]) -> bool:
+    """Whether another address led to the same conversion; one that can't be read did not."""
+    try:
+        selection = resolve(store, published)
+    except ArtifactError:
+        return False
+    what = (selection.folder, selection.entry.withdrawn is None)
+    judged = what in seen
+    seen.add(what)
+    return judged
 
 
 def _find_all(store: ReadableStore, choice: Choice) -> Iterable[Published]:
@@ -180,8 +195,8 @@ def _withdraw(store: Any, selection: Selection, row: CurrentRow, steps: Steps) -
         f"{now():%Y-%m-%d}: {row.why}"
     )
     try:
-        found = steps.here("withdraw", withdraw, store, selection, reason)
+        found = steps.here("withdraw", withdraw_everywhere, store, selection, reason)
     except Exception as error:
         logger.warning("%s could not be withdrawn", selection.published.folder, exc_info=True)
         return replace(row, why=f"{row.why}; not withdrawn: {first_line(error)}")
-    return replace(row, withdrawn=found.number)
+    return replace(row, withdrawn=found[selection.published].number)

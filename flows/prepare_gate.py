@@ -46,7 +46,7 @@ def prepare_gate(
     source = steps.here("resolve", resolve, request.source, **request.permissions)
     check_same_commit(manifest, source)
     described = steps.here("describe", fetch_description, source)
-    facts = steps.child("inspect", inspect, described, request.load_options, request.lengths)
+    facts = steps.child("inspect", inspect, described, request.load_options, request.known_lengths)
     checkpoint = steps.here("fetch", fetch, source)  # every byte verified
     bundle = steps.here("download", download_bundle, store, manifest, steps.work)
     folder, options = checkpoint.folder, request.load_options

@@ -107,9 +107,11 @@ class Steps:
         files: dict[str, Path],
         *,
         channel: str,
+        name: str | None = None,
     ) -> R:
         """Call the function that publishes, and time it."""
-        return self.here("publish", function, store, manifest, files, channel=channel)
+        where = {"channel": channel, "name": name}
+        return self.here("publish", function, store, manifest, files, **where)
 
     def show(self, facts: Any, report: Any, url: str) -> None:
         """Show a report beside its page at ``url``, of a refused artifact too."""

@@ -9,11 +9,11 @@ import pytest
 
 from flows.__main__ import main
 from tasks.errors import NumericsMismatchError, PublishConflictError, RequestError
-from tasks.publish import conversion as publishing
+from tasks.publish import point as publishing
 from tasks.publish import withdraw as moving
 from tasks.publish.channels import promote, rollback
-from tasks.publish.conversion import point_channel
 from tasks.publish.identity import Identity
+from tasks.publish.point import point_channel
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.channel import append, channel_folder, conversion_folder, read_entry
 from tracefleet.errors import DigestMismatchError

@@ -432,7 +432,7 @@ def test_a_channel_that_is_no_name_is_refused(
     [
         [],
         ["frobnicate"],
-        ["show", "store"],
+        ["show"],
         ["run", "store", "source"],
         ["list", "s", "--batch", "x"],
         ["list", "s", "--limit", "0"],

@@ -17,8 +17,9 @@ import pytest
 from tasks.publish.conversion import publish
 from tasks.publish.gc import collect
 from tests.support import crash_child
-from tests.support.crash_child import BUNDLE_BYTES, Death
+from tests.support.crash_child import BUNDLE_BYTES, NAME, Death
 from tests.support.store_support import Watcher, check_never_half, conversion, look, normalised
+from tracefleet.published import select
 from tracefleet.store import Store
 from tracefleet.store.folder import FileStore
 
@@ -65,13 +66,14 @@ class Trial:
         assert again.exitcode == 0, "the rerun failed"
         assert check_never_half(self.store, manifest), "the rerun did not complete it"
         assert look(self.store).key == manifest.key
+        assert select(self.store, NAME).entry.key == manifest.key, "its name was left behind"
 
     def check_end(self, undisturbed: Path) -> None:
         """The store has to be what it would be without any death."""
         calm = FileStore(root=undisturbed)
         for number in range(1, self.number + 1):
             manifest, files = conversion(self.work / "calm", number, size=BUNDLE_BYTES)
-            publish(calm, manifest, files, channel="latest")
+            publish(calm, manifest, files, channel="latest", name=NAME)
         assert normalised(self.store) == normalised(calm)
         now = time.time() + 7 * 86400
         collect(self.store, before=now - 86400, now=now)

@@ -211,6 +211,39 @@ def test_a_gated_repository_shows_its_listing_but_not_its_files(hub, status):
         fetch(resolve(SOURCE))
 
 
+@pytest.mark.parametrize("token", [None, "hf_mine"])
+@pytest.mark.parametrize("where", ["api", "config.json"])
+def test_each_refusal_says_what_it_is_and_what_to_do(hub, monkeypatch, token, where):
+    hub.push(whole())
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    refusals = {
+        (403, "GatedRepo"): "gated one, to which its account" if token else "gated one, and no",
+        (404, "RepoNotFound"): "token may not see" if token else "or a private one",
+        (401, ""): "token that the hub accepts" if token else "private or gated",
+    }
+    for (status, code), told in refusals.items():
+        hub.status[where], hub.codes[where] = status, code
+        with pytest.raises(RequestError, match=told) as caught:
+            fetch(resolve(SOURCE))
+        assert "HF_TOKEN" in str(caught.value), "the next step"
+        assert "hf_mine" not in str(caught.value)
+    hub.status.clear()
+    assert fetch(resolve(SOURCE)).files, "the control"
+
+
+@pytest.mark.parametrize("former", ["tiny", "old-acme/tiny"])
+def test_a_repository_that_moved_has_its_own_name_and_the_other_as_an_alias(hub, former, caplog):
+    hub.push(whole())
+    hub.former = (former,)
+    with caplog.at_level(logging.INFO):
+        found = resolve(former)
+    assert (found.source, found.alias) == (SOURCE, f"hf://{former}")
+    assert f"hf://{former} is {SOURCE} on the hub" in caplog.text
+    assert fetch(found).files == fetch(resolve(SOURCE)).files
+    assert resolve(SOURCE).alias is None
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_hub_keeps_the_librarys_error(hub, at_once, status):
     from huggingface_hub.errors import HfHubHTTPError

@@ -182,7 +182,7 @@ def test_all_mistakes_are_reported_together():
             "empty": None,
             "mixed": {"source": "hf://a/c", "lengths": [8, [9]], "revision": 1.0},
             "lists": {"source": [], "dtype": [], "channel": "A B"},
-            "again": {"source": ["hf://a/d", "hf://a/d/"], "lengths": None},
+            "again": {"source": ["hf://a/d", "hf://a/d/"], "lengths": [0]},
             "several": {"source": ["ftp://x", "file:///nowhere/*", 7]},
             "good": {"source": "hf://a/e", "batch": 2},
         },

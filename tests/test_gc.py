@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,9 @@ from flows.__main__ import main
 from tasks.publish import claim as claiming
 from tasks.publish import gc
 from tasks.publish.claim import claim_conversion, prefix_of
-from tasks.publish.conversion import point_channel
 from tasks.publish.gc import Collection, collect
 from tasks.publish.identity import Identity
+from tasks.publish.point import point_channel
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tests.support.s3_servers import S3Server
 from tests.test_store_contract import begin_upload
@@ -152,8 +153,8 @@ def test_a_publisher_that_claims_while_the_collector_looks_wins(
     claim = claim_conversion(store, SLUG, stray.key)
     real = gc._Run._find_referenced
 
-    def claims_first(self: gc._Run, slug: str) -> set[str]:
-        keys = real(self, slug)
+    def claims_first(self: gc._Run, slug: str, named: Any) -> set[str]:
+        keys = real(self, slug, named)
         monkeypatch.setattr(gc._Run, "_find_referenced", real)
         claim.__enter__()  # between the collector's first look and its mark
         return keys
@@ -173,8 +174,8 @@ def test_a_channel_that_names_it_after_the_first_look_saves_it(
     stray = old_conversion_young_claim(store, monkeypatch)
     real = gc._Run._find_referenced
 
-    def points_first(self: gc._Run, slug: str) -> set[str]:
-        keys = real(self, slug)
+    def points_first(self: gc._Run, slug: str, named: Any) -> set[str]:
+        keys = real(self, slug, named)
         monkeypatch.setattr(gc._Run, "_find_referenced", real)
         folder = channel_folder(SOURCE, stray.variant, "latest")
         advance(store, folder, manifest_digest=stray.digest, key=stray.key)

@@ -166,10 +166,10 @@ def test_the_manifest_that_came_first_is_the_one_that_is_told(checkpoint, tmp_pa
 
     class Beaten(Steps):
         def publish(
-            self, function: Any, store: Any, manifest: Any, files: Any, *, channel: str
+            self, function: Any, store: Any, manifest: Any, files: Any, **where: Any
         ) -> Any:
-            publish_other(store, manifest, files, channel)
-            return function(store, manifest, files, channel=channel)
+            publish_other(store, manifest, files, where["channel"])
+            return function(store, manifest, files, **where)
 
     def publish_other(opened: Any, manifest: Any, files: Any, channel: str) -> None:
         first = manifest.validation.lengths[0]

@@ -13,8 +13,8 @@ import pytest
 from tasks.publish.conversion import publish
 from tests.support import crash_child
 from tests.support.reader_support import SOURCE, example_manifest
-from tests.support.store_support import Watcher, conversion, look, normalised
-from tracefleet.channel import channel_folder, read_entry
+from tests.support.store_support import Watcher, conversion, normalised
+from tracefleet.channel import channel_folder, read_entry, slug_folder
 from tracefleet.store import Store
 from tracefleet.store.folder import FileStore
 
@@ -34,9 +34,9 @@ def publish_both(
     same = conversion(work / f"{own}-common", common, size=BYTES)
     mine = conversion(work / f"{own}-own", own)
     barrier.wait(120)
-    publish(store, *same, channel="latest")
+    publish(store, *same, channel="latest", name=crash_child.NAME)
     barrier.wait(120)
-    publish(store, *mine, channel="latest")
+    publish(store, *mine, channel="latest", name=crash_child.NAME)
 
 
 def run(context: ForkServerContext, url: str, work: Path, first: int) -> None:
@@ -55,10 +55,9 @@ def run(context: ForkServerContext, url: str, work: Path, first: int) -> None:
     assert [process.exitcode for process in processes] == [0] * RACERS
 
 
-def log_of(store: Store) -> list[tuple[str, int | None]]:
+def log_of(store: Store, folder: str) -> list[tuple[str, int | None]]:
     """Key and previous number of every entry of the channel, in order; refuses gaps."""
-    newest = look(store).number
-    folder = channel_folder(SOURCE, example_manifest().variant, "latest")
+    newest = len(store.names(folder))
     assert store.names(folder) == [f"{number:010d}.json" for number in range(1, newest + 1)]
     entries = [read_entry(store, folder, number) for number in range(1, newest + 1)]
     return [(entry.key, entry.previous) for entry in entries]
@@ -78,11 +77,14 @@ def test_of_one_key_there_is_one_manifest_and_no_update_of_the_channel_is_lost(
             run(context, store_url, tmp_path / "its", first)
         watcher.check()
         common = conversion(tmp_path / "mine", first, size=BYTES)
-        publish(calm, *common, channel="latest")
+        publish(calm, *common, channel="latest", name=crash_child.NAME)
         own = [conversion(tmp_path / "mine", first + 1 + index) for index in range(RACERS)]
         groups += [{common[0].key}, {manifest.key for manifest, _ in own}]
-    log = log_of(store)
+    variant = example_manifest().variant
+    log = log_of(store, channel_folder(SOURCE, variant, "latest"))
     assert len(log) == ROUNDS * (RACERS + 1), "an update was lost, or one was made twice"
+    named = log_of(store, slug_folder(crash_child.NAME, variant.label, "latest"))
+    assert {key for key, _ in named} == {key for key, _ in log}, "a name was not moved"
     assert [previous for _, previous in log] == [None, *range(1, len(log))]
     keys = iter(key for key, _ in log)
     for group in groups:

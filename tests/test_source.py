@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tracefleet.channel import slugs_of, source_slug
+from tracefleet.channel import source_slug
+from tracefleet.names import slugs_of
 from tracefleet.source import normalise, spellings
 
 
@@ -167,7 +168,9 @@ def test_slugs_are_those_of_before(name: str, before: str):
 def test_a_name_is_looked_for_as_it_is_read_first_and_as_it_is_written_then(here: Path):
     url = f"file://{here}"
     assert spellings("hf://org/name") == ["hf://org/name"]
-    assert spellings("other/name") == ["hf://other/name"]
+    bare = [f"{url}/other/name", "file://./other/name", f"{url}/other/name/"]
+    assert spellings("other/name") == ["hf://other/name", *bare]
+    assert spellings("x")[:2] == ["hf://x", f"{url}/x"], "whether or not there is a folder"
     assert spellings("hf://org/name/") == ["hf://org/name", "hf://org/name/"]
     assert spellings("./x") == [f"{url}/x", "file://./x", f"{url}/x/"]
     assert spellings(f"{url}//x/")[:2] == [f"{url}/x", f"{url}//x/"]
@@ -175,13 +178,15 @@ def test_a_name_is_looked_for_as_it_is_read_first_and_as_it_is_written_then(here
     assert f"{url}/ab sent" in spellings(f"{url}/ab%20sent")
     assert f"{url}/my%20model" not in spellings("./my model"), "that is another folder"
     assert spellings("gs://bucket/x") == ["gs://bucket/x"]
-    assert spellings("two words") == ["two words"]
+    assert spellings("two words")[0] == f"{url}/two words", "no hub has it"
 
 
 def test_a_slug_is_itself_first(here: Path):
     slug = source_slug("hf://org/name")
-    assert slugs_of(slug) == [slug, source_slug(f"hf://{slug}")]
+    assert slugs_of(slug)[:2] == [slug, source_slug(f"hf://{slug}")]
     (here / "bert-20240101").mkdir()
-    assert slugs_of("bert-20240101")[1] == source_slug(f"file://{here}/bert-20240101")
-    assert slugs_of("org/name")[0] == source_slug(f"file://{here}/org/name")
+    assert slugs_of("bert-20240101")[0] == "bert-20240101"
+    assert source_slug(f"file://{here}/bert-20240101") in slugs_of("bert-20240101")
+    assert slugs_of("org/name")[0] == source_slug("hf://org/name")
+    assert slugs_of("support-classifier")[0] == "support-classifier", "a name comes first"
     assert all(re.fullmatch(r"[a-z0-9._-]+-[0-9a-f]{8}", one) for one in slugs_of("../.."))

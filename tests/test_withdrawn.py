@@ -20,9 +20,9 @@ from flows.__main__ import main
 from tasks.errors import PublishConflictError, RequestError
 from tasks.publish import withdraw as module
 from tasks.publish.channels import promote, rollback
-from tasks.publish.conversion import point_channel
 from tasks.publish.gc import collect
 from tasks.publish.identity import Identity
+from tasks.publish.point import point_channel
 from tasks.publish.withdraw import Withdrawal, find_withdrawal, reinstate, withdraw
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tests.support.s3_servers import S3Server
@@ -437,6 +437,7 @@ def test_the_command_line_withdraws_and_reinstates(store: FileStore, capsys):
         "number": 2,
         "key": manifest.key,
         "withdrawn": REASON,
+        "channels": [folder()],
     }
     assert main(["promote", *where, "--channel", "latest", "--to", "stable"]) == 1
     assert "WithdrawnError" in capsys.readouterr().err

@@ -12,29 +12,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest_types import Variant
-from tracefleet.source import spellings
 from tracefleet.store import ReadableStore, Store
 
 _ENTRY_NAME = re.compile(r"[0-9]{10}\.json")
 _ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
-_WHOLE_SLUG = re.compile(rf"{_SLUG.pattern}-[0-9a-f]{{8}}")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: A reason is one line, for a table and a log.
 LONGEST_REASON = 500
+#: Fields that an entry has only where there is something to say.
+_OPTIONAL = ("withdrawn", "source")
 _LABEL = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)\.([a-z0-9-]+)\.b([1-9][0-9]*)")
 
 
@@ -49,6 +47,8 @@ class ChannelEntry:
             is itself a rollback has the number before the one that it restored.
         nonce: random text by which a writer that got no response recognises its own entry.
         withdrawn: why the conversion was withdrawn, so that readers refuse it; None: it is not.
+        source: source of the conversion, in the channel of a name; None: the channel is the
+            source's own.
     """
 
     manifest: str
@@ -56,9 +56,10 @@ class ChannelEntry:
     previous: int | None
     nonce: str
     withdrawn: str | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that are no digests, and a reason that is not one line."""
+        """Refuse values that are no digests, a reason of several lines, and what is no source."""
         # The key becomes part of a path.
         for name, value in (("manifest", self.manifest), ("key", self.key)):
             if not _SHA256.fullmatch(value):
@@ -71,19 +72,24 @@ class ChannelEntry:
                 check_reason(self.withdrawn)
             except ValueError as error:
                 raise ManifestError(f"channel entry: {error}. The entry was edited.") from None
+        if self.source is not None and "://" not in self.source:
+            raise ManifestError(
+                f"channel entry: source expected one with its scheme, got {self.source!r}. The "
+                "entry was edited; publish again."
+            )
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON."""
         fields = asdict(self)
-        # Readers of before there were withdrawals refuse a field that they don't know: rightly, but
-        # only where there is one.
-        if self.withdrawn is None:
-            del fields["withdrawn"]
+        # Readers of before refuse fields that they don't know: rightly, but only where there are.
+        for name in _OPTIONAL:
+            if fields[name] is None:
+                del fields[name]
         return canonical_json(fields)
 
 
 class Published(NamedTuple):
-    """A channel of a source's variant, at its newest number."""
+    """A channel of a variant, under a source's slug or a name, at its newest number."""
 
     slug: str
     variant: str
@@ -93,7 +99,7 @@ class Published(NamedTuple):
     @property
     def folder(self) -> str:
         """The channel's folder in the store."""
-        return _folder(self.slug, self.variant, self.channel)
+        return slug_folder(self.slug, self.variant, self.channel)
 
 
 def source_slug(source: str) -> str:
@@ -113,17 +119,6 @@ def slug_of(source: str) -> str:
     return source_slug(source) if "://" in source else source
 
 
-def slugs_of(name: str | Path) -> list[str]:
-    """Return the slugs that a name's conversions may have, the likeliest first.
-
-    Args:
-        name: name of a checkpoint in any of its forms, or a slug.
-    """
-    text = os.fspath(name)
-    slugs = [source_slug(spelling) for spelling in spellings(name)]
-    return [text, *slugs] if _WHOLE_SLUG.fullmatch(text) else slugs
-
-
 def conversion_folder(source: str, key: str) -> str:
     """Return the folder of one conversion."""
     return f"conversions/{source_slug(source)}/{key}"
@@ -135,7 +130,12 @@ def channel_folder(source: str, variant: Variant, channel: str) -> str:
     Raises:
         ValueError: the channel's name can't be one path segment.
     """
-    return _folder(source_slug(source), variant.label, check_channel(channel))
+    return slug_folder(source_slug(source), variant.label, check_channel(channel))
+
+
+def slug_folder(slug: str, label: str, channel: str) -> str:
+    """Return the folder of a channel under a source's slug or a name."""
+    return f"channels/{slug}/{label}/{channel}"
 
 
 def check_channel(channel: str) -> str:
@@ -204,11 +204,13 @@ def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
             f"{path}: expected JSON, got {error}. The channel is damaged; publish again."
         ) from error
     if isinstance(raw, dict):
-        raw.setdefault("withdrawn", None)  # what is not withdrawn does not say so
+        raw = {**dict.fromkeys(_OPTIONAL), **raw}
     return decode(ChannelEntry, raw, where=path)
 
 
-def advance(store: Store, folder: str, *, manifest_digest: str, key: str) -> int:
+def advance(
+    store: Store, folder: str, *, manifest_digest: str, key: str, source: str | None = None
+) -> int:
     """Make a conversion the current one and return its number; do nothing if it is already.
 
     Raises:
@@ -223,7 +225,13 @@ def advance(store: Store, folder: str, *, manifest_digest: str, key: str) -> int
             if entry.manifest == manifest_digest:
                 return number
         following = append(
-            store, folder, after=number, manifest_digest=manifest_digest, key=key, previous=number
+            store,
+            folder,
+            after=number,
+            manifest_digest=manifest_digest,
+            key=key,
+            previous=number,
+            source=source,
         )
         if following is not None:
             return following
@@ -239,6 +247,7 @@ def append(
     key: str,
     previous: int | None,
     withdrawn: str | None = None,
+    source: str | None = None,
 ) -> int | None:
     """Write the number that follows ``after``; return it, or None if another writer took it."""
     following = (after or 0) + 1
@@ -248,6 +257,7 @@ def append(
         previous=previous,
         nonce=secrets.token_hex(16),
         withdrawn=withdrawn,
+        source=source,
     )
     path = entry_path(folder, following)
     return following if store.put_new(path, entry.to_bytes()) else None
@@ -271,8 +281,8 @@ def find_variants(
 
     Args:
         store: store to search.
-        source: source exactly as it was published, or a slug; None: all. (`published.find` takes a
-            name in any of its forms.)
+        source: source exactly as it was published, its slug, or a name; None: all.
+            (`published.find` takes a source in any of its forms.)
         after: folder of a channel (``Published.folder``); only later ones are found.
     """
     if source is not None and not _SLUG.fullmatch(slug_of(source)):
@@ -286,7 +296,3 @@ def find_variants(
         if parse_label(label) is not None:
             newest = max(number for _, number in numbers)
             yield Published(slug, label, channel, newest)
-
-
-def _folder(slug: str, label: str, channel: str) -> str:
-    return f"channels/{slug}/{label}/{channel}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tracefleet.channel import Published, find_variants, parse_label, slugs_of
-from tracefleet.source import normalise
+from tracefleet.channel import Published, find_variants, parse_label
+from tracefleet.names import slugs_of
+from tracefleet.source import spellings
 from tracefleet.store import ReadableStore
 
 #: How many of a store's sources an error lists.
@@ -31,7 +32,7 @@ def list_choices(
         labels = ", ".join(one.variant for one in fitting)
         return (
             f"{source}: expected one variant for {filters}, got {len(fitting)}: {labels}. "
-            f"Add {' or '.join(_find_differences(fitting))}."
+            f"Add {' or '.join(find_differences(fitting))}."
         )
     slugs = slugs_of(source)
     found = itertools.chain.from_iterable(find_variants(store, slug) for slug in slugs)
@@ -45,7 +46,8 @@ def list_choices(
     )
 
 
-def _find_differences(fitting: list[Published]) -> list[str]:
+def find_differences(fitting: list[Published]) -> list[str]:
+    """Return the arguments of a selection in which channels differ."""
     variants = [parse_label(one.variant) for one in fitting]
     names = []
     for name in ("task", "backend", "dtype", "batch"):
@@ -67,7 +69,4 @@ def _list_some_slugs(store: ReadableStore) -> str:
 
 
 def _explain_reading(source: str | Path) -> str:
-    try:
-        return f"read as {normalise(source)}"
-    except ValueError as error:
-        return f"no name: {error}"
+    return f"read as {' or '.join(spellings(source)[:2])}"

@@ -40,7 +40,12 @@ _SUMMARIES = {
     "check": "run golden samples here, and compare with what eager computed",
     "bench": "compare conversions with transformers and ONNX Runtime on this machine",
 }
-_SOURCE = "the checkpoint: org/name, a folder, s3://bucket/prefix, or its slug in the store"
+_SOURCE = (
+    "the name that it is published under, or the checkpoint: org/name, a folder, "
+    "s3://bucket/prefix, or its slug in the store"
+)
+#: What a command takes where SOURCE is left out.
+_ONLY, _ALL = "the only one there is", "all sources"
 _FILTERS = (
     ("--task", read_task, "task, such as fill-mask"),
     ("--backend", read_backend, "backend: jit, neuronx or neuron"),
@@ -108,13 +113,13 @@ def _complete(program: Program) -> None:
 def add_commands(program: Commands) -> None:
     """Add the reader's commands."""
     _add_list(program)
-    _add_source(_add(program, "show", show_command))
+    _add_source(_add(program, "show", show_command), left_out=_ONLY)
     _add_run(program)
     _add_pull(program)
     _add_check(program)
     _add_bench(program)
     verify = _add(program, "verify", commands.verify_command, channel=None)
-    _add_source(verify, optional=True)
+    _add_source(verify, left_out=_ALL)
 
 
 def _add(
@@ -162,7 +167,7 @@ def _add_pull(program: Commands) -> None:
 
 def _add_run(program: Commands) -> None:
     parser = _add(program, "run", commands.run_command)
-    _add_source(parser)
+    _add_source(parser, left_out=_ONLY)
     rows = parser.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; repeat for more rows")
     parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
@@ -175,7 +180,7 @@ def _add_run(program: Commands) -> None:
 def _add_check(program: Commands) -> None:
     description = check_command.DESCRIPTION
     parser = _add_bare(program, "check", check_command.check_command, description)
-    _add_source(parser, optional=True)
+    _add_source(parser, left_out=_ALL)
     _add_selection(parser, "latest")
     check_command.add_arguments(parser)
 
@@ -199,9 +204,9 @@ def _parse_rows(text: str) -> int:
     return int(text)
 
 
-def _add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    text = f"{_SOURCE}; left out: all sources" if optional else _SOURCE
-    parser.add_argument("source", metavar="SOURCE", nargs="?" if optional else None, help=text)
+def _add_source(parser: argparse.ArgumentParser, *, left_out: str | None = None) -> None:
+    text = _SOURCE if left_out is None else f"{_SOURCE}; left out: {left_out}"
+    parser.add_argument("source", metavar="SOURCE", nargs="?" if left_out else None, help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser, channel: str | None) -> None:

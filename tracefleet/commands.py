@@ -81,9 +81,12 @@ def verify_command(arguments: argparse.Namespace) -> int:
     chosen = list(find(store, arguments.source, **read_filters(arguments)))
     if not chosen:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to verify")
-    checks: list[FileCheck] = []
+    found: list[FileCheck] = []
+    known: dict[str, FileCheck] = {}
     for published in chosen:
-        checks += verify(store, published)
+        found += verify(store, published, known=known)
+    # A name and its source lead to the same files, which are read and told once.
+    checks = list(dict.fromkeys(found))
     damaged = [check for check in checks if not check.ok]
     if arguments.json:
         print_json([{**dataclasses.asdict(check), "ok": check.ok} for check in checks])

@@ -28,6 +28,10 @@ class Table:
         # A line has no room for the reason, and a withdrawn verdict holds no longer.
         if shown.pop("withdrawn") is not None:
             shown["verdict"] = "withdrawn"
+        # An address is one column: the name, or the source itself.
+        named = shown.pop("name")
+        if named is not None:
+            shown["source"] = f"{named} = {shown['source']}"
         if not self._widths:
             self._rows.append(list(shown))
             self._widths = [0] * len(shown)

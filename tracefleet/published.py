@@ -9,22 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
-from tracefleet.channel import (
-    ChannelEntry,
-    Published,
-    check_channel,
-    entry_path,
-    find_variants,
-    parse_label,
-    read_entry,
-    slugs_of,
-    source_slug,
-)
+from tracefleet.channel import check_channel, entry_path, source_slug
 from tracefleet.choices import list_choices
 from tracefleet.errors import (
     ArtifactError,
@@ -34,41 +22,23 @@ from tracefleet.errors import (
     StoreError,
     WithdrawnError,
 )
-from tracefleet.manifest import CANDIDATE, MANIFEST, Manifest, parse
+from tracefleet.finding import Selection, find, find_only_source, resolve
+from tracefleet.manifest import CANDIDATE, Manifest, parse
 from tracefleet.manifest_types import FileEntry
+from tracefleet.names import is_name
 from tracefleet.store import ReadableStore, open_store
 
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """The current conversion of one channel, not checked yet.
-
-    Attributes:
-        published: the source's slug, the variant's label, the channel and its newest number.
-        entry: entry at that number.
-    """
-
-    published: Published
-    entry: ChannelEntry
-
-    @property
-    def number(self) -> int:
-        """The channel's current number."""
-        return self.published.number
-
-    @property
-    def folder(self) -> str:
-        """The conversion's folder in the store."""
-        return f"conversions/{self.published.slug}/{self.entry.key}"
-
-    @property
-    def manifest_path(self) -> str:
-        """The manifest's path in the store, if the conversion was validated."""
-        return f"{self.folder}/{MANIFEST}"
-
-    def path_of(self, file: FileEntry) -> str:
-        """Return a file's path in the store."""
-        return f"{self.folder}/{file.path}"
+__all__ = [
+    "Selection",
+    "as_store",
+    "cache_selection",
+    "explaining_missing",
+    "find",
+    "load_manifest",
+    "open_verified",
+    "resolve",
+    "select",
+]
 
 
 def as_store(store: str | Path | ReadableStore) -> ReadableStore:
@@ -76,52 +46,9 @@ def as_store(store: str | Path | ReadableStore) -> ReadableStore:
     return open_store(store) if isinstance(store, str | Path) else store
 
 
-def find(
-    store: ReadableStore,
-    source: str | Path | None = None,
-    *,
-    task: str | None = None,
-    backend: str | None = None,
-    dtype: str | None = None,
-    batch: int | None = None,
-    channel: str | None = None,
-    after: str = "",
-) -> Iterator[Published]:
-    """Yield every published channel that fits the arguments; None fits everything.
-
-    The store is listed lazily, a thousand channels at a time; ``after`` is a `Published.folder`.
-    Of the spellings that ``source`` may be published under, the first with a fitting channel is
-    used.
-    """
-    wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch}
-    for slug in _slugs(source, after):
-        found = find_variants(store, slug, after=after)
-        fitting = (one for one in found if _fits(one, channel, wanted))
-        first = next(fitting, None)
-        if first is not None:
-            yield first
-            yield from fitting
-            return
-
-
-def _slugs(source: str | Path | None, after: str) -> list[str] | list[None]:
-    if source is None:
-        return [None]
-    slugs = slugs_of(source)
-    # A page continues with the spelling of the page before it.
-    return [slug for slug in slugs if after.startswith(f"channels/{slug}/")] or slugs
-
-
-def _fits(published: Published, channel: str | None, wanted: dict[str, Any]) -> bool:
-    if channel not in (None, published.channel):
-        return False
-    variant = parse_label(published.variant)
-    return all(value in (None, getattr(variant, name)) for name, value in wanted.items())
-
-
 def select(
     store: ReadableStore,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     task: str | None = None,
     backend: str | None = None,
@@ -133,7 +60,8 @@ def select(
 
     Args:
         store: store to search.
-        source: the checkpoint's name in any of its forms, or its slug.
+        source: name that the conversion is published under, the checkpoint in any of its forms,
+            or its slug; None: the only source that fits.
         task: the variant's task; None, here and for the next three, takes the only one published.
         backend: the variant's backend.
         dtype: the variant's dtype.
@@ -146,6 +74,7 @@ def select(
     """
     check_channel(channel)
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch, "channel": channel}
+    source = find_only_source(store, **wanted) if source is None else source
     fitting = list(
         find(store, source, task=task, backend=backend, dtype=dtype, batch=batch, channel=channel)
     )
@@ -153,19 +82,6 @@ def select(
         filters = [f"{name}={value}" for name, value in wanted.items() if value is not None]
         raise NoSuchVariantError(list_choices(store, source, fitting, ", ".join(filters)))
     return resolve(store, fitting[0])
-
-
-def resolve(store: ReadableStore, published: Published) -> Selection:
-    """Return the selection that a channel's newest number points to.
-
-    Raises:
-        ManifestError: the channel's entry is malformed.
-    """
-    entry = read_entry(store, published.folder, published.number)
-    if entry.withdrawn is not None:
-        # Without a network too the conversion must not be opened any more from here on.
-        store.cache_selection({entry_path(published.folder, published.number): entry.to_bytes()})
-    return Selection(published=published, entry=entry)
 
 
 def load_manifest(
@@ -197,7 +113,7 @@ def load_manifest(
     for name, expected, found in (
         ("file name for its verdict", manifest.file_name, file),
         ("key", selection.entry.key, manifest.key),
-        ("source's slug", published.slug, source_slug(manifest.source)),
+        _expect_address(selection, manifest),
         ("variant", published.variant, manifest.variant.label),
     ):
         if found != expected:
@@ -206,6 +122,16 @@ def load_manifest(
                 "conversion's name; do not use it."
             )
     return manifest
+
+
+def _expect_address(selection: Selection, manifest: Manifest) -> tuple[str, str, str]:
+    """Return what is compared, what it has to be and what it is."""
+    slug, source = selection.published.slug, selection.entry.source
+    if source is None:
+        return "source's slug", slug, source_slug(manifest.source)
+    if not is_name(slug):
+        return "channel entry of a source", f"none of another source in {slug}", source
+    return "source that the name stands for", source, manifest.source
 
 
 def _refuse_withdrawn(store: ReadableStore, selection: Selection, reason: str) -> WithdrawnError:

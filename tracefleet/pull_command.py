@@ -9,6 +9,7 @@ from typing import Any
 
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest_types import FileEntry
+from tracefleet.names import is_name
 from tracefleet.printing import print_json
 from tracefleet.published import Selection, find, load_manifest, select
 from tracefleet.pull import pull
@@ -16,8 +17,9 @@ from tracefleet.selecting import read_filters
 from tracefleet.store import ReadableStore, open_existing
 
 EPILOG = """\
-With one SOURCE, DIR is its conversion's folder: a Triton model repository with its manifest. With
-none (every source of the channel) or several, DIR holds a folder for each, named as in the store.
+With one SOURCE, or in a store of one, DIR is its conversion's folder: a Triton model repository
+with its manifest. With several, or a store of several, DIR holds a folder for each, named as in the
+store.
 
 exit codes: 0 done; 1 damage or an error (see standard error); 2 wrong usage.
 
@@ -42,11 +44,9 @@ def pull_command(arguments: argparse.Namespace) -> int:
     """Copy conversions, or print URLs from which others can download them."""
     sources, target = _read_places(arguments)
     store, filters = open_existing(arguments.store), read_filters(arguments)
+    if not sources:
+        sources = _find_sources(store, filters)
     alone = len(sources) == 1
-    if not sources:
-        sources = sorted({one.slug for one in find(store, None, **filters)})
-    if not sources:
-        raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to pull")
     # All are chosen before the first is copied: a source that is not there costs no time.
     found = []
     for one in [select(store, source, **filters) for source in sources]:
@@ -58,6 +58,15 @@ def pull_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found[0] if alone else found)
     return 0
+
+
+def _find_sources(store: ReadableStore, filters: dict[str, Any]) -> list[str]:
+    """Return the slug of each source with a conversion that fits; names lead to the same ones."""
+    slugs = {one.slug for one in find(store, None, **filters)}
+    sources = sorted(slug for slug in slugs if not is_name(slug))
+    if not sources:
+        raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to pull")
+    return sources
 
 
 def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:

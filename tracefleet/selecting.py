@@ -26,6 +26,7 @@ def describe_row(selection: Selection, manifest: Manifest) -> dict[str, Any]:
     """Return one row of ``tracefleet list``."""
     return {
         "source": manifest.source,
+        "name": selection.name,
         "variant": manifest.variant.label,
         "channel": selection.published.channel,
         "seq": selection.number,

@@ -5,13 +5,14 @@
     s3://bucket/prefix                                 a prefix in a bucket
 
 What begins with ``.``, ``/`` or ``~``, has a backslash or is a ``Path`` is a path, and never the
-hub: a mistyped path must not open somebody else's model. Any other name without a scheme is the
-folder of that name where there is one, because who has it at hand means it; ``hf://`` says
-otherwise.
+hub: a mistyped path must not open somebody else's model. To one who converts, any other name
+without a scheme is the folder of that name where there is one, because who has it at hand means it;
+``hf://`` says otherwise. Readers look into the store alone (``spellings``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -46,23 +47,39 @@ def normalise(name: str | Path) -> str:
 
 
 def spellings(name: str | Path) -> list[str]:
-    """Return the sources that a name may be published under, the normalised one first.
+    """Return the sources that a reader's name may stand for, the likeliest first.
 
-    The others are the name as it is written, which programs of one's own may have published, and
-    for a folder its other readings: with escapes and without, with a slash at its end, and behind
-    its links, since a writer knows its working directory without them.
+    No folder decides here: what a bare name means must not depend on where a program is started, so
+    that it is the hub's before it is a path's. The others are the name as it is written, which
+    programs of one's own may have published, and for a folder its other readings: with escapes and
+    without, with a slash at its end, and behind its links, since a writer knows its working
+    directory without them.
     """
-    try:
-        scheme, rest = split(name)
-        normal = normalise(name)
-    except ValueError:
-        return [os.fspath(name)]
-    found = [normal, f"{scheme}://{rest}"]
-    if scheme == "file":
-        path = normal.removeprefix("file://")
-        others = (f"{path}/", *_readings(name, rest), os.path.realpath(path))
-        found += [f"file://{other}" for other in others]
-    return list(dict.fromkeys(found))
+    found: list[str] = []
+    for scheme, rest in _split_both(name):
+        # A name that can't be the hub's may still be a path's.
+        with contextlib.suppress(ValueError):
+            found += _spell(name, scheme, rest)
+    return list(dict.fromkeys(found)) or [os.fspath(name)]
+
+
+def _split_both(name: str | Path) -> list[tuple[str, str]]:
+    text = os.fspath(name)
+    if isinstance(name, str) and "://" not in text and not _is_path(text):
+        return [("hf", text), ("file", f"./{text}")]
+    with contextlib.suppress(ValueError):
+        return [split(name)]
+    return []
+
+
+def _spell(name: str | Path, scheme: str, rest: str) -> list[str]:
+    if scheme == "hf":
+        return [f"hf://{_repository(name, rest)}", f"hf://{rest}"]
+    if scheme == "s3":
+        return [f"s3://{_prefix(name, rest)}", f"s3://{rest}"]
+    path = _folder(name, rest)
+    others = (path, rest, f"{path}/", *_readings(name, rest), os.path.realpath(path))
+    return [f"file://{other}" for other in others]
 
 
 def split(name: str | Path) -> tuple[str, str]:
@@ -77,7 +94,7 @@ def split(name: str | Path) -> tuple[str, str]:
         if scheme not in ("hf", "file", "s3"):
             raise ValueError(f"source: expected {_FORMS}; got the unknown scheme {scheme!r}")
         return scheme, rest
-    if _is_path(text) or not isinstance(name, str):
+    if _is_path(text) or os.path.isdir(text) or not isinstance(name, str):  # noqa: PTH112
         return "file", text if _is_anchored(text) else f"./{text}"
     return "hf", text
 
@@ -98,7 +115,7 @@ def check_revision(name: object, revision: str) -> str:
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or "\\" in text or os.path.isdir(text)  # noqa: PTH112
+    return text.startswith((".", "/", "~")) or "\\" in text
 
 
 def _is_anchored(path: str) -> bool:

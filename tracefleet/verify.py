@@ -41,11 +41,18 @@ class FileCheck:
         return f"{self.path}: expected {self.expected} got {self.got}"
 
 
-def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
+def verify(
+    store: ReadableStore, published: Published, *, known: dict[str, FileCheck] | None = None
+) -> list[FileCheck]:
     """Check the channel entry, the manifest and every file of a channel's current conversion.
 
     Damage is in the results and is not raised, so that one call reports all of it. A withdrawn
     conversion is no damage: the check of the channel's entry carries the reason.
+
+    Args:
+        store: store of the channel.
+        published: the channel, of a source or a name.
+        known: checks of files that other channels led to, by path; what is missing is added.
 
     Raises:
         StoreError: with ``TRACEFLEET_OFFLINE`` only the cache can be read, not the store.
@@ -61,11 +68,15 @@ def verify(store: ReadableStore, published: Published) -> list[FileCheck]:
         expected = "a channel entry and manifest that can be read"
         return [FileCheck(path=published.folder, expected=expected, got=str(error))]
     digest = selection.entry.manifest
+    known = {} if known is None else known
+    for file in manifest.published:
+        if selection.path_of(file) not in known:
+            known[selection.path_of(file)] = _check(store, selection, file)
     path, entry = entry_path(published.folder, selection.number), f"number {selection.number}"
     return [
         FileCheck(path=path, expected=entry, got=entry, withdrawn=selection.entry.withdrawn),
         FileCheck(path=f"{selection.folder}/{manifest.file_name}", expected=digest, got=digest),
-        *(_check(store, selection, file) for file in manifest.published),
+        *(known[selection.path_of(file)] for file in manifest.published),
     ]
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: a repeat of a published request c
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.arguments import add_engine, add_output
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from flows.engine.record import Conversion
     from tasks.request.conversion import ConversionRequest
 
+logger = logging.getLogger(__name__)
+
 _EPILOG = """\
 exit codes: 0 published and validated, or published already; 1 refused, failed, or withdrawn
 since; 2 wrong usage, such as an unknown task; 130 interrupted.
 
 examples:
-  tracefleet convert ./my-model --lengths 32,128
+  tracefleet convert ./my-model --name support-classifier
   tracefleet convert org/name --task fill-mask --lengths 32,128 --store ./store
   tracefleet convert /models/bert --lengths 64,256 --dtype float16 --store file:///srv/models
   tracefleet convert org/name --lengths 128 --store s3://bucket/models
@@ -66,9 +69,19 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         type=option(read_task, "--task"),
         help="Hugging Face task name, such as fill-mask (default: the checkpoint's own)",
     )
-    add("--lengths", help="standard lengths in tokens, such as 32,128,512")
+    add(
+        "--lengths",
+        help="standard lengths in tokens, such as 32,128,512 (default: powers of two from 32 up to "
+        "what model and tokenizer allow, at most 512; an image's or a sound's size)",
+    )
     add("--store", help="root of the store, ./folder or s3://bucket/prefix (default: ./store)")
     add("--channel", help="channel that will point to the conversion (default: latest)")
+    add(
+        "--name",
+        dest="publish_as",
+        metavar="NAME",
+        help="name that readers open the conversion by, such as support-classifier (default: none)",
+    )
     add(
         "--backend",
         type=option(read_backend, "--backend"),
@@ -132,7 +145,19 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
     for name in ConversionRequest.model_fields:
         if (value := getattr(options, name)) is not None:
             fields[name] = _split_lengths(value) if name == "lengths" else value
-    return make_request(fields)
+    request = make_request(fields)
+    if options.source is not None and "://" not in options.source:
+        logger.info("source: %s", _explain_source(options.source, request.source))
+    return request
+
+
+def _explain_source(given: str, source: str) -> str:
+    """Say which of the things that a bare name may stand for was taken."""
+    if source.startswith("hf://"):
+        return f"{source}, since there is no folder {given} here"
+    if given.startswith((".", "/", "~")):
+        return source
+    return f"the folder {source}; hf://{given} is the hub's"
 
 
 def _check_source(options: argparse.Namespace) -> None:

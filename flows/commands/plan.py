@@ -32,6 +32,7 @@ _PRINTED = (
     "lengths",
     "store",
     "channel",
+    "publish_as",
     "allow_pickle",
     "trust_remote_code",
 )
@@ -124,15 +125,23 @@ def _row_as_json(row: PlanRow) -> dict[str, Any]:
     plain = {name: value for name, value in vars(row).items() if name not in _NOT_PRINTED}
     request = row.request
     fields = {name: getattr(request, name) for name in _PRINTED}
+    fields["lengths"] = row.lengths or request.lengths
     fields["options"] = request.identity_options
     return {**plain, "wanted": {"name": row.name, **fields}}
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
-    why = row.error or "; ".join(row.why) or "-"
+    why = row.error or "; ".join([*row.why, *_defaults(row)]) or "-"
     number = "-" if row.number is None else str(row.number)
     commit = "-" if row.commit is None else row.commit[:7]
     return row.name, row.state, why, number, commit
+
+
+def _defaults(row: PlanRow) -> list[str]:
+    """Say which lengths an entry gets that names none."""
+    if row.request.lengths is not None or row.lengths is None:
+        return []
+    return [f"lengths {','.join(map(str, row.lengths))} by default"]
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -30,7 +30,9 @@ def _status(result: Conversion) -> str:
 
 
 def _as_json(result: Conversion) -> dict[str, Any]:
-    withdrawal = result.publication.withdrawal
+    from flows.commands.use import list_uses
+
+    withdrawal, named = result.publication.withdrawal, result.publication.named
     number, reason = withdrawal or (None, None)
     return {
         "status": _status(result),
@@ -42,5 +44,9 @@ def _as_json(result: Conversion) -> dict[str, Any]:
         "withdrawn_number": number,
         "manifest_digest": result.publication.manifest_digest,
         "report": result.report_url,
+        "name": result.publication.name,
+        "name_number": named and named.number,
+        "name_moved_from": named and named.moved_from,
+        "use": list_uses(result),
         "manifest": json.loads(result.manifest.to_bytes()),
     }

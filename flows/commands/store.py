@@ -13,11 +13,14 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.arguments import add_output, parse_positive
 from tracefleet.program import KEEP, Commands
 from tracefleet.spelling import option, read_backend, read_dtype, read_task
+
+if TYPE_CHECKING:
+    from tracefleet.finding import Selection
 
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 #: The shortest grace time: a publish may take that long between its first file and its channel.
@@ -107,7 +110,7 @@ def _add_limit(commands: Commands) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, help="root of the store")
-    parser.add_argument("--source", required=True, help="org/name, a folder, s3://…, or its slug")
+    parser.add_argument("--source", required=True, help="name, org/name, folder, s3://… or slug")
     for name, read in (("task", read_task), ("backend", read_backend), ("dtype", read_dtype)):
         kind = option(read, f"--{name}")
         parser.add_argument(f"--{name}", type=kind, help=f"{name}, needed if several are published")
@@ -168,32 +171,47 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _withdraw(options: argparse.Namespace) -> int:
-    from tasks.publish.withdraw import withdraw
+    from tasks.publish.withdraw import withdraw_everywhere
     from tracefleet.published import select
     from tracefleet.store import open_writable
 
     store = open_writable(options.store)
     selection = select(store, **_selection(options))
-    found = withdraw(store, selection, options.reason)
+    done = withdraw_everywhere(store, selection, options.reason)
+    found = done[selection.published]
     shown: dict[str, Any] = {"channel": options.channel, "number": found.number}
     if options.json:
-        shown |= {"key": selection.entry.key, "withdrawn": found.reason}
+        folders = [published.folder for published in done]
+        shown |= {"key": selection.entry.key, "withdrawn": found.reason, "channels": folders}
         print(json.dumps(shown, indent=2))
     else:
         key = selection.entry.key[:12]
         print(f"channel  {options.channel} #{found.number} -> {key} withdrawn: {found.reason}")
+        for also, one in list(done.items())[1:]:
+            print(f"also     {also.slug} {also.channel} #{one.number}")
     return 0
 
 
 def _reinstate(options: argparse.Namespace) -> int:
-    from tasks.publish.withdraw import reinstate
+    from tasks.publish.withdraw import find_same, reinstate
     from tracefleet.published import select
     from tracefleet.store import open_writable
 
     store = open_writable(options.store)
     selection = select(store, **_selection(options))
     manifest, number = reinstate(store, selection, number=options.number)
-    return _print_channel(options, options.channel, number, manifest.key)
+    code = _print_channel(options, options.channel, number, manifest.key)
+    if not options.json:
+        _print_withdrawn(list(find_same(store, select(store, **_selection(options)))))
+    return code
+
+
+def _print_withdrawn(same: list[Selection]) -> None:
+    """Say where else a conversion is withdrawn still: each channel comes back by itself."""
+    for one in same:
+        if one.entry.withdrawn is not None:
+            where = f"{one.published.slug} {one.published.channel} #{one.number}"
+            print(f"still    withdrawn in {where}: reinstate it there too, if it is right")
 
 
 def _limit_schema(options: argparse.Namespace) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from flows.commands.use import list_uses
 from flows.engine.record import Conversion
-from tasks.publish.conversion import Publication
+from tasks.publish.point import Publication
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import JIT
 from tracefleet.verdict_types import RANDOM, Validation
@@ -25,9 +26,32 @@ def summarise(result: Conversion) -> str:
         f"at       {result.publication.url}",
         f"channel  {_channel(result.publication)}",
     ]
+    lines += _name(result.publication)
     if result.report_url:
         lines.append(f"report   {result.report_url}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_uses(result)])
+
+
+def _name(publication: Publication) -> list[str]:
+    """Say what became of the name that it was to be published under."""
+    name, named = publication.name, publication.named
+    if name is None:
+        return []
+    if named is None:
+        return [f"name     {name}: left as it is, like the channel"]
+    told = f"name     {name} #{named.number}"
+    if named.moved_from is not None:
+        return [f"{told}, which stood for {named.moved_from} until now"]
+    if named.points:
+        return [told]
+    did = "withdrawn" if named.withdrawal else "rolled back"
+    return [f"{told}, {did} from this conversion and left so"]
+
+
+def _uses(result: Conversion) -> list[str]:
+    titles = {"python": "Python", "cpp": "C++", "triton": "Triton"}
+    uses = list_uses(result).items()
+    return [f"{titles[kind]:<8} {line}" for kind, line in uses]
 
 
 def _status(result: Conversion) -> str:

@@ -80,18 +80,19 @@ class PrefectSteps(Steps):
         files: dict[str, Path],
         *,
         channel: str,
+        name: str | None = None,
     ) -> R:
         """Publish as a Prefect asset: automations can wait for the conversion's own URL."""
         asset = _asset(store, manifest)
 
         def publish_asset() -> R:
-            publication = function(store, manifest, files, channel=channel)
+            publication = function(store, manifest, files, channel=channel, name=name)
             if asset is not None:
                 asset.add_metadata(_metadata(manifest, publication))
             return publication
 
-        name = f"publish to {channel}"
-        tried = network_task(publish_asset, asset=asset, name="publish", task_run_name=name)
+        told = f"publish to {channel}"
+        tried = network_task(publish_asset, asset=asset, name="publish", task_run_name=told)
         published: R = super().here("publish", tried)
         return published
 

@@ -12,19 +12,24 @@ from dataclasses import dataclass
 from flows.engine.clock import now
 from tasks.backends.base import Proved
 from tasks.errors import BackendUnavailableError, NumericsMismatchError
-from tasks.publish.conversion import Publication, attest, point_channel
+from tasks.publish.conversion import attest
 from tasks.publish.find import CANDIDATE_CHANNEL, find_published
 from tasks.publish.identity import Identity
+from tasks.publish.point import Publication, point_channel
 from tasks.report.conversion.facts import Origin, ReportFacts
 from tasks.report.conversion.page import render_html
 from tasks.request.conversion import ConversionRequest
 from tasks.steps import Steps
 from tasks.validate.verdict import ValidationReport
+from tracefleet.channel import source_slug
+from tracefleet.errors import ArtifactError
 from tracefleet.manifest import Manifest
-from tracefleet.store import Store
+from tracefleet.store import ReadableStore, Store
 from tracefleet.verdict_types import VALIDATED
 
 logger = logging.getLogger(__name__)
+#: Runs that made one conversion at the same time; the report of any of them will do.
+_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class Conversion:
         publication: Where it is.
         report: Report of the gate; None when fresh, or when there is no device here.
         facts: Sizes, times and versions for the report; None when fresh.
-        report_url: URL of the HTML page; None without a report.
+        report_url: URL of the HTML page, when fresh of an earlier run's; None without one.
     """
 
     fresh: bool
@@ -53,15 +58,35 @@ class Conversion:
         return self.manifest.validation.verdict == VALIDATED
 
 
-def reuse(store: Store, manifest: Manifest, channel: str) -> Conversion:
-    """Return what was published before, and let the channel point to it."""
+def reuse(store: Store, manifest: Manifest, channel: str, name: str | None = None) -> Conversion:
+    """Return what was published before, and let the channel point to it, and its name's."""
     if manifest.validation.verdict == VALIDATED:
         logger.info("already published: %s; no weights were read", manifest.key[:12])
-    publication = point_channel(store, manifest, channel=channel)
-    return Conversion(fresh=True, manifest=manifest, publication=publication)
+    publication = point_channel(store, manifest, channel=channel, name=name)
+    return Conversion(
+        fresh=True,
+        manifest=manifest,
+        publication=publication,
+        report_url=_find_report(store, manifest),
+    )
 
 
-def await_device(store: Store, candidate: Manifest, *, required: bool) -> Conversion:
+def _find_report(store: ReadableStore, manifest: Manifest) -> str | None:
+    """Return the URL of the page of a run that made a conversion; a link never costs a result."""
+    try:
+        folder = f"attestations/{source_slug(manifest.source)}/{manifest.key}"
+        for attested in store.names(folder)[:_RUNS]:
+            run = attested.removesuffix(".json")
+            if store.names(f"reports/{run}"):
+                return f"{store.url}/reports/{run}/index.html"
+    except ArtifactError:
+        logger.warning("where the report is is not known", exc_info=True)
+    return None
+
+
+def await_device(
+    store: Store, candidate: Manifest, *, required: bool, name: str | None = None
+) -> Conversion:
     """Return a candidate that this host has no device for; it stays one.
 
     Raises:
@@ -74,7 +99,7 @@ def await_device(store: Store, candidate: Manifest, *, required: bool) -> Conver
             "candidate."
         )
     logger.info("compiled already: %s; it waits for a device", candidate.key[:12])
-    return reuse(store, candidate, CANDIDATE_CHANNEL)
+    return reuse(store, candidate, CANDIDATE_CHANNEL, name)
 
 
 def record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from flows.convert_batch import BatchEntry
 from flows.engine.names import TAG, fleet_tag, run_name
@@ -45,8 +46,9 @@ class Assignment:
 
         A worker's working directory is another one.
         """
-        found: dict[str, str | None] = {
+        found: dict[str, Any] = {
             "task": self.planned.task,
+            "lengths": self.planned.lengths or self.request.lengths,
             "store": open_store(self.request.store).url,
         }
         if self.request.source.startswith("hf://"):

@@ -55,7 +55,7 @@ def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
         source=request.source,
         commit=row.commit,
         variant=variant,
-        lengths=request.lengths,
+        lengths=row.lengths or (),
         ending=ending,
         why="; ".join(row.why),
         conversion_url=url if ending in ("fresh", "published") else None,
@@ -145,7 +145,7 @@ def _add_failure(row: FleetRow, error: str, message: str) -> FleetRow:
 
 
 def _source(row: PlanRow) -> str:
-    source = row.request.source
+    source = row.source or row.request.source
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 

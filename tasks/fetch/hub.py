@@ -16,17 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import (
-    RequestError,
-    UnsafeCheckpointError,
-    UnsupportedCheckpointError,
-    first_line,
-)
+from tasks.errors import RequestError, UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch import hub_cache
 from tasks.fetch.digests import file_sha256, rate
+from tasks.fetch.hub_errors import connection_errors, explain, no_hub
 from tasks.fetch.needed import list_needed_files
 from tasks.fetch.source import CheckpointFile, Resolved, SourceRequest, safe_path
-from tracefleet.source import check_revision
+from tracefleet.source import check_revision, normalise
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -38,10 +34,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 30.0
 # As many as the library's own snapshot_download.
 _AT_ONCE = 8
-_LOGIN = (
-    "If it is private or gated, ask for access on its page and set HF_TOKEN to a token that may "
-    "read it."
-)
 
 
 def resolve(request: SourceRequest) -> Resolved:
@@ -62,7 +54,16 @@ def resolve(request: SourceRequest) -> Resolved:
         paths = _list_needed_files(listing, request)
     files = tuple(listing.files[path] for path in paths)
     logger.info("%s: commit %s, %d files", request.source, listing.commit[:12], len(files))
-    return Resolved(source=request.source, revision=revision, commit=listing.commit, files=files)
+    alias = None if listing.source == request.source else request.source
+    if alias is not None:
+        logger.info("%s is %s on the hub", alias, listing.source)
+    return Resolved(
+        source=listing.source,
+        revision=revision,
+        commit=listing.commit,
+        files=files,
+        alias=alias,
+    )
 
 
 def describe(resolved: Resolved) -> Path:
@@ -111,12 +112,14 @@ class _Snapshot:
                 files_metadata=True,
                 timeout=_TIMEOUT_SECONDS,
             )
+            # A repository that was moved answers under its old names too, and says its own.
+            source = normalise(f"hf://{info.id or hub_cache.repo(request.source)}")
         except (ValueError, TypeError, KeyError) as error:
-            raise _no_hub(request.source, str(error)) from error
+            raise no_hub(request.source, str(error)) from error
         if not _COMMIT.fullmatch(info.sha or ""):
-            raise _no_hub(request.source, f"the commit {info.sha!r}")
-        files = (_describe(request.source, sibling) for sibling in info.siblings or ())
-        return cls(request.source, str(info.sha), {file.path: file for file in files})
+            raise no_hub(request.source, f"the commit {info.sha!r}")
+        files = (_describe(source, sibling) for sibling in info.siblings or ())
+        return cls(source, str(info.sha), {file.path: file for file in files})
 
     @classmethod
     def read_cache(cls, request: SourceRequest) -> _Snapshot:
@@ -134,13 +137,6 @@ class _Snapshot:
     def read(self, path: str, limit: int) -> bytes:
         with _local_path(self.source, self.commit, path).open("rb") as file:
             return file.read(limit)
-
-
-def _no_hub(source: str, got: str) -> RequestError:
-    return RequestError(
-        f"{source}: expected the answer of a Hugging Face hub, got {got}. If HF_ENDPOINT is set, "
-        "check that it names one; a proxy's login page is another common cause."
-    )
 
 
 def _describe(source: str, sibling: RepoSibling) -> CheckpointFile:
@@ -213,64 +209,11 @@ def _explaining_errors(source: str, revision: str | None) -> Iterator[None]:
 
     try:
         yield
-    except (LocalEntryNotFoundError, _base_of_errors()) as error:
-        explanation = _explanation(source, revision, error)
+    except (LocalEntryNotFoundError, connection_errors()) as error:
+        explanation = explain(source, revision, error)
         if explanation is error:
             raise
         raise explanation from error
-
-
-def _explanation(source: str, revision: str | None, error: BaseException) -> BaseException:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if hub_cache.offline() or error.__cause__ is None:
-            return hub_cache.make_cache_error(source, revision)
-        # The library hides a refusal or a lost connection behind "not in the cache".
-        return _explanation(source, revision, error.__cause__)
-    if isinstance(error, errors.FileMetadataError):
-        return _no_hub(source, str(error))
-    if isinstance(error, errors.RevisionNotFoundError):
-        return RequestError(
-            f"{source}: expected a branch, tag or commit of it, got {revision!r}, which it does "
-            "not have. See its list of files and versions."
-        )
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return RequestError(
-            f"{source}: expected a file that its listing named, got not found: {error}. "
-            "The commit was removed; resolve the revision again."
-        )
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403, 404):
-        return RequestError(
-            f"{source}: expected a repository that can be read, got HTTP "
-            f"{error.response.status_code}: no such repository, or no permission. Check the name. "
-            f"{_LOGIN}"
-        )
-    if isinstance(error, _base_of_errors()) and not isinstance(error, errors.HfHubHTTPError):
-        _tell_host(source, error)
-    return error
-
-
-def _base_of_errors() -> type[Exception]:
-    """Return the base of the errors of the library that the hub's own talks HTTP with."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # It was requests, then httpx, then httpx2; the hub's own error is always one of its errors.
-    names = ("HTTPError", "RequestException")
-    found = [base for base in HfHubHTTPError.__mro__ if base.__name__ in names]
-    return found[-1]
-
-
-def _tell_host(source: str, error: BaseException) -> None:
-    """Say in the error itself which host it was and what to do: retries go by its type."""
-    from huggingface_hub import constants
-
-    host = hub_cache.endpoint() or constants.ENDPOINT
-    error.args = (
-        f"{source}: expected an answer of {host}, got {first_line(error)}. Check the network, "
-        "HTTPS_PROXY and HF_ENDPOINT (a mirror); HF_HUB_OFFLINE=1 takes what was downloaded "
-        "before, and a local folder needs no hub.",
-    )
 
 
 def _check_form(source: str, revision: str) -> None:

@@ -44,12 +44,14 @@ class Resolved:
         revision: as requested.
         commit: what that resolved to; a digest of the content for local and S3 sources.
         files: exactly the files that this conversion needs, sorted by path.
+        alias: the source as it was asked for, where the hub has another name for it; else None.
     """
 
     source: str
     revision: str | None
     commit: str
     files: tuple[CheckpointFile, ...]
+    alias: str | None = None
 
     @property
     def weight_bytes(self) -> int:

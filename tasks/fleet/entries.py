@@ -197,7 +197,7 @@ def _label_values(name: str, values: Sequence[Any]) -> list[_Choice]:
 
 def _label(name: str, value: Any) -> str:
     """Return a field's value as a request's name has it."""
-    if name == "lengths":
+    if name == "lengths" and value is not None:
         return "-".join(map(str, value)) if isinstance(value, list | tuple) else ""
     if name == "batch":
         return f"b{value}"

@@ -28,7 +28,7 @@ LIMITS = ("timeout_seconds", "memory_limit_mb", "threads")
 
 _LOOKS_LIKE = "a mapping of fields such as `source: hf://org/name`"
 # Fields that defaults lack to be a request that can be checked.
-_FILLING = {"source": "hf://org/name", "lengths": [1]}
+_FILLING = {"source": "hf://org/name"}
 
 
 class FleetSpec(BaseModel):
@@ -159,26 +159,38 @@ def find_collisions(made: Mapping[str, tuple[str, ConversionRequest]]) -> list[s
     find_url = functools.cache(lambda url: open_store(url).url)
     movers: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, (_, request) in made.items():
-        movers[(*_find_variant(request), request.channel, find_url(request.store))].append(name)
+        for address in _list_addresses(request):
+            movers[(address, *_find_variant(request), find_url(request.store))].append(name)
     lines: dict[tuple[str, str], str] = {}
-    for first, *others in movers.values():
+    for (address, *_), (first, *others) in movers.items():
         for other in others:
             pair = (made[first][0], made[other][0])
-            lines.setdefault(pair, _describe_collision(made, first, other))
+            lines.setdefault(pair, _describe_collision(made, first, other, address))
     return list(lines.values())
 
 
-def _find_variant(request: ConversionRequest) -> tuple[Any, ...]:
+def _list_addresses(request: ConversionRequest) -> list[str]:
+    """Return the source, and the name that the conversion is published under, if it has one."""
     source = request.source
     if source.startswith("hf://"):
         source = source.partition("@")[0]  # a channel's folder has no revision
-    return source, request.task, request.backend, request.dtype, request.batch
+    return [source] if request.publish_as is None else [source, request.publish_as]
+
+
+def _find_variant(request: ConversionRequest) -> tuple[Any, ...]:
+    return request.task, request.backend, request.dtype, request.batch, request.channel
 
 
 def _describe_collision(
-    made: Mapping[str, tuple[str, ConversionRequest]], first: str, other: str
+    made: Mapping[str, tuple[str, ConversionRequest]], first: str, other: str, address: str
 ) -> str:
     (_, one), (entry, two) = made[first], made[other]
+    if "://" not in address:
+        return (
+            f"{entry}.publish_as: expected a name that no other request moves, got {address!r} of "
+            f"{other!r}, which {first!r} moves too (same task, backend, dtype, batch, channel and "
+            "store); give one of them another name or channel"
+        )
     if one.model_dump(exclude={*LIMITS}) == two.model_dump(exclude={*LIMITS}):
         return (
             f"{entry}.source: expected each conversion once, got {other!r}, which requests the "

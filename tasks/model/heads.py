@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,13 @@ from tasks.errors import (
     first_line,
 )
 from tasks.model.facts import LoadOptions
-from tasks.model.pooling import pools_sentences
+from tasks.model.named_task import TASK_ORDER, named_task, read_architectures
 from tracefleet.heads import AUTO_CLASSES
 
 #: Tasks whose models read an image or a sound instead of token ids.
 SAMPLE_TASKS = ("image-classification", "audio-classification")
 #: Rows of ids that belong to one question: SWAG's and RACE's four endings.
 CHOICES = 4
-
-#: An architecture in the mappings of several tasks gets the first of these: BART's conditional
-#: generation and XLM's language model are in that of masked language models as well.
-_TASK_ORDER = (
-    "text2text-generation",
-    "fill-mask",
-    "text-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-    "text-generation",
-    "image-classification",
-    "audio-classification",
-    "feature-extraction",
-)
 
 
 def count_choices(task: str) -> int | None:
@@ -52,10 +36,11 @@ def default_task(folder: Path) -> str:
         RequestError: They name no task, or none of ours.
         UnsupportedCheckpointError: One of the files is missing or damaged.
     """
-    if pools_sentences(folder):
-        return "sentence-similarity"
-    named = _read_architectures(folder)
-    for task in _TASK_ORDER:
+    known = named_task(folder)
+    if known is not None:
+        return known
+    named = read_architectures(folder)
+    for task in TASK_ORDER:
         if set(named) & _class_names(task):
             return task
     why = (
@@ -67,26 +52,6 @@ def default_task(folder: Path) -> str:
         f"task: expected one in the request, since config.json {why}. Name the task (--task), one "
         f"of {', '.join(AUTO_CLASSES)}."
     )
-
-
-def _read_architectures(folder: Path) -> list[str]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedCheckpointError(
-            f"{path}: expected the checkpoint's config as JSON, got {error}. It is missing or "
-            "damaged, or a git-lfs pointer; fetch the checkpoint again."
-        ) from error
-    named = None
-    if isinstance(config, dict):
-        named = config.get("architectures") or []
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise UnsupportedCheckpointError(
-            f"{path}: expected an object with a list of names as architectures, got "
-            f"{named or config!r}. Correct the config, or name the task in the request."
-        )
-    return named
 
 
 def model_class(config: Any, task: str, *, trust_remote_code: bool = False) -> Any:

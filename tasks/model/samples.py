@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tasks.errors import RequestError, UnsupportedCheckpointError
@@ -18,6 +19,10 @@ from tasks.model.arguments import Argument
 from tasks.model.vocabulary import read_json
 
 _SEPARATE, _COMBINED = PROCESSOR
+#: Samples a second of a processor that names none, as in transformers.
+_SAMPLING_RATE = 16_000
+#: Frames a second of Wav2Vec2-BERT's extractor: one of 10 ms, two of them side by side.
+_FRAME_RATE = 50
 #: Parts of a combined processor that make pixels or samples.
 _PARTS = ("image_processor", "feature_extractor", "audio_processor")
 #: Inputs that a processor makes beside the pixels; without them the model computes something else.
@@ -81,6 +86,33 @@ def sample_arguments(
     )
     mask = Argument(name="attention_mask", kind="mask", axes=("batch", "length"), fill=1)
     return (values, mask) if masked else (values,)
+
+
+def default_sizes(folder: Path, task: str, config: dict[str, Any]) -> tuple[tuple[int, ...], str]:
+    """Return the standard lengths of a model that sees or hears, and where they come from.
+
+    Args:
+        folder: Folder of the checkpoint.
+        task: One of ``heads.SAMPLE_TASKS``.
+        config: Its ``config.json``.
+
+    Raises:
+        UnsupportedCheckpointError: The size is not known.
+    """
+    processor, fields = _read_processor(folder), SimpleNamespace(**config)
+    if task == "image-classification":
+        sample = _read_image(fields, processor)
+        return (int(sample.standard or 0),), "the processor's size"
+    whisper = config.get("num_mel_bins") and config.get("max_source_positions")
+    frames = config.get("feature_projection_input_dim")
+    if whisper or frames:
+        sample = _read_features(fields, processor)
+    else:
+        sample = _read_sound(fields, processor)
+    if sample.standard is not None:
+        return (sample.standard,), "the processor's window"
+    rate = _FRAME_RATE if frames else int(processor.get("sampling_rate", _SAMPLING_RATE))
+    return (rate, 10 * rate), "1 s and 10 s"
 
 
 def _find_main_input(kind: Any, names: list[str]) -> str:

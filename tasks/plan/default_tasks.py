@@ -1,43 +1,71 @@
-"""Find the tasks that checkpoints' own files name, for ``tasks.plan.fleet``.
+"""Find what checkpoints' own files say where requests do not, for ``tasks.plan.fleet``.
 
-This imports transformers, so a child process does it, as in a conversion; one child for all.
+Most tasks are in a table. Others need transformers, so a child process looks them up, as in a
+conversion; one child for all.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tasks import child
 from tasks.errors import ConversionCrashedError, ConversionError, first_line
 from tasks.fetch.checkpoint import Resolved, fetch_description
+from tasks.model.default_lengths import default_lengths
 from tasks.model.heads import default_task
+from tasks.model.named_task import named_task
 from tasks.plan.concurrently import catching_errors, map_concurrently
 
 #: Starting the child takes some seconds, each checkpoint in it some milliseconds.
 _CHILD_SECONDS = 600.0
 
 
-def find_tasks(checkpoints: Iterable[Resolved]) -> dict[Resolved, str | Exception]:
-    """Return each checkpoint's task, or the error that hides it; weights are not fetched."""
-    described = map_concurrently(
-        checkpoints,
-        catching_errors(fetch_description),
-        url=lambda one: one.source,
-        what="checkpoints described",
+def describe(checkpoints: Iterable[Resolved]) -> dict[Resolved, Path | Exception]:
+    """Return a folder with each checkpoint's files but its weights, or an error."""
+    return dict(
+        map_concurrently(
+            checkpoints,
+            catching_errors(fetch_description),
+            url=lambda one: one.source,
+            what="checkpoints described",
+        )
     )
+
+
+def find_tasks(described: Mapping[Resolved, Path | Exception]) -> dict[Resolved, str | Exception]:
+    """Return each described checkpoint's task, or the error that hides it."""
     found: dict[Resolved, str | Exception] = {}
-    folders: dict[Resolved, Path] = {}
-    for checkpoint, described_in in described:
-        if isinstance(described_in, Exception):
-            found[checkpoint] = described_in
-        else:
-            folders[checkpoint] = described_in
-    if folders:
-        named = _name_in_child(list(folders.values()))
-        found.update(zip(folders, named, strict=True))
+    left: dict[Resolved, Path] = {}
+    for checkpoint, folder in described.items():
+        known = _look_up(folder)
+        if isinstance(folder, Path) and known is None:
+            left[checkpoint] = folder
+        elif known is not None:
+            found[checkpoint] = known
+    if left:
+        found.update(zip(left, _name_in_child(list(left.values())), strict=True))
     return found
+
+
+def _look_up(folder: Path | Exception) -> str | Exception | None:
+    if isinstance(folder, Exception):
+        return folder
+    try:
+        return named_task(folder)
+    except ConversionError as error:
+        return error
+
+
+def find_lengths(folder: Path | Exception, task: str) -> tuple[int, ...] | Exception:
+    """Return the standard lengths of a checkpoint by default, or the error that hides them."""
+    if isinstance(folder, Exception):
+        return folder
+    try:
+        return default_lengths(folder, task).lengths
+    except ConversionError as error:
+        return error
 
 
 def _name_in_child(folders: list[Path]) -> list[str | Exception]:

@@ -18,12 +18,13 @@ from tasks.errors import BackendUnavailableError, ConversionError, RequestError
 from tasks.fetch.checkpoint import resolve
 from tasks.fetch.source import Resolved
 from tasks.plan.concurrently import catching_errors, map_concurrently
-from tasks.plan.default_tasks import find_tasks
-from tasks.plan.freshness import State, channel_of, judge, newest_numbers
+from tasks.plan.default_tasks import describe, find_lengths, find_tasks
+from tasks.plan.freshness import State, channel_of, judge, judge_name, newest_numbers
 from tasks.publish.identity import Identity
 from tasks.publish.schema_limit import read_limit
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify
+from tracefleet.channel import slug_folder
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 from tracefleet.manifest_types import Toolchain
 from tracefleet.store import ReadableStore, open_store
@@ -44,8 +45,10 @@ class PlanRow:
         state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
             request was refused, or the published conversion is damaged or withdrawn.
         why: Reasons for being stale or missing, or notes on a fresh one.
+        source: Source as the hub has it; None: refused before that.
         commit: Commit that the revision resolved to; None: refused before that.
         task: Task of the request, or the one of the checkpoint's own files.
+        lengths: Standard lengths of the request, or by default; None: refused before that.
         weight_bytes: Size of the checkpoint's weights; None: refused before that.
         key: Conversion key. Where only workers know the toolchain: the key with the toolchain of
             the current conversion, None if there is none.
@@ -59,8 +62,10 @@ class PlanRow:
     request: ConversionRequest
     state: State
     why: tuple[str, ...] = ()
+    source: str | None = None
     commit: str | None = None
     task: str | None = None
+    lengths: tuple[int, ...] | None = None
     weight_bytes: int | None = None
     key: str | None = None
     number: int | None = None
@@ -80,6 +85,14 @@ class _Lookup(NamedTuple):
     def channel(self) -> str:
         """Folder of the channel that should point to the conversion."""
         return channel_of(self.identity, self.row.request.channel)
+
+    @property
+    def named(self) -> str | None:
+        """Folder of the same channel under the request's name; None: it has none."""
+        request = self.row.request
+        if request.publish_as is None:
+            return None
+        return slug_folder(request.publish_as, self.identity.variant.label, request.channel)
 
 
 def plan(
@@ -115,11 +128,12 @@ def _plan_rows(requests: Mapping[str, ConversionRequest]) -> Iterator[PlanRow]:
             yield row
             continue
         lookup = _Lookup(row, identity, stores[row.request.store])
-        first = movers.setdefault((lookup.store.url, lookup.channel), row.name)
-        if first == row.name:
-            lookups.append(lookup)
+        folders = [folder for folder in (lookup.channel, lookup.named) if folder is not None]
+        firsts = {movers.setdefault((lookup.store.url, one), row.name) for one in folders}
+        if others := firsts - {row.name}:
+            yield _refuse_second(row, min(others))
         else:
-            yield _refuse_second(row, first)
+            lookups.append(lookup)
     yield from _read_channels(lookups)
 
 
@@ -129,7 +143,7 @@ def _refuse_second(row: PlanRow, first: str) -> PlanRow:
     error = RequestError(
         f"channel: expected a channel that no other entry moves, got {row.request.channel!r}, "
         f"which {first!r} moves too, now that the checkpoint has named the task. Remove one, or "
-        "give it another channel."
+        "give it another channel, or another name if both have one."
     )
     return _refuse(row.name, row.request, error)
 
@@ -139,7 +153,9 @@ def _identify(
 ) -> Iterator[tuple[PlanRow, Identity | None]]:
     """Yield each row with its identity, or with None if it is refused already."""
     resolved = _resolve_all(requests.values())
-    tasks = _find_missing_tasks(requests.values(), resolved)
+    described = describe(_list_unnamed(requests.values(), resolved, ("task", "lengths")))
+    without_task = _list_unnamed(requests.values(), resolved, ("task",))
+    tasks = find_tasks({found: described[found] for found in without_task})
     backends = {request.backend for request in requests.values()}
     toolchains = {backend: _find_toolchain(backend) for backend in backends}
     for name, request in requests.items():
@@ -151,29 +167,38 @@ def _identify(
         if isinstance(task, Exception):
             yield _refuse(name, request, task, commit=found.commit), None
             continue
+        lengths = request.lengths or find_lengths(described[found], task)
+        if isinstance(lengths, Exception):
+            yield _refuse(name, request, lengths, commit=found.commit, task=task), None
+            continue
         row = PlanRow(
             name=name,
             request=request,
             state="missing",
+            source=found.source,
             commit=found.commit,
             task=task,
+            lengths=lengths,
             weight_bytes=found.weight_bytes,
         )
-        with_task = request.model_copy(update={"task": task})
+        whole = request.model_copy(update={"task": task, "lengths": lengths})
         schema = schemas[request.store]
-        yield row, identify(with_task, found, toolchains[request.backend], schema=schema)
+        yield row, identify(whole, found, toolchains[request.backend], schema=schema)
 
 
-def _find_missing_tasks(
-    requests: Iterable[ConversionRequest], resolved: Mapping[_Checkpoint, Resolved | Exception]
-) -> dict[Resolved, str | Exception]:
-    """Return the tasks of the checkpoints whose requests name none."""
+def _list_unnamed(
+    requests: Iterable[ConversionRequest],
+    resolved: Mapping[_Checkpoint, Resolved | Exception],
+    fields: Iterable[str],
+) -> set[Resolved]:
+    """Return the checkpoints of requests that leave out one of the fields."""
     unnamed = set()
     for request in requests:
         found = resolved[_checkpoint_of(request)]
-        if request.task is None and isinstance(found, Resolved):
+        left_out = None in [getattr(request, name) for name in fields]
+        if left_out and isinstance(found, Resolved):
             unnamed.add(found)
-    return find_tasks(unnamed)
+    return unnamed
 
 
 def _checkpoint_of(request: ConversionRequest) -> _Checkpoint:
@@ -240,6 +265,8 @@ def _read_channel(lookup: _Lookup, number: int | None) -> PlanRow:
     row = replace(lookup.row, number=number)
     try:
         found = judge(lookup.store, lookup.identity, lookup.channel, number)
+        if found.state == "fresh" and lookup.named is not None:
+            found = judge_name(lookup.store, lookup.identity, found, lookup.named)
     except StoreUnavailableError:
         raise  # an error of the store, not of this request
     except (ArtifactError, ConversionError) as error:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.plan.concurrently import map_concurrently
-from tasks.publish.conversion import find_rolled_back_number
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.publish.identity import RECIPE, Identity
+from tasks.publish.point import find_rolled_back_number
 from tasks.publish.withdraw import find_withdrawal
 from tracefleet.channel import (
     Published,
@@ -89,6 +89,32 @@ def _list_whole(store: ReadableStore, slugs: list[str]) -> tuple[dict[str, int],
 
 def _map_numbers(channels: Iterable[Published]) -> dict[str, int]:
     return {one.folder: one.number for one in channels}
+
+
+def judge_name(store: ReadableStore, wanted: Identity, found: Judgement, folder: str) -> Judgement:
+    """Return the judgement of a request whose conversion is fresh, and has a name as well.
+
+    Args:
+        store: Store of the channels.
+        wanted: Identity that they should point to.
+        found: Judgement of the source's channel.
+        folder: Folder of the name's channel.
+
+    Raises:
+        ManifestError: the newest entry is malformed.
+    """
+    name, newest = folder.split("/")[1], read_current(store, folder)
+    if newest is None:
+        return dataclasses.replace(found, state="stale", why=(f"name {name} is new", *found.why))
+    number, entry = newest
+    if (entry.key, entry.source) == (found.key, wanted.source) or found.key is None:
+        return found
+    # A run leaves a name that an operator moved, as it leaves the source's own channel.
+    rolled_back = find_rolled_back_number(store, folder, number, entry, found.key)
+    if rolled_back or find_withdrawal(store, folder, number, found.key):
+        return found
+    why = f"name {name} points to another conversion, of {entry.source}"
+    return dataclasses.replace(found, state="stale", why=(why, *found.why))
 
 
 def judge(store: ReadableStore, wanted: Identity, channel: str, number: int | None) -> Judgement:

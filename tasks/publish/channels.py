@@ -10,7 +10,7 @@ from tasks.errors import RequestError
 from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
 from tasks.publish.withdraw import Withdrawal, bring_back, find_withdrawal, select_number
-from tracefleet.channel import advance, channel_folder, check_channel, read_current, read_entry
+from tracefleet.channel import advance, check_channel, read_current, read_entry, slug_folder
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore, Store
@@ -36,14 +36,20 @@ def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[
     published = selection.published
     if check_channel(to) == published.channel:
         raise RequestError(f"promote: expected two different channels, got {to!r} twice")
-    with claim_conversion(store, published.slug, selection.entry.key):
+    with claim_conversion(store, selection.slug, selection.entry.key):
         manifest = load_manifest(store, selection)
         check_publishable(manifest.validation)
-        folder = channel_folder(manifest.source, manifest.variant, to)
+        folder = slug_folder(published.slug, published.variant, to)
         newest = read_current(store, folder)
         if newest is not None:
             _refuse_withdrawn(store, folder, newest[0], manifest.key, "promote")
-        number = advance(store, folder, manifest_digest=manifest.digest, key=manifest.key)
+        number = advance(
+            store,
+            folder,
+            manifest_digest=manifest.digest,
+            key=manifest.key,
+            source=selection.entry.source,
+        )
     return manifest, number
 
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
-from tracefleet.channel import parse_entry_path, read_entry
+from tracefleet.channel import parse_entry_path, read_entry, source_slug
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST
+from tracefleet.names import is_name
 from tracefleet.store import Store, Stored, Upload
 
 #: A mark that is older was left by a collector that was killed: deleting takes seconds.
@@ -90,8 +91,9 @@ class _Run:
     """State of one run.
 
     Attributes:
-        entries: Keys by the channel and number of their entries, which never change: each entry
-            is read once.
+        entries: Slugs of sources and keys by the channel and number of their entries, which never
+            change: each entry is read once.
+        named: Channels of names, as they were when the run began.
     """
 
     store: Store
@@ -102,7 +104,8 @@ class _Run:
     removed: list[Garbage] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    entries: dict[tuple[str, int], str] = field(default_factory=dict)
+    entries: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)
+    named: _Channels | None = None
 
     def collect_conversions(self) -> None:
         """Remove old conversions that no channel names, source by source."""
@@ -130,7 +133,9 @@ class _Run:
 
     def _collect_unreferenced(self, slug: str, old: dict[str, list[Stored]]) -> None:
         with self.note_errors(f"conversions/{slug}: all kept"):
-            referenced = self._find_referenced(slug)
+            if self.named is None:
+                self.named = self._list_named()
+            referenced = self._find_referenced(slug, self.named)
             for key, files in old.items():
                 if key not in referenced:
                     with self.note_errors(f"conversions/{slug}/{key}"):
@@ -161,7 +166,8 @@ class _Run:
             return "a publish claims it"
         if not self._is_old(self.store.walk(f"conversions/{slug}/{key}")):
             return "it was written to meanwhile"
-        return "a channel names it by now" if key in self._find_referenced(slug) else ""
+        used = key in self._find_referenced(slug, self._list_named())
+        return "a channel names it by now" if used else ""
 
     def _find_claims(self, slug: str, key: str) -> list[Stored]:
         start = f"{PUBLISHING}/{prefix_of(slug, key)}"
@@ -188,22 +194,38 @@ class _Run:
         for claim in old:
             self.removed.append(Garbage(kind="claim", path=claim.path, files=1, size=claim.size))
 
-    def _find_referenced(self, slug: str) -> set[str]:
-        """Return the keys whose conversions the channels of a source keep.
+    def _find_referenced(self, slug: str, named: _Channels) -> set[str]:
+        """Return the keys whose conversions the channels of a source and of names keep.
 
         Raises:
             ManifestError: an entry is malformed, or no entry: what it names is not known.
         """
         kept = []
-        for folder, numbers in self._list_channels(slug).items():
+        for folder, numbers in {**self._list_channels(slug), **named}.items():
             for number in numbers:
                 if self._keeps(numbers, number):
                     kept.append((folder, number))
         missing = [entry for entry in kept if entry not in self.entries]
         with ThreadPoolExecutor(_READERS) as pool:
-            keys = pool.map(lambda entry: read_entry(self.store, *entry).key, missing)
-            self.entries.update(zip(missing, keys, strict=True))
-        return {self.entries[entry] for entry in kept}
+            found = pool.map(self._read_reference, missing)
+            self.entries.update(zip(missing, found, strict=True))
+        references = (self.entries[entry] for entry in kept)
+        return {key for source, key in references if source == slug}
+
+    def _read_reference(self, where: tuple[str, int]) -> tuple[str, str]:
+        """Return the slug of the source, and the key, that an entry names."""
+        entry = read_entry(self.store, *where)
+        own = where[0].split("/")[1]
+        return (own if entry.source is None else source_slug(entry.source)), entry.key
+
+    def _list_named(self) -> _Channels:
+        """Return the channels of names, which may point to a conversion of any source."""
+        names = [slug for slug in self.store.names("channels") if is_name(slug)]
+        found: _Channels = {}
+        with ThreadPoolExecutor(_READERS) as pool:
+            for channels in pool.map(self._list_channels, names):
+                found |= channels
+        return found
 
     def _list_channels(self, slug: str) -> _Channels:
         channels: _Channels = defaultdict(dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+from tasks.errors import RequestError
 from tracefleet.canonical import canonical_json
 from tracefleet.errors import StoreError
 from tracefleet.manifest import SCHEMA
@@ -16,6 +17,8 @@ from tracefleet.store import ReadableStore, Store
 
 LIMIT_PATH = "schema.json"
 NEWEST = "newest"
+#: The first schema whose channels have names.
+NAMES_SCHEMA = 3
 #: Schemas that this version can write; the first one has no place for an int8 model's accuracy.
 WRITABLE = (2, SCHEMA)
 
@@ -43,6 +46,20 @@ def read_limit(store: ReadableStore) -> int:
             f"{data[:80]!r}. Set it again with `tracefleet limit-schema`, or upgrade."
         )
     return int(limit)
+
+
+def refuse_name(store: ReadableStore, limit: int, name: str | None) -> None:
+    """Refuse a name in a store that is limited to a schema without names.
+
+    Raises:
+        RequestError: readers and collectors of that schema don't know what a name keeps.
+    """
+    if name is not None and limit < NAMES_SCHEMA:
+        raise RequestError(
+            f"name: expected none in {store.url}, which is limited to schema {limit}, got "
+            f"{name!r}: readers of that schema can't open it, and their gc would not see what it "
+            "keeps. Upgrade them and lift the limit (`python -m flows limit-schema`)."
+        )
 
 
 def write_limit(store: Store, schema: str) -> int:

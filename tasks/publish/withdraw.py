@@ -2,11 +2,13 @@
 
 Nothing is overwritten: both write the channel's next number. A withdrawal holds for one conversion
 in one channel until it is reinstated there by hand; a repeat of its request does not undo it.
+``withdraw_everywhere`` writes one in each channel that points to the conversion, names' too.
 Called by ``tracefleet withdraw``, ``reinstate`` and ``validate --current --withdraw``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tasks.errors import PublishConflictError, RequestError
@@ -17,12 +19,14 @@ from tracefleet.channel import (
     Published,
     append,
     check_reason,
+    find_variants,
     read_current,
     read_entry,
 )
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
-from tracefleet.published import Selection, load_manifest
+from tracefleet.names import is_name
+from tracefleet.published import Selection, load_manifest, resolve
 from tracefleet.store import ReadableStore, Store
 
 
@@ -79,6 +83,7 @@ def withdraw(store: Store, selection: Selection, reason: str) -> Withdrawal:
         key=entry.key,
         previous=entry.previous,
         withdrawn=reason,
+        source=entry.source,
     )
     if following is None:
         # A try whose response got lost, or somebody else with the same finding.
@@ -86,6 +91,35 @@ def withdraw(store: Store, selection: Selection, reason: str) -> Withdrawal:
         if newest and newest[1].key == entry.key and newest[1].withdrawn is not None:
             return Withdrawal(newest[0], newest[1].withdrawn)
     return Withdrawal(check_moved(published, following, "withdrawn"), reason)
+
+
+def withdraw_everywhere(
+    store: Store, selection: Selection, reason: str
+) -> dict[Published, Withdrawal]:
+    """Withdraw what a channel points to from it, and from each other one that points to it.
+
+    Those are the other channels of its source, and those of names. A run that dies or loses a race
+    on the way is completed by a repeat.
+
+    Returns:
+        The withdrawals by channel, that of the selection first.
+    """
+    done = {selection.published: withdraw(store, selection, reason)}
+    for other in find_same(store, selection):
+        done[other.published] = withdraw(store, other, reason)
+    return done
+
+
+def find_same(store: ReadableStore, selection: Selection) -> Iterator[Selection]:
+    """Yield what other channels point to the same conversion, of its source and of names."""
+    names = [slug for slug in store.names("channels") if is_name(slug)]
+    for slug in dict.fromkeys([selection.slug, *names]):
+        for published in find_variants(store, slug):
+            same_log = published.folder == selection.published.folder
+            if published.variant == selection.published.variant and not same_log:
+                other = resolve(store, published)
+                if other.folder == selection.folder:
+                    yield other
 
 
 def fit_reason(text: str) -> str:
@@ -153,7 +187,7 @@ def bring_back(
         RequestError: Its conversion was collected.
         PublishConflictError: Another writer moved the channel meanwhile; nothing was ``what``.
     """
-    with claim_conversion(store, current.slug, earlier.entry.key):
+    with claim_conversion(store, earlier.slug, earlier.entry.key):
         manifest = _load(store, earlier)
         check_publishable(manifest.validation)
         # `append` and not `advance`: what lost a race must not undo the other writer.
@@ -164,6 +198,7 @@ def bring_back(
             manifest_digest=manifest.digest,
             key=manifest.key,
             previous=earlier.entry.previous,
+            source=earlier.entry.source,
         )
     return manifest, check_moved(current, following, what)
 

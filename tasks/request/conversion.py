@@ -17,6 +17,7 @@ from tasks.child import Limits
 from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
+from tasks.request.checks import call_check, choose_options, number_fields
 from tasks.request.mistakes import describe_mistakes
 from tasks.request.names import read_name
 from tasks.request.tolerance import MAX_LOOSENING, check_ceiling, find_tolerance, is_loose
@@ -24,20 +25,15 @@ from tracefleet.channel import check_channel
 from tracefleet.heads import AUTO_CLASSES
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import Variant
+from tracefleet.names import check_name
 from tracefleet.store import open_store
 from tracefleet.verdict_types import Tolerance
-
-
-def _number_fields(schema: dict[str, Any]) -> None:
-    """Number the fields: Prefect's form sorts them by their positions."""
-    for position, field in enumerate(schema["properties"].values()):
-        field["position"] = position
 
 
 class ConversionRequest(BaseModel):
     """One checkpoint, one task, one backend, the standard lengths."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_number_fields)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=number_fields)
 
     source: str = Field(description="hf://org/name, org/name, a folder or s3://bucket/prefix.")
     revision: str | None = Field(
@@ -51,9 +47,11 @@ class ConversionRequest(BaseModel):
         # Prefect's form and its server know the schema alone, not the check below.
         json_schema_extra={"enum": [*AUTO_CLASSES, None]},
     )
-    lengths: tuple[int, ...] = Field(
+    lengths: tuple[int, ...] | None = Field(
+        default=None,
         description="Standard lengths in tokens, each at most the model's positions; an image's "
-        "height in pixels, a sound's samples or frames.",
+        "height in pixels, a sound's samples or frames; none: 32, 64, … up to what model and "
+        "tokenizer allow, at most 512, or the processor's size.",
         json_schema_extra={"minItems": 1, "items": {"type": "integer", "minimum": 1}},
     )
     backend: str = Field(
@@ -66,6 +64,11 @@ class ConversionRequest(BaseModel):
         description="Root URL of the store, such as file:///srv/models or s3://bucket/models.",
     )
     channel: str = Field(default="latest", description="Channel that will point to the conversion.")
+    publish_as: str | None = Field(
+        default=None,
+        description="Name that readers open the conversion by, beside its source, such as "
+        "support-classifier; it moves with the channel.",
+    )
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         default="float32", description="Dtype of the weights in the artifact."
     )
@@ -120,7 +123,7 @@ class ConversionRequest(BaseModel):
     @field_validator("source", mode="before")
     @classmethod
     def _check_source(cls, value: object) -> object:
-        return _call_check(normalise_source, value) if isinstance(value, str | Path) else value
+        return call_check(normalise_source, value) if isinstance(value, str | Path) else value
 
     @field_validator("task", "backend", "dtype", mode="before")
     @classmethod
@@ -130,19 +133,24 @@ class ConversionRequest(BaseModel):
 
     @field_validator("lengths")
     @classmethod
-    def _check_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return check_lengths(value)
+    def _check_lengths(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else check_lengths(value)
 
     @field_validator("store")
     @classmethod
     def _check_store(cls, value: str) -> str:
-        _call_check(open_store, value)
+        call_check(open_store, value)
         return value
 
     @field_validator("channel")
     @classmethod
     def _check_channel(cls, value: str) -> str:
-        return _call_check(check_channel, value)
+        return call_check(check_channel, value)
+
+    @field_validator("publish_as")
+    @classmethod
+    def _check_name(cls, value: str | None) -> str | None:
+        return None if value is None else check_name(value)
 
     @field_validator("dtype")
     @classmethod
@@ -174,14 +182,14 @@ class ConversionRequest(BaseModel):
         data = info.data
         if value is None or not needed <= data.keys() or data["accept_tolerance_risk"]:
             return value
-        options = _choose_options(data["backend"], data["neuronx"], data["neuron"])
+        options = choose_options(data["backend"], data["neuronx"], data["neuron"])
         check_ceiling(value, data["dtype"], options)
         return value
 
     @property
     def backend_options(self) -> Options | None:
         """Options of the backend's compiler; None: it has none."""
-        return _choose_options(self.backend, self.neuronx, self.neuron)
+        return choose_options(self.backend, self.neuronx, self.neuron)
 
     @property
     def known_task(self) -> str:
@@ -193,6 +201,17 @@ class ConversionRequest(BaseModel):
         if self.task is None:
             raise RequestError("task: expected one, got none. Name the task in the request.")
         return self.task
+
+    @property
+    def known_lengths(self) -> tuple[int, ...]:
+        """The standard lengths, from the request or by default.
+
+        Raises:
+            RequestError: the request names none, and the files were not read yet.
+        """
+        if self.lengths is None:
+            raise RequestError("lengths: expected some, got none. Name them in the request.")
+        return self.lengths
 
     @property
     def variant(self) -> Variant:
@@ -263,21 +282,3 @@ def make_request(fields: dict[str, Any]) -> ConversionRequest:
     except ValidationError as error:
         mistakes = describe_mistakes(error, ConversionRequest.model_fields)
         raise RequestError("\n".join(map(str, mistakes))) from None
-
-
-def _call_check(check: Any, value: str | Path) -> str:
-    """Call a check, with its error as the ValueError that pydantic expects."""
-    try:
-        return str(check(value))
-    except Exception as error:
-        raise ValueError(str(error)) from error
-
-
-def _choose_options(
-    backend: str, neuronx: NeuronxOptions | None, neuron: NeuronOptions | None
-) -> Options | None:
-    if backend == "neuronx":
-        return neuronx or NeuronxOptions()
-    if backend == "neuron":
-        return neuron or NeuronOptions()
-    return None

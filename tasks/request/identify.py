@@ -8,8 +8,10 @@ from pathlib import Path
 from tasks.backends.base import Job
 from tasks.fetch.checkpoint import fetch_description
 from tasks.fetch.source import Resolved
+from tasks.model.default_lengths import check_positions, default_lengths
 from tasks.model.facts import ModelFacts
 from tasks.model.heads import default_task
+from tasks.model.named_task import check_head, named_task
 from tasks.publish.identity import Identity
 from tasks.request.candidate import check_same_commit, download_programs
 from tasks.request.conversion import ConversionRequest
@@ -22,14 +24,33 @@ from tracefleet.store.cache import cache_root
 logger = logging.getLogger(__name__)
 
 
-def name_task(request: ConversionRequest, found: Resolved, steps: Steps) -> ConversionRequest:
-    """Return the request with its task, by default the one that the checkpoint's files name."""
-    if request.task is not None:
+def complete(request: ConversionRequest, found: Resolved, steps: Steps) -> ConversionRequest:
+    """Return the request with its task and lengths, by default those of the checkpoint's files."""
+    if request.task is not None and request.lengths is not None:
         return request
     described = steps.here("describe", fetch_description, found)
-    task = steps.child("task", default_task, described)
-    logger.info("task: %s, as the checkpoint's files name it", task)
-    return request.model_copy(update={"task": task})
+    task = request.task
+    if task is None:
+        # Transformers takes seconds to import, and is asked only for what the table does not have.
+        task = named_task(described) or steps.child("task", default_task, described)
+        logger.info("task: %s, as the checkpoint's files name it", task)
+    lengths = request.lengths
+    if lengths is None:
+        chosen = default_lengths(described, task)
+        logger.info("lengths: %s", chosen)
+        lengths = chosen.lengths
+    return request.model_copy(update={"task": task, "lengths": lengths})
+
+
+def refuse_early(described: Path, request: ConversionRequest) -> None:
+    """Refuse what ``config.json`` rules out, before a child starts to import.
+
+    Raises:
+        RequestError: A length is over the positions, or the checkpoint has no such head.
+        UnsupportedCheckpointError: ``config.json`` is missing or damaged.
+    """
+    check_positions(described, request.known_task, request.known_lengths)
+    check_head(described, request.known_task)
 
 
 def identify(
@@ -59,7 +80,7 @@ def identify(
         source=found.source,
         commit=found.commit,
         variant=request.variant,
-        lengths=request.lengths,
+        lengths=request.known_lengths,
         options=request.identity_options,
         toolchain=toolchain,
     )
@@ -90,7 +111,7 @@ def make_job(
         folder=folder,
         options=request.load_options,
         facts=facts,
-        lengths=request.lengths,
+        lengths=request.known_lengths,
         batch=request.batch,
         tolerance=request.tolerance,
         compiling=request.backend_options,

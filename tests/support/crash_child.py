@@ -23,6 +23,8 @@ from tracefleet.store.folder import FileStore
 from tracefleet.store.s3 import S3Store
 
 BUNDLE_BYTES = 11_000_000  # three parts of 5 MiB
+#: Name that it publishes under: the last of its steps is the name's channel.
+NAME = "crash-test"
 #: What a publisher on a file system does to it, by the names of Python's audit events.
 _FILE_EVENTS = {"open", "os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -76,7 +78,7 @@ def _publish(
     steps = _Steps(death) if death else None
     if steps:
         steps.watch(store)
-    publish(store, manifest, files, channel="latest")
+    publish(store, manifest, files, channel="latest", name=NAME)
     if steps:
         steps.report()
 

@@ -37,11 +37,15 @@ class Hub:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     repo: str = "acme/tiny"
+    #: Former names of the repository, which are answered with a redirect.
+    former: tuple[str, ...] = ()
     token: str | None = None
     extra_names: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     # Faults: by the file's path, "api" for the listing, or "models" for an author's.
     status: dict[str, int] = field(default_factory=dict)
+    #: The code that goes with a status, such as GatedRepo.
+    codes: dict[str, str] = field(default_factory=dict)
     drop_after: dict[str, int] = field(default_factory=dict)
     flipped: set[str] = field(default_factory=set)
     raw_api: bytes | None = None
@@ -109,12 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._models()
         api, file = _API.fullmatch(path), _FILE.fullmatch(path)
         match = api or file
+        if match is not None and match["repo"] in self.hub.former:
+            moved = self.path.replace(match["repo"], self.hub.repo, 1)
+            return self._send(307, b"", {"Location": moved})
         if match is None or match["repo"] != self.hub.repo:
             return self._refuse(404, "RepoNotFound")
         if self.hub.token is not None and token != self.hub.token:
             return self._refuse(401, "RepoNotFound")
-        if status := self.hub.status.get("api" if api else match["path"]):
-            return self._refuse(status)
+        where = "api" if api else match["path"]
+        if status := self.hub.status.get(where):
+            return self._refuse(status, self.hub.codes.get(where, ""))
         commit = self.hub.refs.get(match["revision"] or "main", match["revision"] or "")
         if commit not in self.hub.commits:
             return self._refuse(404, "RevisionNotFound")

@@ -35,7 +35,7 @@ _ENGINES = ("fbgemm", "x86")
 
 def open(  # noqa: A001 - read as tracefleet.open
     store: str | Path | ReadableStore,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     task: str | None = None,
     backend: str = "jit",
@@ -46,12 +46,13 @@ def open(  # noqa: A001 - read as tracefleet.open
     allow_unvalidated: bool = False,
     neuron_cores: tuple[int, int] | None = None,
 ) -> Model:
-    """Open the current conversion of a source.
+    """Open the current conversion of a name or a source.
 
     Args:
         store: URL or path of the store, or an opened store.
-        source: the checkpoint's name: ``org/name`` or ``hf://org/name``, a folder's path or URL,
-            ``s3://bucket/prefix``, or its slug.
+        source: the name that it is published under; or the checkpoint: ``org/name`` or
+            ``hf://org/name``, a folder's path or URL, ``s3://bucket/prefix``, or its slug; looked
+            for in the store alone, in this order. None: the only source in the store.
         task: task such as ``feature-extraction``; needed if several are published.
         backend: ``jit``; ``neuronx`` on an Inf2 or Trn host, ``neuron`` on an Inf1 host.
         dtype: dtype such as ``float32``; needed if several are published.
@@ -164,7 +165,7 @@ def _read(store: ReadableStore, selection: Selection, file: FileEntry) -> bytes:
 
 def load_manifest(
     store: str | Path | ReadableStore,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     task: str | None = None,
     backend: str | None = None,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tracefleet.errors import StoreUnavailableError
+from tracefleet.finding import find_only_source
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, as_store, select
 from tracefleet.reader.model import Model
@@ -168,7 +169,7 @@ class WatchedModel:
 
 def watch(
     store: str | Path | ReadableStore,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     every: float = _SECONDS,
     on_change: Callable[[Change], None] | None = None,
@@ -185,7 +186,8 @@ def watch(
 
     Args:
         store: URL or path of the store, or an opened store.
-        source: the checkpoint's name, as `tracefleet.open` takes it.
+        source: a name or a checkpoint, as `tracefleet.open` takes it; None: the only source there
+            is now, also once there are others.
         every: seconds between two looks.
         on_change: called with each `Change`.
         task: as `tracefleet.open` takes it, and so are the others.
@@ -206,8 +208,11 @@ def watch(
     opened = as_store(store)
     wanted = {"task": task, "backend": backend, "dtype": dtype, "batch": batch, "channel": channel}
 
+    # A source that is published meanwhile must not end what serves.
+    address = find_only_source(opened, **wanted) if source is None else source
+
     def find() -> Selection:
-        return select(opened, source, **wanted)  # type: ignore[arg-type]
+        return select(opened, address, **wanted)  # type: ignore[arg-type]
 
     options = {
         "device": device,
