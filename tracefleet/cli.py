@@ -105,8 +105,6 @@ def _complete(program: Program) -> None:
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        for add in _find_others():
-            add(program.commands)
         argcomplete.autocomplete(program)
 
 
