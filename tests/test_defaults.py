@@ -79,7 +79,7 @@ def test_what_the_table_does_not_know_is_asked_of_transformers(tmp_path: Path):
 def test_a_head_that_was_never_trained_is_refused_by_the_config_alone(tmp_path: Path):
     masked = folder_of(tmp_path, architectures=["BertForMaskedLM"])
     for task in ("text-classification", "question-answering", "image-classification"):
-        with pytest.raises(RequestError, match="BertForMaskedLM, made for fill-mask"):
+        with pytest.raises(UnsupportedCheckpointError, match="BertForMaskedLM, made for fill-mask"):
             check_head(masked, task)
     for task in ("fill-mask", "feature-extraction", "text-generation"):
         check_head(masked, task)

@@ -418,6 +418,8 @@ def test_an_unknown_architecture_is_refused(own_checkpoint, tmp_path):
 
 def test_a_missing_head_is_refused(checkpoint, tmp_path):
     request = _request(checkpoint("bert"), tmp_path / "store", "question-answering")
+    _refused(UnsupportedCheckpointError, "config.json names BertModel", request)
+    request = _request(checkpoint("bert-cls"), tmp_path / "store", "question-answering")
     _refused(UnsupportedCheckpointError, r"qa_outputs\.weight", request)
 
 

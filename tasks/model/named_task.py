@@ -10,7 +10,7 @@ import functools
 import json
 from pathlib import Path
 
-from tasks.errors import RequestError, UnsupportedCheckpointError
+from tasks.errors import UnsupportedCheckpointError
 from tasks.fetch.needed import CONFIG
 from tasks.model.pooling import pools_sentences
 
@@ -54,16 +54,16 @@ def check_head(folder: Path, task: str) -> None:
     Only what ``config.json`` tells beyond doubt; the others are refused by their weights' names.
 
     Raises:
-        RequestError: It was made for a task without such a head.
-        UnsupportedCheckpointError: One of the files is missing or damaged.
+        UnsupportedCheckpointError: It was made for a task without such a head, or its config is
+            missing or damaged.
     """
     names = read_architectures(folder)
     found = {_tasks().get(name) for name in names}
     if task not in _TRAINED or not found or None in found or found & _TRAINED:
         return
-    raise RequestError(
+    raise UnsupportedCheckpointError(
         f"task: expected one that the weights have a head for, got {task}: config.json names "
-        f"{', '.join(names)}, made for {', '.join(map(str, sorted(map(str, found))))}; the head's "
+        f"{', '.join(names)}, made for {' and '.join(sorted(map(str, found)))}; the head's "
         "weights would be random. Ask for the task that it was trained for, or name the checkpoint "
         "that was trained for this one."
     )

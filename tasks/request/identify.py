@@ -46,8 +46,8 @@ def refuse_early(described: Path, request: ConversionRequest) -> None:
     """Refuse what ``config.json`` rules out, before a child starts to import.
 
     Raises:
-        RequestError: A length is over the positions, or the checkpoint has no such head.
-        UnsupportedCheckpointError: ``config.json`` is missing or damaged.
+        RequestError: A length is over the positions.
+        UnsupportedCheckpointError: The checkpoint has no such head, or its config is damaged.
     """
     check_positions(described, request.known_task, request.known_lengths)
     check_head(described, request.known_task)
