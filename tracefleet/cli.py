@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from tracefleet import __version__, check_command, commands
+from tracefleet import __version__, check_command, commands, run_command
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.errors import ArtifactError
 from tracefleet.show_command import show_command
@@ -25,7 +25,7 @@ _SUMMARIES = {
     "show": "Print the facts of one conversion, withdrawn or not, from its checked manifest.",
     "verify": "Compare every byte of current conversions with their digests.",
     "pull": "Copy one conversion's files, checked, into a new folder, or print URLs for them.",
-    "run": "Run one conversion on texts (with its own tokenizer) or on token ids.",
+    "run": "Answer texts by one conversion, or run it on token ids.",
     "check": "Run one conversion's golden samples here, and compare with what eager computed.",
     "bench": "Compare conversions with transformers and ONNX Runtime on this machine.",
 }
@@ -136,15 +136,9 @@ def _add_pull(subparsers: Subparsers) -> None:
 
 
 def _add_run(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "run", commands.run_command)
+    parser = _add(subparsers, "run", run_command.run_command)
     _add_source(parser)
-    rows = parser.add_mutually_exclusive_group(required=True)
-    rows.add_argument("--text", action="append", help="a text; repeat for more rows")
-    parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
-    rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
-    parser.add_argument(
-        "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
-    )
+    run_command.add_arguments(parser)
 
 
 def _add_check(subparsers: Subparsers) -> None:

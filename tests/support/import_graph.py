@@ -23,7 +23,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.lengths",
         "tracefleet.source",
     ),
-    ("tracefleet.manifest_types", "tracefleet.printing", "tracefleet.text"),
+    ("tracefleet.manifest_types", "tracefleet.printing"),
+    ("tracefleet.text",),
     ("tracefleet.verdict_types",),
     ("tracefleet.manifest", "tracefleet.store", "tracefleet.golden"),
     ("tracefleet.channel", "tracefleet.devices"),
@@ -36,6 +37,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     (
         "tracefleet.check_command",
         "tracefleet.commands",
+        "tracefleet.run_command",
         "tracefleet.show_command",
         "tracefleet.bench",
     ),
