@@ -22,9 +22,11 @@ from tasks.sweep.tiny import Case, build
 from tests.support.tiny import edit_config
 from tracefleet.errors import InputTooLongError, TextRefusedError
 from tracefleet.reader.model import Model
+from tracefleet.text.labels import score_labels
+from tracefleet.text.spec import TextSpec
 
-TEXTS = ["The train to Oslo left at noon.", "42!", "Done! 🎉 see you", "雨が降った。 Как дела?"]
-PAIR = ("Is the bridge open?", "The bridge was closed on Friday.")
+TEXTS = ["The train left at noon.", "42!", "Done! 🎉", "雨 Как?"]
+PAIR = ("Is it open?", "It was closed.")
 Opened = Callable[..., tuple[Model, Path]]
 
 
@@ -85,7 +87,7 @@ def close(got: Any, expected: Any) -> None:
 # --- as the pipeline ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
 def test_labels_are_those_of_the_pipeline(opened: Opened, model_type: str):
     model, folder = opened(model_type, "text-classification")
     expected = pipeline(folder, "text-classification")
@@ -98,24 +100,28 @@ def test_labels_are_those_of_the_pipeline(opened: Opened, model_type: str):
     close(model.predict([PAIR, list(PAIR)]), [expected(pair)] * 2)
 
 
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
-def test_the_problem_type_chooses_the_scores(opened: Opened, kind: str):
-    labels = {"0": "bad", "1": "good"}
-    model, folder = opened(
-        "bert",
-        "text-classification",
-        problem_type=kind,
-        id2label=labels,
-        label2id={"bad": 0, "good": 1},
-        **({"extra": 1} if kind == "regression" else {}),
-    )
-    close(
-        model.predict(TEXTS, top_k=None), pipeline(folder, "text-classification")(TEXTS, top_k=None)
-    )
-    assert model.predict("x")["label"] in ("bad", "good")
+@pytest.mark.parametrize(
+    ("problem_type", "logits", "expected"),
+    [
+        ("multi_label_classification", [0.0, 1.0], [("good", 0.7310586), ("bad", 0.5)]),
+        ("regression", [0.0, 1.5], [("good", 1.5), ("bad", 0.0)]),
+        ("single_label_classification", [1.0, 1.0], [("bad", 0.5), ("good", 0.5)]),
+        (None, [0.0, 1.0], [("good", 0.7310586), ("bad", 0.2689414)]),
+        (None, [1.0], [("bad", 0.7310586)]),
+        ("regression", [-2.5], [("bad", -2.5)]),
+        ("multi_label_classification", [-200.0, 200.0], [("good", 1.0), ("bad", 0.0)]),
+    ],
+)
+def test_the_problem_type_chooses_the_scores(
+    problem_type: str | None, logits: list[float], expected: list[tuple[str, float]]
+):
+    spec = TextSpec(prompts={}, special={}, labels=("bad", "good"), problem_type=problem_type)
+    got = [(one["label"], one["score"]) for one in score_labels(np.array(logits), spec)]
+    assert [label for label, _ in got] == [label for label, _ in expected]
+    assert [score for _, score in got] == pytest.approx([score for _, score in expected])
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_filled_masks_are_those_of_the_pipeline(opened: Opened, model_type: str):
     model, folder = opened(model_type, "fill-mask")
     expected = pipeline(folder, "fill-mask")
@@ -123,11 +129,11 @@ def test_filled_masks_are_those_of_the_pipeline(opened: Opened, model_type: str)
     one, two = f"The {mask} left at noon.", f"A {mask} and {mask}."
     close(model.predict(one), expected(one))
     close(model.predict([one, two], top_k=3), expected([one, two], top_k=3))
-    with pytest.raises(ValueError, match="expected at least one .* in each text, got none"):
+    with pytest.raises(ValueError, match=r"expected at least one .* in each text, got none"):
         model.predict([one, "no mask"])
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2"])
 def test_entities_are_those_of_the_pipeline(opened: Opened, model_type: str):
     model, folder = opened(
         model_type, "token-classification", id2label={"0": "O", "1": "B-X"}, label2id={}
@@ -143,18 +149,15 @@ def test_entities_are_those_of_the_pipeline(opened: Opened, model_type: str):
         model.predict(PAIR)
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", "gpt2"])
-def test_features_are_those_of_the_pipeline_without_its_axis_of_one(
-    opened: Opened, model_type: str
-):
-    model, folder = opened(model_type, "feature-extraction")
+def test_features_are_those_of_the_pipeline_without_its_axis_of_one(opened: Opened):
+    model, folder = opened("gpt2", "feature-extraction")
     expected = pipeline(folder, "feature-extraction")
     for got, wanted in zip(model.predict(TEXTS), expected(TEXTS), strict=True):
         assert np.allclose(got, wanted[0], atol=1e-4)
     assert np.allclose(model.predict(TEXTS[1]), expected(TEXTS[1])[0], atol=1e-4)
 
 
-# --- questions, by hand: transformers 5 has no pipeline for them any more --------------------------
+# --- questions, by hand: transformers 5 has no pipeline for them any more ------------------------
 
 
 def answer_by_hand(folder: Path, question: str, context: str, most: int) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def test_answers_are_those_of_the_old_pipeline_in_long_contexts_too(
     opened: Opened, model_type: str
 ):
     model, folder = opened(model_type, "question-answering")
-    short, long = "Ida walked.", "In the spring Ida Holm walked the coast from Bergen. " * 3
+    short, long = "Ida walked.", "In the spring Ida Holm walked. " * 3
     for context in (short, long):
         expected = answer_by_hand(folder, "Who?", context, 32)
         close(model.predict(("Who?", context)), expected)
@@ -275,6 +278,7 @@ def test_texts_are_the_same_as_what_the_tokenizer_makes_of_them(opened: Opened):
         (("fine", "half \ud83c"), "text 0: expected text that UTF-8 can hold"),
         (["fine", "x " * 99], "text 1: [0-9]+ tokens; expected at most 32.*truncate=True"),
         ([("a", "b", "c")], "text 0: expected"),
+        (("a", "b", "c"), "Give several texts as a list"),
     ],
 )
 def test_what_is_no_text_is_refused_by_its_place(opened: Opened, given: Any, message: str):
@@ -341,15 +345,15 @@ def test_a_model_says_what_it_is(opened: Opened):
 
 def test_a_tokenizer_that_cuts_on_the_left_does_so_here(tmp_path: Path):
     folder = build(Case(model_type="bert", task="text-classification"), tmp_path / "left")
-    write_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=20)
+    write_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=12)
     model = publish(folder, "text-classification", tmp_path / "store")
     assert model.manifest.text is not None
     assert model.manifest.text.truncation_side == "left"
-    assert model.manifest.text.max_tokens == 20
+    assert model.manifest.text.max_tokens == 12
     long = " ".join(map(str, range(60)))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     cut = tokenizer(long, truncation=True, return_tensors="np")
-    assert cut["input_ids"].shape == (1, 20)
+    assert cut["input_ids"].shape == (1, 12)
     assert np.allclose(model(long, truncate=True).logits, model(**cut).logits, atol=1e-5)
 
 
@@ -381,6 +385,6 @@ def test_a_conversion_without_a_tokenizer_refuses_texts_and_takes_ids(tmp_path: 
         path.unlink()
     model = publish(folder, "text-classification", tmp_path / "store")
     for call in (model, model.predict):
-        with pytest.raises(TextRefusedError, match="the checkpoint has no tokenizer. Give ids"):
+        with pytest.raises(TextRefusedError, match=r"the checkpoint has no tokenizer\. Give ids"):
             call("x")
     assert model([[1, 2, 3]]).logits.shape[0] == 1

@@ -1,4 +1,4 @@
-"""Sentence vectors of texts: prompts, limits and lower-casing as sentence-transformers applies them.
+"""Sentence vectors: prompts, limits and lower-casing as sentence-transformers applies them.
 
 sentence-transformers itself is not needed: what it does is done by hand with transformers.
 """
@@ -27,7 +27,7 @@ from tracefleet.reader.model import Model
 from tracefleet.reader.texts import Texts
 from tracefleet.text.files import PROMPTS, SENTENCE_CONFIGS, read_spec
 
-TEXTS = ["The train to Oslo", "Ünï 42!", "", " a  b "]
+TEXTS = ["A train", "Ü 42!", "", " a  b "]
 QUERY = {"query": "query: ", "passage": "passage: "}
 Made = tuple[Model, Path]
 
@@ -199,3 +199,36 @@ def test_files_are_read_as_they_may_be(files: dict[str, Any], expected: dict[str
 def test_a_class_without_a_name_has_its_position():
     spec = read_spec(lambda name: b'{"id2label": {"0": "a"}}', "text-classification")
     assert (spec.label(0), spec.label(1)) == ("a", "LABEL_1")
+
+
+# --- the sample -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample_model(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return publish(sample, TASK, tmp_path_factory.mktemp("sample"), (32, 256))
+
+
+def test_the_samples_vectors_are_those_of_its_modules(sample: Path, sample_model: Model):
+    texts = [*TEXTS, "[CLS] a [MASK] <s>", "漢字 🎉", "a long one " * 200]
+    expected = embed_by_hand(sample, texts, 256)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.allclose(sample_model.predict(texts), expected, atol=1e-5)
+
+
+def test_the_packages_example_works_on_the_sample(sample_model: Model):
+    assert tracefleet.__doc__ is not None
+    lines = [line for line in tracefleet.__doc__.splitlines() if line.startswith("    ")]
+    statements = [line.strip() for line in lines if not line.startswith("    model = ")]
+    names: dict[str, Any] = {"model": sample_model}
+    compared = 0
+    for statement in statements:
+        code, _, said = statement.partition("  # ")
+        if code.startswith("import "):
+            exec(code, names)
+            continue
+        got = repr(eval(code, names))
+        if said.startswith(("(2, 384)", "(1, 384)", "'validated'")):
+            assert got == said.partition(":")[0]
+            compared += 1
+    assert compared == 3

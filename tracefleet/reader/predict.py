@@ -18,8 +18,8 @@ from tracefleet.text import entities, fill, labels, spans
 from tracefleet.text.rows import is_single, read_rows
 from tracefleet.text.tokenize import Row
 
-#: Rows whose scores for a whole vocabulary are held at once.
-_WINDOW = 64
+#: Rows that are sorted by length together; fewer where each token has scores for a vocabulary.
+_WINDOW, _VOCABULARY_WINDOW = 1024, 64
 _GENERATING = ("text-generation", "text2text-generation")
 
 
@@ -126,7 +126,7 @@ def _fill(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[
         fill.find_masks(encoding.ids, mask, spec)
     top_k = asked.top_k if isinstance(asked.top_k, int) else 5
     found = []
-    for encoding, outputs in _run_encoded(model, texts, encodings):
+    for encoding, outputs in _run_encoded(model, texts, encodings, _VOCABULARY_WINDOW):
         logits = outputs["logits"]
         found.append(fill.fill_masks(logits, encoding.ids, top_k, tokenizer, spec))
     return found
@@ -207,12 +207,12 @@ def _run(
 
 
 def _run_encoded(
-    model: Runnable, texts: Texts, encodings: Sequence[Any]
+    model: Runnable, texts: Texts, encodings: Sequence[Any], window: int = _WINDOW
 ) -> Iterator[tuple[Any, Outputs]]:
     """Yield each encoding with its own outputs, without batch axis and padding."""
     feed = texts.feed(encodings)
     inputs = [dict(zip(feed, row, strict=True)) for row in zip(*feed.values(), strict=True)]
-    yield from zip(encodings, model.stream(inputs, window=_WINDOW), strict=True)
+    yield from zip(encodings, model.stream(inputs, window=window), strict=True)
 
 
 def _to_numpy(values: Any) -> Any:

@@ -26,7 +26,7 @@ def score_labels(logits: Any, spec: TextSpec) -> list[Label]:
     if spec.problem_type == "regression":
         scores = logits
     elif spec.problem_type == "multi_label_classification" or logits.size == 1:
-        scores = 1.0 / (1.0 + np.exp(-logits))
+        scores = 0.5 * (1.0 + np.tanh(0.5 * logits))
     else:
         scores = softmax(logits)
     order = np.argsort(-scores, kind="stable")

@@ -46,6 +46,11 @@ def read_rows(value: Any) -> list[Row]:
         return [value]
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, tuple) and any(isinstance(one, str) for one in value):
+        raise ValueError(
+            f"expected a tuple of two texts, which is a pair, got {len(value)}. Give several "
+            "texts as a list."
+        )
     if not isinstance(value, list | tuple):
         raise ValueError(f"expected a text, a pair of texts or a list of these, got {value!r}")
     rows = [_read_row(place, one) for place, one in enumerate(value)]
