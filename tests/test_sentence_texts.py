@@ -35,7 +35,8 @@ Made = tuple[Model, Path]
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
     """Return a conversion of a tiny embedder with these configs of sentence-transformers."""
-    root, made = tmp_path_factory.mktemp("sentences"), {}
+    root = tmp_path_factory.mktemp("sentences")
+    made: dict[str, Made] = {}
 
     def get(lengths: tuple[int, ...] = (16, 32), **configs: Any) -> Made:
         key = json.dumps([lengths, configs], sort_keys=True)
@@ -62,7 +63,9 @@ def embed_by_hand(folder: Path, texts: Sequence[str], most: int) -> Any:
     return np.stack(vectors)
 
 
-def test_vectors_are_those_of_encode_and_long_texts_are_cut_as_it_cuts(embedder):
+def test_vectors_are_those_of_encode_and_long_texts_are_cut_as_it_cuts(
+    embedder: Callable[..., Made],
+):
     model, folder = embedder(sentence={"max_seq_length": 20})
     texts = [*TEXTS, "a long one " * 30]
     got = model.predict(texts)
@@ -75,7 +78,9 @@ def test_vectors_are_those_of_encode_and_long_texts_are_cut_as_it_cuts(embedder)
         model(texts)
 
 
-def test_a_conversion_that_is_shorter_than_the_checkpoint_cuts_only_when_asked(embedder):
+def test_a_conversion_that_is_shorter_than_the_checkpoint_cuts_only_when_asked(
+    embedder: Callable[..., Made],
+):
     model, folder = embedder(sentence={"max_seq_length": 64})
     long = "a long one " * 30
     with pytest.raises(InputTooLongError, match=r"text 1: .* expected at most 32"):
@@ -84,7 +89,7 @@ def test_a_conversion_that_is_shorter_than_the_checkpoint_cuts_only_when_asked(e
     assert np.allclose(model.predict([long], truncate=True), expected, atol=1e-4)
 
 
-def test_prompts_are_put_before_texts_by_their_names(embedder):
+def test_prompts_are_put_before_texts_by_their_names(embedder: Callable[..., Made]):
     prompts = {"prompts": QUERY, "default_prompt_name": "query"}
     model, folder = embedder(sentence={"max_seq_length": 20}, prompts=prompts)
 
@@ -106,7 +111,7 @@ def test_prompts_are_put_before_texts_by_their_names(embedder):
             call(TEXTS, prompt_name="query", prompt="x")
 
 
-def test_a_lower_casing_config_lower_cases_and_leaves_special_tokens(embedder):
+def test_a_lower_casing_config_lower_cases_and_leaves_special_tokens(embedder: Callable[..., Made]):
     model, folder = embedder(sentence={"max_seq_length": 20, "do_lower_case": True})
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = f"The TRAIN {tokenizer.mask_token} Ü"
@@ -116,7 +121,9 @@ def test_a_lower_casing_config_lower_cases_and_leaves_special_tokens(embedder):
     assert np.allclose(model.predict([text]), expected, atol=1e-4)
 
 
-def test_the_same_request_elsewhere_writes_the_same_manifest(embedder, tmp_path: Path):
+def test_the_same_request_elsewhere_writes_the_same_manifest(
+    embedder: Callable[..., Made], tmp_path: Path
+):
     prompts = {"prompts": QUERY, "default_prompt_name": "query"}
     model, folder = embedder(sentence={"max_seq_length": 20}, prompts=prompts)
     again = publish(folder, TASK, tmp_path / "store")
@@ -124,14 +131,14 @@ def test_the_same_request_elsewhere_writes_the_same_manifest(embedder, tmp_path:
     assert again.manifest.key == model.manifest.key
 
 
-def test_a_pipelines_task_of_the_same_checkpoint_applies_none_of_it(embedder):
+def test_a_pipelines_task_of_the_same_checkpoint_applies_none_of_it(embedder: Callable[..., Made]):
     prompts = {"prompts": QUERY, "default_prompt_name": "query"}
     _, folder = embedder(sentence={"max_seq_length": 20, "do_lower_case": True}, prompts=prompts)
     spec = read_spec(lambda name: _read(folder, name), "feature-extraction")
     assert (spec.prompts, spec.default_prompt, spec.lower_case) == ({}, None, False)
 
 
-def test_an_embedder_from_before_prompts_were_kept_refuses_texts(embedder):
+def test_an_embedder_from_before_prompts_were_kept_refuses_texts(embedder: Callable[..., Made]):
     model, _ = embedder(sentence={"max_seq_length": 20})
     old = dataclasses.replace(model.manifest, text=None)
     with pytest.raises(TextRefusedError, match="before conversions carried their prompts"):
@@ -140,7 +147,7 @@ def test_an_embedder_from_before_prompts_were_kept_refuses_texts(embedder):
     assert Texts(labels, model.read).encode(["x"], truncate=False)
 
 
-def test_the_configs_that_say_so_are_fetched(embedder):
+def test_the_configs_that_say_so_are_fetched(embedder: Callable[..., Made]):
     _, folder = embedder(sentence={"max_seq_length": 20})
 
     class Listing:

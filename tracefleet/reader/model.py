@@ -74,9 +74,10 @@ class Model(Answering):
         input_ids: Any = None,
         attention_mask: Any = None,
         *,
-        truncate: bool = False,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
+        # A bool and two texts; Any, as callers unpack dicts of tensors beside them.
+        truncate: Any = False,
+        prompt: Any = None,
+        prompt_name: Any = None,
         **named: Any,
     ) -> Outputs:
         """Run the model on any number of rows of any length up to the largest standard length.

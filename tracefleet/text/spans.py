@@ -63,7 +63,8 @@ def find_answers(
 ) -> list[Answer]:
     """Return the best spans of a context: ``score``, ``start``, ``end`` and ``answer``.
 
-    A span that two windows hold has the better of its two scores.
+    A span that two windows hold has the better of its two scores, and so have spans of tokens in
+    the same words: there may be fewer than ``top_k``.
 
     Args:
         windows: each with its start and end logits, of shape ``(tokens,)``.
