@@ -53,7 +53,8 @@ def convert(
         files = collect_files(proved.traced, proved.inputs, checkpoint.folder, steps.work)
         entries = describe_files(files, proved.traced.files)
         verdict = validation_of(proved.report, request.tolerance)
-        manifest = identity.manifest(checkpoint, proved.traced, proved.inputs, entries, verdict)
+        made = (proved.traced, proved.inputs, entries, verdict)
+        manifest = identity.manifest(checkpoint, *made, text=proved.text)
         channel = request.channel if proved.report else CANDIDATE_CHANNEL
         files |= proved.golden
         name = request.publish_as

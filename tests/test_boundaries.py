@@ -32,7 +32,7 @@ GRAPH = edges(SOURCES)
 FOLDERS = sorted({path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")})
 INITS = [folder / "__init__.py" for folder in FOLDERS]
 #: The packages whose `__init__` re-exports.
-TOURS = {"tracefleet", "tracefleet/store", "tracefleet_pipeline"}
+TOURS = {"tracefleet", "tracefleet/store", "tracefleet/text", "tracefleet_pipeline"}
 #: Not packages of one purpose: the first shows how to open a model, the second holds packages.
 HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def test_run_on_texts_uses_the_conversions_tokenizer_without_its_limits(
     store: FileStore, published: Manifest, capsys: Capture
 ):
     texts = ["hello world again hello", "world"]
-    options = [option for text in texts for option in ("--text", text)]
+    options = ["--raw", *(option for text in texts for option in ("--text", text))]
     result = run_json(capsys, "run", store.url, SOURCE, *options)
     expected = tracefleet.open(store, SOURCE)([[2, 3, 4, 2], [3]])
     assert result["source"] == SOURCE
@@ -312,10 +313,54 @@ def test_run_on_texts_uses_the_conversions_tokenizer_without_its_limits(
 def test_run_on_ids_is_the_same_as_on_their_text(
     store: FileStore, published: Manifest, capsys: Capture
 ):
-    text = run_json(capsys, "run", store.url, SOURCE, "--text", "hello world")
+    text = run_json(capsys, "run", store.url, SOURCE, "--raw", "--text", "hello world")
     ids = run_json(capsys, "run", store.url, SOURCE, "--ids", "2, 3")
     other = run_json(capsys, "run", store.url, SOURCE, "--ids", "2 4")
     assert text == ids != other
+
+
+def run_lines(capsys: Capture, *arguments: str) -> list[Any]:
+    assert main(["run", *arguments, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_run_answers_each_text_on_a_line_of_its_own(
+    store: FileStore, published: Manifest, capsys: Capture
+):
+    texts = ["hello world", "again"]
+    lines = run_lines(capsys, store.url, SOURCE, "--text", texts[0], "--text", texts[1])
+    expected = tracefleet.open(store, SOURCE).predict(texts)
+    assert [line["text"] for line in lines] == texts
+    for line, answer in zip(lines, expected, strict=True):
+        assert np.allclose(line["answer"], answer)
+    [pair] = run_lines(capsys, store.url, SOURCE, "--pair", "hello", "world")
+    assert pair["text"] == ["hello", "world"]
+    assert main(["run", store.url, SOURCE, "--text", "hello world"]) == 0
+    assert capsys.readouterr().out.startswith("(2, 4) float32: ")
+
+
+@pytest.mark.parametrize("options", [[], ["--text", "-"]])
+def test_run_answers_each_line_of_a_pipe(
+    store: FileStore,
+    published: Manifest,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello world\r\nagain"))
+    lines = run_lines(capsys, store.url, SOURCE, *options)
+    assert [line["text"] for line in lines] == ["hello world", "again"]
+
+
+def test_run_cuts_only_when_it_is_asked_to(store: FileStore, published: Manifest, capsys: Capture):
+    long = "hello " * 9
+    message = refused(capsys, "run", store.url, SOURCE, "--text", long)
+    assert "text 0: 9 tokens; expected at most 8" in message
+    assert "--truncate" in message
+    [line] = run_lines(capsys, store.url, SOURCE, "--text", long, "--truncate")
+    assert np.shape(line["answer"]) == (8, 4)
+    message = refused(capsys, "run", store.url, SOURCE, "--text", "x", "--prompt-name", "query")
+    assert "prompt_name: expected one of [], got 'query'" in message
 
 
 def test_run_takes_decoder_ids(store: FileStore, capsys: Capture):
@@ -339,7 +384,8 @@ def test_run_refuses_what_the_model_can_not_take(
 
 def test_run_on_text_without_a_tokenizer_says_what_to_do(store: FileStore, capsys: Capture):
     publish(store)
-    assert "give --ids instead" in refused(capsys, "run", store.url, SOURCE, "--text", "x")
+    message = refused(capsys, "run", store.url, SOURCE, "--text", "x")
+    assert "published without model/tokenizer.json. Give ids instead (--ids" in message
 
 
 def test_run_checks_the_tokenizer_too(store: FileStore, published: Manifest, capsys: Capture):
@@ -434,6 +480,8 @@ def test_a_channel_that_is_no_name_is_refused(
         ["frobnicate"],
         ["show"],
         ["run", "store", "source"],
+        ["run", "store", "source", "--text", "x", "--top-k", "0"],
+        ["run", "store", "source", "--text", "x", "--pair", "a", "b"],
         ["list", "s", "--batch", "x"],
         ["list", "s", "--limit", "0"],
         ["list", "s", "--after", "../x/y"],
@@ -448,7 +496,10 @@ def test_a_channel_that_is_no_name_is_refused(
         ["list", "s", "--limit", "-1"],
     ],
 )
-def test_wrong_usage_exits_with_two(arguments: list[str], capsys: Capture):
+def test_wrong_usage_exits_with_two(
+    arguments: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

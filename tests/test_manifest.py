@@ -24,6 +24,8 @@ from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import FileEntry, General, Variant
+from tracefleet.text import spec as text_spec
+from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import Tolerance, samples_path
 
 GOLDEN = Path(__file__).parent / "data" / "manifest.golden.json"
@@ -31,6 +33,24 @@ SCHEMA = json.loads(
     (Path(manifest_module.__file__).parent / "manifest.schema.json").read_text("utf-8")
 )
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+#: Objects whose keys are anybody's.
+OPEN = (("options",), ("text", "prompts"), ("text", "special"))
+#: The one field that a manifest may leave out.
+OPTIONAL = ((), "text")
+TEXT = TextSpec(
+    tokenizer="model/tokenizer.json",
+    refused="its tokenizer.json can't be read",
+    max_tokens=8,
+    truncation_side="left",
+    padding_side="left",
+    lower_case=True,
+    prompts={"query": "query: "},
+    default_prompt="query",
+    special={"mask": "[MASK]"},
+    clean_up_spaces=True,
+    labels=("no", "yes"),
+    problem_type="single_label_classification",
+)
 
 
 def _example(**changes: Any) -> Manifest:
@@ -41,7 +61,8 @@ def _example(**changes: Any) -> Manifest:
     )
     plain = example_manifest()
     validation = dataclasses.replace(plain.validation, samples=samples)
-    return dataclasses.replace(plain, **{"general": general, "validation": validation, **changes})
+    whole = {"general": general, "validation": validation, "text": TEXT, **changes}
+    return dataclasses.replace(plain, **whole)
 
 
 def _raw() -> dict[str, Any]:
@@ -52,7 +73,7 @@ def _raw() -> dict[str, Any]:
 def _objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of all objects with fixed fields inside a raw manifest."""
     if isinstance(value, dict):
-        if path != ("options",):
+        if path not in OPEN:
             yield path
         for name, inner in value.items():
             yield from _objects(inner, (*path, name))
@@ -83,6 +104,30 @@ def test_a_manifest_of_an_earlier_schema_reads_and_is_written_back_as_it_was(sch
         parse(canonical_json(raw))
 
 
+def test_a_manifest_from_before_texts_keeps_its_bytes():
+    data = (GOLDEN.parent / "manifest.3-without-text.golden.json").read_bytes()
+    VALIDATOR.validate(json.loads(data))
+    assert parse(data).text is None
+    assert parse(data).to_bytes() == data
+
+
+@pytest.mark.parametrize("side", ["truncation_side", "padding_side"])
+def test_a_side_that_is_none_is_refused_by_schema_and_reader(side: str):
+    raw = _raw()
+    raw["text"][side] = "middle"
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match=f"{side} expected one of"):
+        parse(canonical_json(raw))
+
+
+def test_a_limit_without_tokens_is_refused_by_schema_and_reader():
+    raw = _raw()
+    raw["text"]["max_tokens"] = 0
+    assert not VALIDATOR.is_valid(raw)
+    with pytest.raises(ManifestError, match="max_tokens expected at least 1"):
+        parse(canonical_json(raw))
+
+
 def test_the_golden_file_is_what_is_written():
     if os.environ.get("UPDATE_GOLDENS"):
         GOLDEN.write_bytes(_example().to_bytes())
@@ -94,6 +139,7 @@ def test_the_golden_file_is_what_is_written():
     [
         _example(),
         _example(general=None),
+        _example(text=None),
         _example(general=General(shortest=1, rows=8, tokens=None)),
         _example(license=None, options={}, tied_groups=(), outputs=()),
         _example(source="file:///dömain/模型", options={"a": 'quote " and \n line'}),
@@ -135,16 +181,19 @@ def test_the_schema_is_sound_and_accepts_the_golden_file():
 def test_the_schema_names_the_fields_of_the_dataclasses():
     shapes = {**SCHEMA["$defs"], "Manifest": SCHEMA}
     for name, shape in shapes.items():
-        known = {**vars(manifest_types), **vars(verdict_types), "Manifest": Manifest}
+        types = (manifest_types, verdict_types, text_spec)
+        known = {name: kind for module in types for name, kind in vars(module).items()}
+        known["Manifest"] = Manifest
         kind: Any = known[name]
         fields = {field.name for field in dataclasses.fields(kind)}
-        assert set(shape["properties"]) == fields == set(shape["required"]), name
+        assert set(shape["properties"]) == fields, name
+        assert fields - set(shape["required"]) <= {OPTIONAL[1]}, name
         assert shape["additionalProperties"] is False
     hints = typing.get_type_hints(Manifest)
     assert {"Manifest", hints["variant"].__name__, hints["validation"].__name__} <= set(shapes)
 
 
-@pytest.mark.parametrize(("path", "name"), FIELDS)
+@pytest.mark.parametrize(("path", "name"), [one for one in FIELDS if one != OPTIONAL])
 def test_a_missing_field_is_refused_by_schema_and_reader(path: tuple[Any, ...], name: str):
     raw = _raw()
     del _at(raw, path)[name]

@@ -3,11 +3,13 @@
     import tracefleet
 
     model = tracefleet.open("file:///models", "hf://sentence-transformers/all-MiniLM-L6-v2")
-    outputs = model([[101, 7592, 102], [101, 7592, 2088, 999, 102]])
-    outputs["last_hidden_state"].shape          # (2, 5, 384): rows of any length, padded for you
-    model.lengths                               # (32, 64, 128, 256): you never choose among them
-    model.manifest.validation.verdict           # 'validated'
+    model.predict(["A sentence.", "Another one."]).shape    # (2, 384): what `encode` gives
+    model("A sentence.")["sentence_embedding"].shape        # (1, 384): the model's own outputs
+    model([[101, 7592, 102], [101, 7592, 2088, 999, 102]])  # ids: rows of any length
+    model.lengths                                           # you never choose among them
+    model.manifest.validation.verdict                       # 'validated'
 
+``predict`` answers as transformers' pipelines do for the task: labels, entities, filled masks.
 A store is a folder or ``s3://bucket/prefix``. A conversion holds one traced graph for each
 standard length, with the weights once. ``open`` follows the channel (``latest``) to its manifest,
 checks every file by sha256, and only then loads. ``load_manifest`` reads what a conversion is
@@ -34,6 +36,7 @@ from tracefleet.errors import (
     NoSuchVariantError,
     StoreError,
     StoreUnavailableError,
+    TextRefusedError,
     WithdrawnError,
 )
 from tracefleet.manifest import Manifest, parse
@@ -77,6 +80,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailableError",
+    "TextRefusedError",
     "Variant",
     "WatchedModel",
     "WithdrawnError",

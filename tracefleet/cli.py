@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-from tracefleet import check_command, commands, pull_command
+from tracefleet import check_command, commands, pull_command, run_command
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.program import KEEP, USE, Commands, Program, first_word
 from tracefleet.show_command import show_command
@@ -36,7 +36,7 @@ _SUMMARIES = {
     "show": "print the facts of one conversion, withdrawn or not, from its checked manifest",
     "verify": "compare every byte of current conversions with their digests",
     "pull": "copy conversions, checked, into a new folder, or print URLs for their files",
-    "run": "run one conversion on texts (with its own tokenizer) or on token ids",
+    "run": "answer texts by one conversion, or run it on token ids",
     "check": "run golden samples here, and compare with what eager computed",
     "bench": "compare conversions with transformers and ONNX Runtime on this machine",
 }
@@ -164,15 +164,9 @@ def _add_pull(program: Commands) -> None:
 
 
 def _add_run(program: Commands) -> None:
-    parser = _add(program, "run", commands.run_command)
+    parser = _add(program, "run", run_command.run_command)
     _add_source(parser, left_out=_ONLY)
-    rows = parser.add_mutually_exclusive_group(required=True)
-    rows.add_argument("--text", action="append", help="a text; repeat for more rows")
-    parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
-    rows.add_argument("--ids", action="append", help='token ids, "101 2023 102"; repeat for rows')
-    parser.add_argument(
-        "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
-    )
+    run_command.add_arguments(parser)
 
 
 def _add_check(program: Commands) -> None:

@@ -14,14 +14,10 @@ from typing import Any
 
 from tracefleet.channel import Published
 from tracefleet.errors import ArtifactError, NoSuchVariantError
-from tracefleet.manifest import Manifest
 from tracefleet.printing import Table, print_json
-from tracefleet.published import Selection, find, load_manifest, open_verified, resolve
-from tracefleet.reader.open import open_selected
-from tracefleet.reader.outputs import Outputs
-from tracefleet.selecting import describe_row, read_filters, select_one
+from tracefleet.published import find, load_manifest, resolve
+from tracefleet.selecting import describe_row, read_filters
 from tracefleet.store import ReadableStore, open_existing
-from tracefleet.text import TOKENIZER, load_tokenizer
 from tracefleet.verify import FileCheck, verify
 
 #: Rows of ``list`` that are read together and then printed; few, so that the first ones show soon.
@@ -99,60 +95,3 @@ def verify_command(arguments: argparse.Namespace) -> int:
     for check in damaged:
         print(check, file=sys.stderr)
     return 1 if damaged else 0
-
-
-def run_command(arguments: argparse.Namespace) -> int:
-    """Run one conversion on texts or ids and print its outputs."""
-    store, selection = select_one(arguments)
-    manifest = load_manifest(store, selection)
-    if arguments.text:
-        inputs = _tokenize(store, selection, manifest, arguments.text)
-    else:
-        inputs = {"input_ids": [_parse_ids(row) for row in arguments.ids]}
-    if arguments.decoder_ids:
-        inputs["decoder_input_ids"] = [_parse_ids(row) for row in arguments.decoder_ids]
-    outputs = open_selected(store, selection, device=arguments.device)(**inputs)
-    if arguments.json:
-        described = {
-            name: {"shape": list(value.shape), "dtype": str(value.dtype), "values": value.tolist()}
-            for name, value in outputs.items()
-        }
-        print_json({"source": manifest.source, "key": manifest.key, "outputs": described})
-    else:
-        _print_outputs(outputs)
-    return 0
-
-
-def _tokenize(
-    store: ReadableStore, selection: Selection, manifest: Manifest, texts: list[str]
-) -> dict[str, Any]:
-    """Return the inputs for texts, from the conversion's own tokenizer."""
-    file = next((file for file in manifest.files if file.path == TOKENIZER), None)
-    if file is None:
-        raise ValueError(
-            f"--text: {manifest.source} was published without {TOKENIZER}; give --ids instead"
-        )
-    with open_verified(store, selection, file) as handle:
-        tokenizer = load_tokenizer(handle.read())
-    encoded = tokenizer.encode_batch(texts)
-    inputs = {"input_ids": [row.ids for row in encoded]}
-    if any(spec.name == "token_type_ids" for spec in manifest.inputs):
-        inputs["token_type_ids"] = [row.type_ids for row in encoded]
-    return inputs
-
-
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise ValueError(
-            f"ids: expected whole numbers such as '101 2023 102', got {text!r}"
-        ) from None
-
-
-def _print_outputs(outputs: Outputs) -> None:
-    for name, value in outputs.items():
-        shown = [f"{number:.6g}" for number in value.reshape(-1)[:6].tolist()]
-        if value.size > len(shown):
-            shown.append("…")
-        print(f"{name} {tuple(value.shape)} {value.dtype}: {', '.join(shown)}")

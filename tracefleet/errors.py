@@ -6,6 +6,7 @@
     ├── WithdrawnError        what the channel points to was withdrawn after it was published
     ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
+    ├── TextRefusedError      texts for a conversion that takes ids, or has no answers
     ├── NoSamplesError        a conversion without golden samples can't be checked with them
     ├── BenchError            a comparison that was asked for and can't be made here
     └── StoreError            a store that can't be opened, read or written
@@ -74,6 +75,10 @@ def _digest_mismatch(path: str, expected: str, got: str) -> DigestMismatchError:
 
 class InputTooLongError(ArtifactError, ValueError):
     """An input has more tokens than the largest standard length of the conversion."""
+
+
+class TextRefusedError(ArtifactError, ValueError):
+    """A conversion can't take texts, or has no answers to give; ids still work."""
 
 
 class NoSamplesError(ArtifactError):

@@ -32,6 +32,7 @@ from tracefleet.manifest_types import (
     Toolchain,
     Variant,
 )
+from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import (
     GENERALITY_FIELDS,
     UNTRIED,
@@ -52,6 +53,7 @@ _SINCE_THIRD: dict[str, Any] = {
     "general": None,
     "reader": None,
     "routed": None,
+    "text": None,
 }
 #: The same of the gate's verdict, and of the accuracy in it.
 _VALIDATION_SINCE_THIRD: dict[str, Any] = {
@@ -98,6 +100,7 @@ class Manifest:
         device: device on which the gate ran, such as ``cpu``; None: an earlier schema does not say.
         follows_device: whether the bundle runs where its inputs and weights are, and not on that
             kind of device alone.
+        text: how texts become ids, and outputs answers; None, which is not written: nothing says.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -121,6 +124,7 @@ class Manifest:
     routed: str | None
     device: str | None
     follows_device: bool
+    text: TextSpec | None = None
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -211,6 +215,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
+        if self.text is None:
+            del raw["text"]
         if self.schema < SCHEMA:
             _drop(raw, _SINCE_THIRD)
             _drop(raw["validation"], _VALIDATION_SINCE_THIRD)
@@ -256,8 +262,10 @@ def _refuse_later_schema(raw: Any) -> None:
 
 def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
-    if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
+    if not isinstance(raw, dict) or raw.get("schema") not in SCHEMAS:
         return raw
+    if raw["schema"] == SCHEMA:
+        return {"text": None, **raw}
     _refuse_later_fields(raw["schema"], raw, _SINCE_THIRD)
     try:
         validation = _upgrade_validation(raw["schema"], raw["validation"])

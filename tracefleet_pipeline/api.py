@@ -97,6 +97,7 @@ def convert(
     backend: str | None = None,
     batch: int | None = None,
     channel: str | None = None,
+    name: str | None = None,
     revision: str | None = None,
     rtol: float | None = None,
     accept_tolerance_risk: bool = False,
@@ -122,6 +123,7 @@ def convert(
         backend: ``jit``, ``neuronx`` or ``neuron``.
         batch: Rows in one traced call.
         channel: Channel that will point to the conversion.
+        name: Name that readers open the conversion by, such as ``support-classifier``.
         revision: Branch, tag or commit of a hub source.
         rtol: Relative tolerance instead of the dtype's own.
         accept_tolerance_risk: Let ``rtol`` be looser than its ceiling.

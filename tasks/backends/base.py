@@ -22,6 +22,7 @@ from tasks.validate.verdict import NO_GOLDEN, ValidationReport
 from tracefleet import spelling
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import General, InputSpec, Toolchain
+from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import Tolerance
 
 #: Every backend of the vocabulary; not each can run on every machine.
@@ -77,6 +78,11 @@ class Job:
     may_be_general: bool = True
     samples: Samples | None = None
 
+    @property
+    def text(self) -> TextSpec | None:
+        """What the manifest says about texts; None: nothing."""
+        return None if self.samples is None else self.samples.text
+
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""
         return dataclasses.replace(self, facts=self.facts.without_padding())
@@ -115,11 +121,13 @@ class Proved:
         facts: Facts of the model, with padding disabled if it changes eager's outputs.
         traced: Files of the artifact and facts of its programs.
         report: Report of the gate; None: no device here could run the files.
+        text: What the manifest says about texts; None: nothing.
     """
 
     facts: ModelFacts
     traced: TraceResult
     report: ValidationReport | None
+    text: TextSpec | None = None
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

@@ -79,7 +79,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
             routed = failed or traced.routed
             traced = replace(traced, routed=routed, follows_device=report.follows_device)
             facts = job.requiring(reference.required).facts
-            return Proved(facts=facts, traced=traced, report=report)
+            return Proved(facts=facts, traced=traced, report=report, text=job.text)
 
 
 def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
@@ -114,7 +114,7 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
     files = tuple(_compile(job, prepared, length, steps, compiler) for length in job.lengths)
     traced = _make_trace_result(files, prepared)
     if not job.device:
-        return Proved(facts=checked.facts, traced=traced, report=None)
+        return Proved(facts=checked.facts, traced=traced, report=None, text=job.text)
     paths = {length: file.path for length, file in zip(job.lengths, files, strict=True)}
     return _judge(checked, traced, paths, reference, compiler.toolchain(), steps, compiler)
 
@@ -125,7 +125,7 @@ def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Com
     prepared = steps.child("prepare", programs.prepare, job, steps.log("prepare"))
     checked, reference = _compute_program_reference(job, steps, prepared)
     traced = _describe_candidate(candidate, prepared)
-    made = Proved(facts=checked.facts, traced=traced, report=None)
+    made = Proved(facts=checked.facts, traced=traced, report=None, text=job.text)
     if (made.inputs, reference.outputs) != (manifest.inputs, manifest.outputs):
         raise NumericsMismatchError(
             f"{manifest.key}: expected the inputs and outputs that were compiled, got others "
@@ -201,7 +201,7 @@ def _judge(
         report = steps.child("validate", compiler.validate, *arguments)
     except NumericsMismatchError as error:
         raise _refusal(error, job, traced) from None
-    return Proved(facts=job.facts, traced=traced, report=report)
+    return Proved(facts=job.facts, traced=traced, report=report, text=job.text)
 
 
 def _make_trace_result(

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tasks.errors import UnsafeCheckpointError, UnsupportedCheckpointError
 from tasks.fetch.source import SourceRequest, join_names, safe_path
+from tracefleet.text.files import PROMPTS, SENTENCE_CONFIGS
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -59,6 +60,9 @@ _DESCRIPTION = (
     # How sentence-transformers pools token vectors into one; see also _modules.
     MODULES,
     "1_Pooling/config.json",
+    # What it does to texts: prompts, max_seq_length, lower-casing.
+    PROMPTS,
+    *SENTENCE_CONFIGS,
 )
 # Whole file, index of shards, ending of a shard; the first form that is there is taken.
 _SAFETENSORS = ("model.safetensors", SAFETENSORS_INDEX, ".safetensors")

@@ -21,6 +21,7 @@ from tracefleet.manifest_types import (
     Toolchain,
     Variant,
 )
+from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import Validation
 
 #: Version of tracefleet's own conversion semantics. Raise it when the same checkpoint and
@@ -95,6 +96,7 @@ class Identity:
         inputs: tuple[InputSpec, ...],
         files: tuple[FileEntry, ...],
         validation: Validation,
+        text: TextSpec | None = None,
     ) -> Manifest:
         """Return the manifest of a conversion with this identity.
 
@@ -104,6 +106,7 @@ class Identity:
             inputs: Inputs of the artifact.
             files: Entries of its files.
             validation: Verdict of the gate.
+            text: How texts become its inputs; None: they are no texts.
         """
         names = [field.name for field in dataclasses.fields(self)]
         manifest = Manifest(
@@ -117,6 +120,7 @@ class Identity:
             routed=traced.routed,
             device=traced.device,
             follows_device=traced.follows_device,
+            text=text,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.heads import SAMPLE_TASKS
 from tasks.samples.errors import NoSamples
 from tasks.samples.processed import process_media
+from tasks.samples.text_spec import describe_text
 from tasks.samples.texts import Text
 from tasks.samples.tokenized import find_tokenized, tokenize_texts
+from tracefleet.text.spec import TextSpec
 
 if TYPE_CHECKING:
     from tasks.model.feeds import Feed
@@ -30,6 +32,7 @@ class Samples:
         tokenized: Names of those whose ids ``tokenizer.json`` makes by itself.
         cut: Names of those among them that were cut to a number of tokens.
         missing: Why there are none; None: there are some.
+        text: What the manifest says about texts; None: the inputs are none.
     """
 
     path: Path | None = None
@@ -37,6 +40,8 @@ class Samples:
     tokenized: frozenset[str] = frozenset()
     cut: frozenset[str] = frozenset()
     missing: str | None = None
+    # Prompts are a dict, and samples are the key of a cache.
+    text: TextSpec | None = field(default=None, hash=False)
 
 
 def make_samples(
@@ -54,20 +59,22 @@ def make_samples(
     from safetensors.torch import save_file
 
     report_progress("real inputs")
+    is_text = options.task not in SAMPLE_TASKS
+    spec = describe_text(folder, options, lengths) if is_text else None
     try:
         made = list(_make_all(folder, options, facts, lengths))
     except NoSamples as found:
-        return Samples(missing=found.reason)
+        return Samples(missing=found.reason, text=spec)
     tensors = {}
     for text, feed in made:
         for name, tensor in feed.items():
             tensors[f"{text.name}/{name}"] = tensor.contiguous()
     save_file(tensors, path)
     texts = tuple(text for text, _ in made)
-    if options.task in SAMPLE_TASKS:
+    if not is_text:
         return Samples(path=path, texts=texts)
     tokenized, cut = find_tokenized(folder, made)
-    return Samples(path=path, texts=texts, tokenized=tokenized, cut=cut)
+    return Samples(path=path, texts=texts, tokenized=tokenized, cut=cut, text=spec)
 
 
 def _make_all(

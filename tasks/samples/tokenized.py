@@ -50,7 +50,7 @@ def tokenize_texts(
     Raises:
         NoSamples: There is no tokenizer, it can't be loaded, or its ids are not the model's.
     """
-    tokenizer = _load_tokenizer(folder, options)
+    tokenizer = load_own_tokenizer(folder, options)
     rows = _encode_all(tokenizer, facts, options.task, lengths)
     known = [(text, feed) for text, feed in rows if _fits(facts, feed)]
     _check_ids(facts, [feed for _, feed in rows], known)
@@ -104,8 +104,12 @@ def find_tokenized(
     return frozenset(same), frozenset(cut & same)
 
 
-def _load_tokenizer(folder: Path, options: LoadOptions) -> Any:
-    """Return the tokenizer that transformers finds in a folder."""
+def load_own_tokenizer(folder: Path, options: LoadOptions) -> Any:
+    """Return the tokenizer that transformers finds in a folder.
+
+    Raises:
+        NoSamples: There is none, or it can't be loaded.
+    """
     if not any((folder / name).is_file() for name in TOKENIZER):
         raise NoSamples("the checkpoint has no tokenizer")
     from transformers import AutoTokenizer

@@ -78,6 +78,7 @@ def example_manifest(**changes: Any) -> Manifest:
         "routed": None,
         "device": "cpu",
         "follows_device": True,
+        "text": None,
         "files": (
             entry("model/1/model.pt", b"weights", BUNDLE_MEDIA_TYPE),
             entry("model/config.json", b"{}", "application/json"),

@@ -16,18 +16,20 @@ from tracefleet.errors import ArtifactError, ManifestError, StoreError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry
 from tracefleet.reader import rows as ragged
+from tracefleet.reader.answering import Answering
 from tracefleet.reader.general import BUDGET
 from tracefleet.reader.inputs import arrange
 from tracefleet.reader.left_padding import refuse_left_padded
 from tracefleet.reader.outputs import Outputs, Run
 from tracefleet.reader.placing import Proof, wait_for
 from tracefleet.reader.rows import Table
+from tracefleet.reader.texts import Texts
 
 if TYPE_CHECKING:
     import torch
 
 
-class Model:
+class Model(Answering):
     """An opened conversion. Never train it: weights that were tied are independent copies.
 
     Attributes:
@@ -52,15 +54,10 @@ class Model:
         proof = proof or Proof()
         self.manifest, self.device = manifest, device
         self.proved, self.distance = proof.found, proof.distance
-        self._read = read
+        self._read, self._texts = read, Texts(manifest, read)
         self.on_run: Callable[[Run], None] | None = None
         self._module = module
         self._programs = programs or {}
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The standard lengths, ascending, in tokens."""
-        return self.manifest.lengths
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -72,18 +69,32 @@ class Model:
         """Names of the outputs, in order."""
         return tuple(spec.name for spec in self.manifest.outputs)
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **named: Any) -> Outputs:
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        # A bool and two texts; Any, as callers unpack dicts of tensors beside them.
+        truncate: Any = False,
+        prompt: Any = None,
+        prompt_name: Any = None,
+        **named: Any,
+    ) -> Outputs:
         """Run the model on any number of rows of any length up to the largest standard length.
 
         Args:
-            input_ids: integers of shape ``(batch, length)`` (``(batch, choices, length)`` for
-                multiple choice), or ``(length,)`` for one row, whose outputs keep a batch axis of
-                1. A NumPy array, a torch tensor, or nested lists whose rows may differ in length:
-                shorter rows are padded on the right and masked. Leave it out for models of images
-                and sound, whose inputs are ``pixel_values`` and the like.
+            input_ids: a text, a tuple of two texts (a pair), or a list of texts or of pairs; what a
+                tokenizer returned; or integers of shape ``(batch, length)`` (``(batch, choices,
+                length)`` for multiple choice), or ``(length,)`` for one row, whose outputs keep a
+                batch axis of 1. A NumPy array, a torch tensor, or nested lists whose rows may
+                differ in length: shorter rows are padded on the right and masked. Leave it out for
+                models of images and sound, whose inputs are ``pixel_values`` and the like.
             attention_mask: 1 for tokens to attend to, 0 for padding, in the shape of
                 ``input_ids``. Left out: the model attends to every token of an array, pad ids
                 included.
+            truncate: whether texts are cut to the largest standard length.
+            prompt: put before each text; left out: the checkpoint's default one, if it has one.
+            prompt_name: name of one of the checkpoint's prompts.
             named: the model's other inputs, see ``input_names``. An input that is left out gets the
                 value that the model itself assumes.
 
@@ -97,12 +108,17 @@ class Model:
 
         Raises:
             InputTooLongError: more tokens than the largest standard length.
+            TextRefusedError: texts that this conversion can't take.
             ValueError: an input is unknown, missing, empty, of a wrong type or shape, an id is
                 outside the vocabulary, or a row is padded where that changes its result.
         """
         import torch
 
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **named}
+        if isinstance(input_ids, Mapping):
+            given |= input_ids
+        options = {"truncate": truncate, "prompt": prompt, "prompt_name": prompt_name}
+        given = self._read_texts(given, options)
         table = ragged.read_table(self.manifest, given)
         if table is not None:
             results = [(group, self._call_group(group)) for group in self._group(table)]

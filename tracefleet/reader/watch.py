@@ -101,6 +101,10 @@ class WatchedModel:
         """Call the model that serves at this moment; see `Model`."""
         return self._model(*inputs, **named)
 
+    def predict(self, texts: Any = None, **options: Any) -> Any:
+        """Answer texts by the model that serves at this moment; see `Model.predict`."""
+        return self._model.predict(texts, **options)
+
     def stream(self, rows: Iterable[Any], *, window: int = 1024) -> Iterator[Outputs]:
         """Run rows through one conversion, that which serves when the first one is asked for."""
         yield from self._model.stream(rows, window=window)

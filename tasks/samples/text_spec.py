@@ -1,0 +1,117 @@
+"""What a conversion's manifest says about texts, checked against the checkpoint's own tokenizer.
+
+Consumers have ``tokenizer.json`` and no transformers. Some tokenizer classes do more than that file
+says: then texts are refused with the reason, and ids still work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.model.facts import LoadOptions
+from tasks.samples.errors import NoSamples
+from tasks.samples.texts import PAIRS, list_texts, write_passage
+from tasks.samples.tokenized import load_own_tokenizer
+from tracefleet.text.files import SENTENCE_SIMILARITY, read_spec
+from tracefleet.text.spec import ROLES, TextSpec
+from tracefleet.text.tokenize import TOKENIZER, Row, TextTokenizer, load_tokenizer
+
+_FILE = "tokenizer.json"
+_NONE = "the checkpoint has no tokenizer"
+_UNLOADABLE = "transformers can't load the checkpoint's tokenizer"
+_OTHER = "its tokenizer.json makes other ids than its tokenizer in transformers"
+_UNREADABLE = "its tokenizer.json can't be read"
+#: transformers writes a number like this where a tokenizer has no limit.
+_NO_LIMIT = 10**9
+
+
+def describe_text(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> TextSpec:
+    """Return the section ``text`` of a manifest.
+
+    Reasons name no error's own words, which differ between machines.
+
+    Args:
+        folder: Folder of the checkpoint.
+        options: Task, and whether the checkpoint's code may run.
+        lengths: Standard lengths, ascending.
+    """
+
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    spec = read_spec(read, options.task)
+    data = read(_FILE)
+    try:
+        own = load_own_tokenizer(folder, options)
+    except NoSamples:
+        return dataclasses.replace(spec, refused=_NONE if data is None else _UNLOADABLE)
+    spec = _correct(spec, own, options.task)
+    if data is None:
+        return dataclasses.replace(spec, refused=f"the checkpoint has no {_FILE}")
+    spec = dataclasses.replace(spec, tokenizer=TOKENIZER)
+    return dataclasses.replace(spec, refused=_compare(spec, own, data, options.task, lengths))
+
+
+def _correct(spec: TextSpec, own: Any, task: str) -> TextSpec:
+    """Return the section with what the loaded tokenizer knows better than its files."""
+    special = {}
+    for role in ROLES:
+        token = getattr(own, f"{role}_token", None)
+        if token is not None:
+            special[role] = str(token)
+    known: dict[str, Any] = {
+        "special": special,
+        "truncation_side": own.truncation_side,
+        "padding_side": own.padding_side,
+        "clean_up_spaces": own.clean_up_tokenization_spaces is True,
+    }
+    limit = own.model_max_length
+    if task != SENTENCE_SIMILARITY:
+        known["max_tokens"] = int(limit) if 0 < limit < _NO_LIMIT else None
+    return dataclasses.replace(spec, **known)
+
+
+def _compare(
+    spec: TextSpec, own: Any, data: bytes, task: str, lengths: tuple[int, ...]
+) -> str | None:
+    """Say why texts can't be taken; None: ids and token types are the tokenizer's own."""
+    try:
+        tokenizer = load_tokenizer(data)
+    except ValueError:
+        return _UNREADABLE
+    for row, most in _list_rows(task, lengths[-1]):
+        expected = _encode_own(own, row, most)
+        if expected is None:
+            continue
+        ids, types = _encode(tokenizer, row, most, spec)
+        if expected not in ((ids, types), (ids, None)):
+            return _OTHER
+    return None
+
+
+def _list_rows(task: str, largest: int) -> Iterator[tuple[Row, int]]:
+    """Yield the gate's short texts, pairs and a passage that has to be cut."""
+    for text in (*list_texts(task), *PAIRS, write_passage(task, times=1 + largest // 100)):
+        yield (text.text if text.pair is None else (text.text, text.pair)), largest
+
+
+def _encode_own(own: Any, row: Row, most: int) -> tuple[list[int], list[int] | None] | None:
+    """Return the tokenizer's own ids and types; None: it refuses the text itself."""
+    texts = (row,) if isinstance(row, str) else row
+    try:
+        encoded = own(*texts, truncation=True, max_length=most)
+    except Exception:  # every tokenizer has its own
+        return None
+    types = encoded.get("token_type_ids")
+    return list(encoded["input_ids"]), list(types) if types is not None else None
+
+
+def _encode(
+    tokenizer: TextTokenizer, row: Row, most: int, spec: TextSpec
+) -> tuple[list[int], list[int]]:
+    [encoded] = tokenizer.encode_all([row], most=most, side=spec.truncation_side)
+    return list(encoded.ids), list(encoded.type_ids)
