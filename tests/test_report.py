@@ -213,6 +213,10 @@ def test_what_is_in_a_folder_is_used_from_there_and_what_was_refused_not_at_all(
     here = dataclasses.replace(ORIGIN, store="file:///srv/models", folder=folder)
     words = _words(render_html(dataclasses.replace(FACTS, origin=here), PASSED))
     assert 'torch::jit::load("/srv/models/conversions/hf.acme.tiny-1/beef/model/1' in words
+    named = dataclasses.replace(here, name="support", text="A [MASK] sentence.")
+    words = _words(render_html(dataclasses.replace(FACTS, origin=named), PASSED))
+    assert 'tracefleet.open("file:///srv/models", "support", task="fill-mask")' in words
+    assert 'model.predict("A [MASK] sentence.")' in words
     assert "tracefleet pull" not in words
     refused = _words(
         render_html(

@@ -31,13 +31,15 @@ def list_uses(result: Conversion) -> dict[str, str]:
         return uses
     if not store.startswith(_FOLDER):
         options = "".join(f" --{name} {value}" for name, value in chosen.items())
-        pull, local = f"tracefleet pull {place} {address} ./model{options} && ", "./model"
+        pull, local = f"tracefleet pull {place} {address} --to ./model{options} && ", "./model"
     else:
         pull, local = "", f"{place}/conversions/{folder}"
     cpp = f'torch::jit::load("{local}/{BUNDLE_PATH}")'
     # One copy is enough for both.
     uses["cpp"] = f"{cpp}, after: {pull.removesuffix(' && ')}" if pull else cpp
-    uses["triton"] = f"{pull}tritonserver --model-repository={local}"
+    # Else Triton takes the golden samples' folder for a model too.
+    serve = f"tritonserver --model-repository={local} --model-control-mode=explicit"
+    uses["triton"] = f"{pull}{serve} --load-model=model"
     return uses
 
 

@@ -28,6 +28,12 @@ from tracefleet.store import ReadableStore, Store
 from tracefleet.verdict_types import VALIDATED
 
 logger = logging.getLogger(__name__)
+#: What a report's snippet hands to the tasks that answer a single text.
+_TEXTS = {
+    **dict.fromkeys(("feature-extraction", "sentence-similarity"), "A sentence."),
+    **dict.fromkeys(("text-classification", "token-classification"), "A sentence."),
+    "fill-mask": "A {mask} sentence.",
+}
 #: Runs that made one conversion at the same time; the report of any of them will do.
 _RUNS = 3
 
@@ -123,6 +129,8 @@ def record(
         folder=publication.url,
         manifest=manifest.file_name,
         channel=publication.channel,
+        name=publication.address,
+        text=_write_text(manifest),
     )
     facts, url = report_facts(Identity.of(manifest), proved, steps, origin), None
     if proved.report is not None:
@@ -135,6 +143,14 @@ def record(
         facts=facts,
         report_url=url,
     )
+
+
+def _write_text(manifest: Manifest) -> str:
+    """Return a text for the report's snippet; empty: pairs are wanted, or nothing is answered."""
+    spec = manifest.text
+    if spec is None or spec.refused is not None or manifest.variant.task not in _TEXTS:
+        return ""
+    return _TEXTS[manifest.variant.task].format(mask=spec.special.get("mask", "[MASK]"))
 
 
 @contextmanager

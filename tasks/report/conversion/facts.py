@@ -24,6 +24,8 @@ class Origin:
         folder: URL of the conversion's folder; None: it was refused, and is not there.
         manifest: name of the manifest's file in it.
         channel: channel that points to it.
+        name: name that it was published under; None: readers say the source.
+        text: one that ``Model.predict`` answers; empty: it answers none.
     """
 
     date: str
@@ -33,6 +35,8 @@ class Origin:
     folder: str | None = None
     manifest: str = "manifest.json"
     channel: str = "latest"
+    name: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

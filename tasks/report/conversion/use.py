@@ -38,12 +38,19 @@ def _python(facts: ReportFacts, origin: Origin) -> str:
     options += [f'backend="{variant.backend}"'] if variant.backend != JIT else []
     options += [f"batch={variant.batch}"] if variant.batch != 1 else []
     options += [f'channel="{origin.channel}"'] if origin.channel != "latest" else []
-    called = ", ".join(_example(spec) for spec in facts.inputs if spec.fill_value is None)
+    address = origin.name or facts.source
     return (
         "import tracefleet\n\n"
-        f'model = tracefleet.open("{origin.store}", "{facts.source}", {", ".join(options)})\n'
-        f'outputs = model({called})\noutputs["{facts.outputs[0].name}"].shape'
+        f'model = tracefleet.open("{origin.store}", "{address}", {", ".join(options)})\n'
+        f"{_call(facts, origin)}"
     )
+
+
+def _call(facts: ReportFacts, origin: Origin) -> str:
+    if origin.text:
+        return f'model.predict("{origin.text}")'
+    called = ", ".join(_example(spec) for spec in facts.inputs if spec.fill_value is None)
+    return f'outputs = model({called})\noutputs["{facts.outputs[0].name}"].shape'
 
 
 def _example(spec: InputSpec) -> str:
@@ -61,7 +68,7 @@ def _cpp(facts: ReportFacts, where: str) -> str:
 
 
 def _pull(facts: ReportFacts, origin: Origin) -> str:
-    return f"tracefleet pull {origin.store} {facts.source} --to ./model"
+    return f"tracefleet pull {origin.store} {origin.name or facts.source} --to ./model"
 
 
 def _local(url: str) -> str:
