@@ -23,6 +23,7 @@ from typing import Any
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
+from tracefleet.generation_types import Generation
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import (
     FileEntry,
@@ -45,13 +46,12 @@ _FIRST_SCHEMA = 1
 _SECOND_SCHEMA = 2
 #: The first one that says where one graph was proved for every shape.
 GENERAL_SCHEMA = 3
+#: Of what generates alone: left out of every other manifest.
+_GENERATION: dict[str, Any] = {"generation": None, "without_generation": None}
 #: Fields that came with schema 3, and what they are in a manifest of an earlier one.
 _SINCE_THIRD: dict[str, Any] = {
-    "device": None,
-    "follows_device": False,
-    "general": None,
-    "reader": None,
-    "routed": None,
+    **{"device": None, "follows_device": False, "general": None, "reader": None, "routed": None},
+    **_GENERATION,
 }
 #: The same of the gate's verdict, and of the accuracy in it.
 _VALIDATION_SINCE_THIRD: dict[str, Any] = {
@@ -98,6 +98,8 @@ class Manifest:
         device: device on which the gate ran, such as ``cpu``; None: an earlier schema does not say.
         follows_device: whether the bundle runs where its inputs and weights are, and not on that
             kind of device alone.
+        generation: what ``generate`` does; None: the bundle has no such method.
+        without_generation: why a model that generates has none.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -121,6 +123,8 @@ class Manifest:
     routed: str | None
     device: str | None
     follows_device: bool
+    generation: Generation | None = None
+    without_generation: str | None = None
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -211,6 +215,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
+        _drop(raw, [name for name in _GENERATION if raw[name] is None])
         if self.schema < SCHEMA:
             _drop(raw, _SINCE_THIRD)
             _drop(raw["validation"], _VALIDATION_SINCE_THIRD)
@@ -256,8 +261,10 @@ def _refuse_later_schema(raw: Any) -> None:
 
 def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
-    if not isinstance(raw, dict) or raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
+    if not isinstance(raw, dict):
         return raw
+    if raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
+        return {**_GENERATION, **raw}
     _refuse_later_fields(raw["schema"], raw, _SINCE_THIRD)
     try:
         validation = _upgrade_validation(raw["schema"], raw["validation"])

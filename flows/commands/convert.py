@@ -70,6 +70,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{backend}", type=_settings, metavar="NAME=VALUE,…", help=text)
     add("--dtype", help="float32 (default), float16, bfloat16 or int8 (dynamic quantisation)")
     add("--batch", type=int, help="rows in one traced call (default: 1)")
+    add("--generation", help="of text2text-generation: own (default), greedy or none")
     add("--rtol", type=float, help="relative tolerance instead of the dtype's own")
     add(
         "--accept-tolerance-risk",

@@ -117,6 +117,8 @@ class Identity:
             routed=traced.routed,
             device=traced.device,
             follows_device=traced.follows_device,
+            generation=traced.generation,
+            without_generation=traced.without_generation,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

@@ -1,0 +1,37 @@
+"""Prove a traced bundle's ``generate``, after its ``forward`` was proved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tasks.backends.base import Job
+from tasks.steps import Steps
+from tasks.trace.record import TraceResult
+from tasks.validate.generation import validate_generation
+from tasks.validate.generation_reference import compute_generation
+
+
+def prove_generation(job: Job, traced: TraceResult, steps: Steps) -> TraceResult:
+    """Return the result with the verdict on ``generate``; as it is where there is none.
+
+    Raises:
+        GenerationError: Eager can't generate, or the answers prove too little.
+        NumericsMismatchError: It does not generate what eager generates.
+    """
+    if traced.generation is None:
+        return traced
+    reference = steps.child(
+        "generation-reference",
+        compute_generation,
+        job.folder,
+        job.options,
+        job.facts,
+        traced.generation,
+        job.lengths,
+        job.generation,
+        job.samples,
+        job.work / "generation.safetensors",
+    )
+    arguments = (traced.file.path, reference, job.tolerance)
+    verdict = steps.child("generation", validate_generation, *arguments)
+    return replace(traced, generation=replace(traced.generation, verdict=verdict))
