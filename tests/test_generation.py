@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
+import tracefleet
 from flows.convert import convert
+from tasks import child
+from tasks.errors import GenerationError, NumericsMismatchError
+from tasks.model.facts import LoadOptions
+from tasks.model.generation import read_decoding
+from tasks.model.preflight import inspect
 from tasks.request.conversion import make_request
+from tasks.steps import Steps
+from tasks.trace import generation, search_script
+from tasks.trace.record import trace_checkpoint
+from tasks.validate.generation import validate_generation
+from tasks.validate.generation_reference import compute_generation
+from tasks.validate.verdict import TOLERANCES
+from tests.support import tiny
+from tracefleet.errors import AnswerTooLongError, InputTooLongError, NoGenerationError
 
 TASK, LENGTHS = "text2text-generation", [8, 16]
 
@@ -64,3 +81,190 @@ def test_marian_generates_in_its_archive_what_transformers_generates(own_checkpo
     assert made.verdict.rows >= 3 * 2 * 8
     assert len(made.verdict.faults) == 5
     _expect_equal(folder, _bundle(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_reader_generates_from_rows_of_any_length(name: str, checkpoint, tmp_path):
+    folder = checkpoint(name)
+    manifest = _convert(folder, tmp_path / "store")
+    model = tracefleet.open(tmp_path / "store", manifest.source)
+    eager = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    rows = [[20, 30, 40, 50, 60], [21], [22, 33, 44]]
+    ids = torch.zeros((3, 5), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+    mask = (ids > 0).long()
+    for beams in (1, 4):
+        options = {"max_new_tokens": 10, "num_beams": beams}
+        expected = eager.generate(input_ids=ids, attention_mask=mask, **options)
+        assert model.generate(rows, **options).tolist() == expected.tolist()
+        assert torch.equal(model.generate(ids, mask, **options), expected)
+    forced = eager.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=6, forced_bos_token_id=77
+    )
+    assert model.generate(rows, max_new_tokens=6, first_token=77).tolist() == forced.tolist()
+
+
+def test_bad_input_is_refused_by_type_in_python_and_by_the_bundle(checkpoint, tmp_path):
+    manifest = _convert(checkpoint("t5"), tmp_path / "store")
+    model = tracefleet.open(tmp_path / "store", manifest.source)
+    with pytest.raises(InputTooLongError, match="16"):
+        model.generate([list(range(5, 22))])
+    with pytest.raises(AnswerTooLongError, match="at most 16"):
+        model.generate([[5, 6]], max_new_tokens=17)
+    for wrong in ({"num_beams": 0}, {"num_beams": 1.5}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected a whole number"):
+            model.generate([[5, 6]], **wrong)
+    with pytest.raises(ValueError, match="empty row"):
+        model.generate([[5, 6], []])
+    with pytest.raises(ValueError, match="row 1"):
+        model.generate([[5, 6], [7, 8]], [[1, 1], [0, 0]])
+    with pytest.raises(ValueError, match="outside the model's vocabulary"):
+        model.generate([[5, 256]])
+    with pytest.raises(ValueError, match="first_token"):
+        model.generate([[5]], first_token=-2)
+    bundle, row = _bundle(tmp_path / "store"), torch.tensor([[5, 6]])
+    ones = torch.ones_like(row)
+    for arguments in (
+        (torch.ones((1, 17), dtype=torch.int64), torch.ones((1, 17), dtype=torch.int64), 4),
+        (row, ones, 17),
+        (row, ones, 0),
+        (row, ones, 4, 0),
+        (row, torch.zeros_like(row), 4),
+        (row, ones[:, :1], 4),
+        (row[0], ones[0], 4),
+    ):
+        with pytest.raises(torch.jit.Error, match="expected"):
+            bundle.generate(*arguments)
+
+
+def test_a_search_that_the_loop_lacks_is_refused_by_name_and_may_be_greedy(
+    own_checkpoint, tmp_path
+):
+    folder = own_checkpoint("bart")
+    _set_generation(folder, do_sample=True, num_beams=2)
+    manifest = _convert(folder, tmp_path / "store")
+    assert manifest.generation is None
+    assert manifest.without_generation.startswith("do_sample: expected greedy or beam search")
+    model = tracefleet.open(tmp_path / "store", manifest.source)
+    assert model([[5, 6]], decoder_input_ids=[[2]])["logits"].shape == (1, 1, 256)
+    with pytest.raises(NoGenerationError, match="do_sample"):
+        model.generate([[5, 6]])
+    greedy = _convert(folder, tmp_path / "greedy", generation="greedy")
+    assert greedy.options["generation"] == "greedy"
+    assert greedy.generation.num_beams == 1
+    without = _convert(folder, tmp_path / "without", generation="none")
+    assert (without.generation, without.without_generation) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"guidance_scale": 1.5},
+        {"stop_strings": ["."]},
+        {"encoder_repetition_penalty": 1.2},
+        {"exponential_decay_length_penalty": [5, 1.1]},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"remove_invalid_values": True},
+        {"sequence_bias": [[[5], 1.0]]},
+        {"decoder_start_token_id": None, "bos_token_id": None},
+    ],
+)
+def test_an_unknown_option_is_never_ignored(option: dict[str, Any]):
+    plain = {"decoder_start_token_id": 2, "eos_token_id": 2, "temperature": 0.7, "my_note": "x"}
+    assert read_decoding(GenerationConfig(**plain), "own").start == 2
+    with pytest.raises(GenerationError, match=next(iter(option))):
+        read_decoding(GenerationConfig(**{**plain, **option}), "own")
+
+
+#: A fault in the search itself, as text of its source, and what its gate says.
+PLANTED = {
+    "beams not reordered": ("one.index_select(0, order)", "one", "4 beam"),
+    "position off by one": ("torch.tensor(tokens,", "torch.tensor(tokens + 1,", "1 beam"),
+    "ends ignored": ("open_rows = open_rows &", "open_rows = open_rows | True |", "1 beam"),
+    "padding attended": ("self.step(attention_mask,", "self.step(attention_mask * 0 + 1,", "beam"),
+    "mask of another row": ("self.step(attention_mask,", "self.step(attention_mask.flip(0),", "b"),
+    "length penalty": ("final = best / (float(tokens)", "final = best / (1.0", "4 beam"),
+}
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Marian whose answers end: many of its ids are ends."""
+    folder = tiny.save("marian", tmp_path_factory.mktemp("ending"))
+    _set_generation(folder, eos_token_id=list(range(1, 120, 5)), length_penalty=3.0)
+    return folder
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_fault_in_the_search_is_caught_by_its_gate(fault: str, ending, tmp_path, monkeypatch):
+    before, after, told = PLANTED[fault]
+    written = search_script.search_source
+
+    def faulty(*arguments: Any) -> list[str]:
+        source = written(*arguments)
+        assert any(before in text for text in source)
+        return [text.replace(before, after) for text in source]
+
+    monkeypatch.setattr(generation, "search_source", faulty)
+    bundle, reference = _make(ending, tmp_path)
+    with pytest.raises(NumericsMismatchError, match=told):
+        validate_generation(bundle, reference, TOLERANCES["float32"])
+
+
+def test_the_same_search_without_a_fault_passes_and_tells_what_it_showed(ending, tmp_path):
+    bundle, reference = _make(ending, tmp_path)
+    verdict = validate_generation(bundle, reference, TOLERANCES["float32"])
+    assert verdict.unproved == ()
+    blind = dataclasses.replace(TOLERANCES["float32"], rtol=10.0)
+    with pytest.raises(NumericsMismatchError, match=r"planted fault .* was not seen"):
+        validate_generation(bundle, reference, blind)
+    strict = dataclasses.replace(TOLERANCES["float32"], rtol=1e-12)
+    with pytest.raises(NumericsMismatchError, match="steps in a cache of 8: relative error"):
+        validate_generation(bundle, reference, strict)
+
+
+def test_near_ties_prove_nothing(ending, tmp_path):
+    bundle, reference = _make(ending, tmp_path)
+    held = load_file(reference.path)
+    for name in list(held):
+        if name.startswith("random") and name.endswith("ties"):
+            held[name] = torch.zeros_like(held[name])
+    save_file(held, reference.path)
+    with pytest.raises(GenerationError, match=r"too few among 2\d near ties"):
+        validate_generation(bundle, reference, TOLERANCES["float32"])
+
+
+def _make(folder: Path, work: Path) -> tuple[Path, Any]:
+    """Trace a bundle with its search, and compute its reference."""
+    options, lengths = LoadOptions(task=TASK), (8, 16)
+    facts, target = inspect(folder, options, lengths), work / "model.pt"
+    traced = trace_checkpoint(folder, options, facts, lengths, 1, target, choice="own")
+    assert traced.generation is not None
+    arguments = (folder, options, facts, traced.generation, lengths, "own", None)
+    return target, compute_generation(*arguments, work / "reference.safetensors")
+
+
+def test_a_refused_search_leaves_the_forward(checkpoint, tmp_path):
+    """The gate of generation fails: the bundle is made again without it, and says why."""
+
+    def run(function: Any, *arguments: Any, **options: Any) -> Any:
+        chosen = _refuse if options["step"] == "generation" else function
+        return child.run(chosen, *arguments, **options)
+
+    request = make_request(
+        {
+            "source": f"file://{checkpoint('t5')}",
+            "task": TASK,
+            "lengths": LENGTHS,
+            "store": str(tmp_path / "store"),
+        }
+    )
+    manifest = convert(request, Steps(run=run)).manifest
+    assert manifest.generation is None
+    assert manifest.without_generation == "generate: planted"
+    assert not hasattr(_bundle(tmp_path / "store"), "generate")
+
+
+def _refuse(*_: Any) -> None:
+    raise NumericsMismatchError("generate: planted")

@@ -6,6 +6,8 @@
     ├── WithdrawnError        what the channel points to was withdrawn after it was published
     ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
+    ├── AnswerTooLongError    more new tokens were asked for than the largest standard length
+    ├── NoGenerationError     a conversion that does not generate; the message has the reason
     ├── NoSamplesError        a conversion without golden samples can't be checked with them
     ├── BenchError            a comparison that was asked for and can't be made here
     └── StoreError            a store that can't be opened, read or written
@@ -74,6 +76,14 @@ def _digest_mismatch(path: str, expected: str, got: str) -> DigestMismatchError:
 
 class InputTooLongError(ArtifactError, ValueError):
     """An input has more tokens than the largest standard length of the conversion."""
+
+
+class AnswerTooLongError(ArtifactError, ValueError):
+    """An answer may have at most as many new tokens as the largest standard length."""
+
+
+class NoGenerationError(ArtifactError):
+    """A conversion has no ``generate``: another task, or none that was proved."""
 
 
 class NoSamplesError(ArtifactError):

@@ -1,13 +1,14 @@
 """How close eager's own choices were while it generated: a near tie proves nothing.
 
-Greedy search chooses between the two highest scores. Beams choose an order among the best
-candidates, and the first one that is dropped: the smallest distance between two neighbours counts.
+Greedy search chooses between the two highest scores. Beams choose, at each step, the candidates
+that may end and those that stay open, and at the end the best answer: the distance between the last
+that is kept and the first that is dropped counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 #: transformers marks beams that are out with -1e9.
 _OUT = -1e8
-_BEAM_STEP = "_get_top_k_continuations"
+#: Steps of transformers' beam search that are looked at.
+_CANDIDATES, _FINISHED = "_get_top_k_continuations", "_update_finished_beams"
 
 
 class NearTies:
@@ -29,47 +31,60 @@ class NearTies:
         import torch
 
         self.smallest = torch.full((rows,), float("inf"))
-        self._ends = ends
+        self._ends = torch.tensor(ends, dtype=torch.int64)
+        self._final: torch.Tensor | None = None
 
     def see_scores(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Look at the processed scores of a greedy step, and return them as they are."""
-        self._keep(scores.topk(2)[0], self._find_open(ids))
+        import torch
+
+        # The first id, the start, may be an end itself.
+        is_open = ~torch.isin(ids[:, 1:], self._ends).any(1)
+        self._keep(scores.topk(2)[0], 1, is_open)
         return scores
-
-    def see_candidates(self, totals: torch.Tensor, kept: int) -> None:
-        """Look at the summed scores of all candidates of a step with beams."""
-        import torch
-
-        best = totals.topk(min(kept + 1, totals.shape[1]))[0]
-        self._keep(best, torch.ones(totals.shape[0], dtype=torch.bool))
-
-    def _keep(self, best: torch.Tensor, open_rows: torch.Tensor) -> None:
-        """Keep the smallest distance between neighbours of scores in descending order."""
-        import torch
-
-        counts = (best[:, 1:] > _OUT) & open_rows[:, None]
-        gaps = torch.where(counts, best[:, :-1] - best[:, 1:], float("inf"))
-        self.smallest = torch.minimum(self.smallest, gaps.min(1)[0])
-
-    def _find_open(self, ids: torch.Tensor) -> torch.Tensor:
-        """Tell which rows have no end after their first id, which may be one itself."""
-        import torch
-
-        ends = torch.tensor(self._ends, dtype=ids.dtype)
-        return ~torch.isin(ids[:, 1:], ends).any(1)
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
         """Look at every step with beams of a model that runs inside the block."""
-        original: Callable[..., Any] = getattr(model, _BEAM_STEP)
-
-        def watched(*, accumulated_log_probs: Any, beams_to_keep: int, **rest: Any) -> Any:
-            self.see_candidates(accumulated_log_probs, beams_to_keep)
-            given = {"accumulated_log_probs": accumulated_log_probs, **rest}
-            return original(beams_to_keep=beams_to_keep, **given)
-
-        setattr(model, _BEAM_STEP, watched)
-        try:
+        with ExitStack() as stack:
+            for name, see in ((_CANDIDATES, self._see_candidates), (_FINISHED, self._see_finished)):
+                setattr(model, name, _watched(getattr(model, name), see))
+                stack.callback(delattr, model, name)
             yield
-        finally:
-            delattr(model, _BEAM_STEP)
+        if self._final is not None:
+            self._keep(self._final, 1)
+
+    def _see_candidates(self, given: dict[str, Any], _: Any) -> None:
+        """Look at the summed scores of all candidates: those that may end, and those left open."""
+        import torch
+
+        beams, totals = given["num_beams"], given["accumulated_log_probs"]
+        best, places = totals.topk(min(given["beams_to_keep"] + 1, totals.shape[1]))
+        self._keep(best, beams)
+        ends = torch.isin(places % (totals.shape[1] // beams), self._ends)
+        still_open = best.masked_fill(ends, float("-inf")).sort(1, descending=True)[0]
+        self._keep(still_open, beams)
+
+    def _see_finished(self, _: dict[str, Any], result: Any) -> None:
+        self._final = result[1].sort(1, descending=True)[0]
+
+    def _keep(self, best: torch.Tensor, kept: int, counts: torch.Tensor | None = None) -> None:
+        """Keep the distance between the last kept and the first dropped of descending scores."""
+        import torch
+
+        dropped = best[:, kept]
+        gaps = (best[:, kept - 1] - dropped).masked_fill(dropped <= _OUT, float("inf"))
+        if counts is not None:
+            gaps = gaps.masked_fill(~counts, float("inf"))
+        self.smallest = torch.minimum(self.smallest, gaps)
+
+
+def _watched(method: Callable[..., Any], see: Callable[..., None]) -> Callable[..., Any]:
+    """Return a method that shows its named arguments and its result."""
+
+    def call(**given: Any) -> Any:
+        result = method(**given)
+        see(given, result)
+        return result
+
+    return call

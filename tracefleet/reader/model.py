@@ -17,6 +17,7 @@ from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry
 from tracefleet.reader import rows as ragged
 from tracefleet.reader.general import BUDGET
+from tracefleet.reader.generate import Generating
 from tracefleet.reader.inputs import arrange
 from tracefleet.reader.left_padding import refuse_left_padded
 from tracefleet.reader.outputs import Outputs, Run
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Model:
+class Model(Generating):
     """An opened conversion. Never train it: weights that were tied are independent copies.
 
     Attributes:
