@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 import tracefleet
+from examples.translator import PAIRS, make_translator
 from flows.convert import convert
 from tasks import child
 from tasks.errors import GenerationError, NumericsMismatchError
@@ -27,6 +28,7 @@ from tasks.validate.generation import validate_generation
 from tasks.validate.generation_reference import compute_generation
 from tasks.validate.verdict import TOLERANCES
 from tests.support import tiny
+from tests.support.trained import save_trained
 from tracefleet.errors import AnswerTooLongError, InputTooLongError, NoGenerationError
 
 TASK, LENGTHS = "text2text-generation", [8, 16]
@@ -268,3 +270,73 @@ def test_a_refused_search_leaves_the_forward(checkpoint, tmp_path):
 
 def _refuse(*_: Any) -> None:
     raise NumericsMismatchError("generate: planted")
+
+
+@pytest.mark.parametrize("name", ["marian", "t5", "bart"])
+def test_a_trained_checkpoint_shows_answers_that_stop_early(name: str, tmp_path):
+    folder = save_trained(name, tmp_path)
+    manifest = _convert(folder, tmp_path / "store")
+    verdict = manifest.generation.verdict
+    assert "stops early" not in verdict.unproved
+    assert verdict.rows >= 4 * 8
+    _expect_equal(folder, _bundle(tmp_path / "store"))
+
+
+#: Beside Marian, T5 and BART: each is published with greedy search and 4 beams.
+KIN = {
+    "mt5": ("MT5ForConditionalGeneration", "MT5Config", tiny.T5),
+    "umt5": ("UMT5ForConditionalGeneration", "UMT5Config", tiny.T5),
+    "mbart": (
+        "MBartForConditionalGeneration",
+        "MBartConfig",
+        {**tiny.PAIR, "decoder_start_token_id": 250, "forced_eos_token_id": 2},
+    ),
+    "pegasus": ("PegasusForConditionalGeneration", "PegasusConfig", tiny.PAIR),
+    "m2m100": (
+        "M2M100ForConditionalGeneration",
+        "M2M100Config",
+        {**tiny.PAIR, "decoder_start_token_id": 2},
+    ),
+    "blenderbot": ("BlenderbotForConditionalGeneration", "BlenderbotConfig", tiny.PAIR),
+}
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_their_kin_are_published_with_beams(name: str, tmp_path, monkeypatch):
+    monkeypatch.setitem(tiny.MODELS, name, KIN[name])
+    folder = tiny.save(name, tmp_path)
+    manifest = _convert(folder, tmp_path / "store")
+    assert manifest.without_generation is None
+    assert {1, 4} <= set(manifest.generation.verdict.beams)
+    _expect_equal(folder, _bundle(tmp_path / "store"))
+
+
+def test_a_graph_that_changes_with_the_shape_has_a_forward_alone(tmp_path, monkeypatch):
+    led = {
+        **tiny.PAIR,
+        "max_encoder_position_embeddings": 128,
+        "max_decoder_position_embeddings": 128,
+        "attention_window": 8,
+        "decoder_start_token_id": 2,
+    }
+    monkeypatch.setitem(tiny.MODELS, "led", ("LEDForConditionalGeneration", "LEDConfig", led))
+    manifest = _convert(tiny.save("led", tmp_path), tmp_path / "store")
+    assert manifest.generation is None
+    assert manifest.without_generation == "the programs of encode at two shapes differ"
+
+
+@pytest.mark.filterwarnings("ignore:Recommended")  # sacremoses cleans up punctuation in training
+def test_a_tiny_translator_translates_as_a_person_can_read(tmp_path):
+    folder = make_translator(tmp_path / "checkpoint")
+    manifest = _convert(folder, tmp_path / "store", lengths=[16, 32])
+    assert manifest.generation.num_beams == 4
+    assert manifest.generation.verdict.unproved == ()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = tracefleet.open(tmp_path / "store", manifest.source)
+    eager = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    rows = [tokenizer(text)["input_ids"] for text, _ in PAIRS]
+    answers = model.generate(rows)
+    told = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    assert told == [translation for _, translation in PAIRS]
+    padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    assert answers.tolist() == eager.generate(**padded).tolist()
