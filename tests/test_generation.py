@@ -16,7 +16,7 @@ import tracefleet
 from examples.translator import PAIRS, make_translator
 from flows.convert import convert
 from tasks import child
-from tasks.errors import GenerationError, NumericsMismatchError
+from tasks.errors import GenerationError
 from tasks.model.facts import LoadOptions
 from tasks.model.generation import read_decoding
 from tasks.model.preflight import inspect
@@ -82,6 +82,7 @@ def test_marian_generates_in_its_archive_what_transformers_generates(own_checkpo
     assert made.verdict.max_rel_error < 1e-5
     assert made.verdict.rows >= 3 * 2 * 8
     assert len(made.verdict.faults) == 5
+    assert manifest.follows_device, "its search makes every tensor where the ids are"
     _expect_equal(folder, _bundle(tmp_path / "store"))
 
 
@@ -175,6 +176,7 @@ def test_a_search_that_the_loop_lacks_is_refused_by_name_and_may_be_greedy(
 def test_an_unknown_option_is_never_ignored(option: dict[str, Any]):
     plain = {"decoder_start_token_id": 2, "eos_token_id": 2, "temperature": 0.7, "my_note": "x"}
     assert read_decoding(GenerationConfig(**plain), "own").start == 2
+    assert read_decoding(GenerationConfig(**plain, max_new_tokens=7), "own").max_length == 8
     with pytest.raises(GenerationError, match=next(iter(option))):
         read_decoding(GenerationConfig(**{**plain, **option}), "own")
 
@@ -210,7 +212,7 @@ def test_a_fault_in_the_search_is_caught_by_its_gate(fault: str, ending, tmp_pat
 
     monkeypatch.setattr(generation, "search_source", faulty)
     bundle, reference = _make(ending, tmp_path)
-    with pytest.raises(NumericsMismatchError, match=told):
+    with pytest.raises(GenerationError, match=told):
         validate_generation(bundle, reference, TOLERANCES["float32"])
 
 
@@ -219,10 +221,10 @@ def test_the_same_search_without_a_fault_passes_and_tells_what_it_showed(ending,
     verdict = validate_generation(bundle, reference, TOLERANCES["float32"])
     assert verdict.unproved == ()
     blind = dataclasses.replace(TOLERANCES["float32"], rtol=10.0)
-    with pytest.raises(NumericsMismatchError, match=r"planted fault .* was not seen"):
+    with pytest.raises(GenerationError, match="planted fault: position off by one"):
         validate_generation(bundle, reference, blind)
     strict = dataclasses.replace(TOLERANCES["float32"], rtol=1e-12)
-    with pytest.raises(NumericsMismatchError, match="steps in a cache of 8: relative error"):
+    with pytest.raises(GenerationError, match="steps in a cache of 8"):
         validate_generation(bundle, reference, strict)
 
 
@@ -233,7 +235,7 @@ def test_near_ties_prove_nothing(ending, tmp_path):
         if name.startswith("random") and name.endswith("ties"):
             held[name] = torch.zeros_like(held[name])
     save_file(held, reference.path)
-    with pytest.raises(GenerationError, match=r"too few among 2\d near ties"):
+    with pytest.raises(GenerationError, match="the others are near ties"):
         validate_generation(bundle, reference, TOLERANCES["float32"])
 
 
@@ -269,7 +271,7 @@ def test_a_refused_search_leaves_the_forward(checkpoint, tmp_path):
 
 
 def _refuse(*_: Any) -> None:
-    raise NumericsMismatchError("generate: planted")
+    raise GenerationError("generate: planted")
 
 
 @pytest.mark.parametrize("name", ["marian", "t5", "bart"])

@@ -56,7 +56,10 @@ _WITHOUT_EFFECT = (
     *("max_matching_ngram_size", "speculation_type", "transformers_version"),
 )
 #: Names of transformers' options that have another name or form here.
-_IN_OTHER_WORDS = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bad_words_ids")
+_IN_OTHER_WORDS = (
+    *("decoder_start_token_id", "pad_token_id", "eos_token_id", "bad_words_ids"),
+    "max_new_tokens",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +117,15 @@ def read_decoding(config: Any, choice: Choice) -> Decoding:
     Raises:
         GenerationError: An option asks for something that the loop lacks, or there is no first id.
     """
+    if config is None:
+        raise GenerationError("generation_config: expected the model to have one, got none.")
     values = {name: value for name, value in config.to_dict().items() if value is not None}
     _refuse_others(values, type(config)().to_dict(), choice)
-    start = values.get("decoder_start_token_id", values.get("bos_token_id"))
-    if not isinstance(start, int):
-        raise GenerationError(
-            "decoder_start_token_id: expected the decoder's first id in generation_config.json or "
-            f"config.json, got {start}. Add it to the checkpoint's generation_config.json."
-        )
+    start = _read_id("decoder_start_token_id", values, values.get("bos_token_id"))
     eos = _as_ids(values.get("eos_token_id"))
-    pad = values.get("pad_token_id", eos[0] if eos else start)
+    pad = _read_id("pad_token_id", values, eos[0] if eos else start)
+    if "max_new_tokens" in values:
+        values["max_length"] = values["max_new_tokens"] + 1
     numbers = {field.name: values[field.name] for field in fields(Decoding) if field.name in values}
     read = {
         "start": start,
@@ -163,6 +165,16 @@ def _describe_refusal(name: str, value: object) -> str:
         f"{name}: expected greedy or beam search with options that the bundle's loop has, got "
         f"{value!r} in the checkpoint's generation config. {hint}"
     )
+
+
+def _read_id(name: str, values: dict[str, Any], otherwise: Any) -> int:
+    found = values.get(name, otherwise)
+    if not isinstance(found, int):
+        raise GenerationError(
+            f"{name}: expected one id in generation_config.json or config.json, got {found}. Add "
+            "it to the checkpoint's generation_config.json."
+        )
+    return found
 
 
 def _as_ids(value: Any) -> tuple[int, ...]:

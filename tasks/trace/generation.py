@@ -186,7 +186,7 @@ def add_generation(
     """
     report_progress("recording its generation")
     try:
-        decoding = read_decoding(model.generation_config, choice)
+        decoding = read_decoding(getattr(model, "generation_config", None), choice)
         examples, layers = _make_examples(model, facts, decoding, 0)
         found = record(examples)
         other = record(_make_examples(model, facts, decoding, 1)[0])

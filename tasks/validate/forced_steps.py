@@ -29,13 +29,13 @@ class Steps:
     Attributes:
         max_abs_error: Largest error of a logit.
         max_rel_error: The same, relative to the largest logit.
-        failures: Sentence for each cache that failed, and for each fault that was not seen.
+        failures: Name of each cache that failed and each fault that was not seen, and how.
         faults: Names of the faults that were seen.
     """
 
     max_abs_error: float
     max_rel_error: float
-    failures: tuple[str, ...]
+    failures: dict[str, str]
     faults: tuple[str, ...]
 
 
@@ -65,20 +65,20 @@ def check_steps(
         tolerance: Bound on an error.
     """
     found: list[Difference] = []
-    failures = []
+    failures = {}
     lengths = reference.lengths
     for name, sizes, last in _list_runs(lengths):
         differences = list(_run(module, reference, held, sizes, last, tolerance))
         worst = worst_of(differences)
         found.append(worst)
         if not worst.passed:
-            failures.append(f"{name}: {worst.reason or f'relative error {worst.max_rel:.3g}'}")
+            failures[name] = worst.reason or f"relative error {worst.max_rel:.3g}"
     seen, missed = _plant_faults(module, reference, held, tolerance)
     overall = worst_of(found)
     return Steps(
         max_abs_error=overall.max_abs,
         max_rel_error=overall.max_rel,
-        failures=(*failures, *(f"the planted fault {name} was not seen" for name in missed)),
+        failures=failures | {f"planted fault: {name}": "was not seen" for name in missed},
         faults=tuple(seen),
     )
 
