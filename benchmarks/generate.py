@@ -107,13 +107,21 @@ def make_checkpoint(shape: str, folder: Path) -> Path:
     model_class, config_class, fields = SHAPES[shape]
     config = getattr(transformers, config_class)(**fields)
     model = getattr(transformers, model_class)(config)
+    if config.model_type != "t5":  # whose own weights are of a useful size
+        _draw_weights(model)
+    model.generation_config.suppress_tokens = [config.eos_token_id]
+    model.save_pretrained(folder)
+    return folder
+
+
+def _draw_weights(model: Any) -> None:
+    """Draw weights so that activations are of order one: the library's would make probes blind."""
+    import torch
+
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    model.generation_config.suppress_tokens = [config.eos_token_id]
-    model.save_pretrained(folder)
-    return folder
 
 
 def _convert(folder: Path, store: Path) -> tuple[tracefleet.Model, str]:

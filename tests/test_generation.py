@@ -245,8 +245,11 @@ def _make(folder: Path, work: Path) -> tuple[Path, Any]:
     facts, target = inspect(folder, options, lengths), work / "model.pt"
     traced = trace_checkpoint(folder, options, facts, lengths, 1, target, choice="own")
     assert traced.generation is not None
-    arguments = (folder, options, facts, traced.generation, lengths, "own", None)
-    return target, compute_generation(*arguments, work / "reference.safetensors")
+    path = work / "reference.safetensors"
+    reference = compute_generation(
+        folder, options, facts, traced.generation, lengths, "own", None, path
+    )
+    return target, reference
 
 
 def test_a_refused_search_leaves_the_forward(checkpoint, tmp_path):
@@ -342,3 +345,13 @@ def test_a_tiny_translator_translates_as_a_person_can_read(tmp_path):
     assert told == [translation for _, translation in PAIRS]
     padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     assert answers.tolist() == eager.generate(**padded).tolist()
+
+
+def test_an_earlier_transformers_searches_otherwise_and_is_told(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "version", lambda _: "4.57.6")
+    folder, options = checkpoint("t5"), LoadOptions(task=TASK)
+    facts = inspect(folder, options, (8,))
+    target = tmp_path / "model.pt"
+    traced = trace_checkpoint(folder, options, facts, (8,), 1, target, choice="own")
+    assert traced.generation is None
+    assert "expected 5 or later" in (traced.without_generation or "")

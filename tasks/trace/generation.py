@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+#: Beams are searched otherwise by earlier ones.
+_TRANSFORMERS = 5
 #: Rows, tokens of the source and cache of the recorded calls, and of those that are compared.
 _SHAPES = ((2, 7, 9), (3, 10, 13))
 
@@ -186,6 +189,7 @@ def add_generation(
     """
     report_progress("recording its generation")
     try:
+        _check_version()
         decoding = read_decoding(getattr(model, "generation_config", None), choice)
         examples, layers = _make_examples(model, facts, decoding, 0)
         found = record(examples)
@@ -197,6 +201,15 @@ def add_generation(
             return traced, Search(missing=f"the programs of {name} at two shapes differ")
     source = tuple(search_source(decoding, layers, lengths))
     return found, Search(source=source, generation=_describe(decoding, layers, lengths[-1]))
+
+
+def _check_version() -> None:
+    installed = version("transformers")
+    if int(installed.partition(".")[0]) < _TRANSFORMERS:
+        raise GenerationError(
+            f"transformers: expected {_TRANSFORMERS} or later, whose search the bundle's loop is, "
+            f"got {installed}."
+        )
 
 
 def _describe(decoding: Decoding, layers: int, capacity: int) -> Generation:

@@ -102,5 +102,8 @@ def _read_texts(facts: ModelFacts, longest: int, samples: Samples | None) -> Ite
     if samples is None:
         return
     for name, feed in read_feeds(samples, facts.inputs).items():
-        if not name.startswith(PASSAGE) and feed["input_ids"].shape[1] <= longest:
+        ids = feed["input_ids"]
+        # A tokenizer may know tokens that its model does not.
+        known = int(ids.max()) < facts.vocabulary.size
+        if known and not name.startswith(PASSAGE) and ids.shape[1] <= longest:
             yield feed
