@@ -29,6 +29,7 @@ from tasks.validate.generation_reference import compute_generation
 from tasks.validate.verdict import TOLERANCES
 from tests.support import tiny
 from tests.support.trained import save_trained
+from tracefleet.cli import main
 from tracefleet.errors import AnswerTooLongError, InputTooLongError, NoGenerationError
 
 TASK, LENGTHS = "text2text-generation", [8, 16]
@@ -142,7 +143,7 @@ def test_bad_input_is_refused_by_type_in_python_and_by_the_bundle(checkpoint, tm
 
 
 def test_a_search_that_the_loop_lacks_is_refused_by_name_and_may_be_greedy(
-    own_checkpoint, tmp_path
+    own_checkpoint, tmp_path, capsys
 ):
     folder = own_checkpoint("bart")
     _set_generation(folder, do_sample=True, num_beams=2)
@@ -156,6 +157,9 @@ def test_a_search_that_the_loop_lacks_is_refused_by_name_and_may_be_greedy(
     greedy = _convert(folder, tmp_path / "greedy", generation="greedy")
     assert greedy.options["generation"] == "greedy"
     assert greedy.generation.num_beams == 1
+    for store, told in (("store", "no: do_sample: expected"), ("greedy", "greedily, up to 16")):
+        assert main(["show", str(tmp_path / store), manifest.source]) == 0
+        assert f"generates  {told}" in capsys.readouterr().out
     without = _convert(folder, tmp_path / "without", generation="none")
     assert (without.generation, without.without_generation) == (None, None)
 
