@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 #: Beams are searched otherwise by earlier ones.
 _TRANSFORMERS = 5
-#: Rows, tokens of the source and cache of the recorded calls, and of those that are compared.
-_SHAPES = ((2, 7, 9), (3, 10, 13))
+#: Rows and tokens of the source of the recorded calls, and the size of their cache.
+_SHAPE = (2, 7, 9)
 
 
 def encode(self: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -191,9 +191,10 @@ def add_generation(
     try:
         _check_version()
         decoding = read_decoding(getattr(model, "generation_config", None), choice)
-        examples, layers = _make_examples(model, facts, decoding, 0)
+        examples, layers = _make_examples(model, facts, decoding, _SHAPE)
         found = record(examples)
-        other = record(_make_examples(model, facts, decoding, 1)[0])
+        longest = (_SHAPE[0] + 1, lengths[-1], lengths[-1] + 1)
+        other = record(_make_examples(model, facts, decoding, longest)[0])
     except ConversionError as error:
         return traced, Search(missing=str(error))
     for name in METHODS:
@@ -226,7 +227,7 @@ def _describe(decoding: Decoding, layers: int, capacity: int) -> Generation:
 
 
 def _make_examples(
-    model: nn.Module, facts: ModelFacts, decoding: Decoding, which: int
+    model: nn.Module, facts: ModelFacts, decoding: Decoding, shape: tuple[int, int, int]
 ) -> tuple[dict[str, tuple[Any, ...]], int]:
     """Return inputs of each method at one of the two shapes, and the decoder's layers.
 
@@ -237,7 +238,7 @@ def _make_examples(
 
     try:
         with torch.no_grad(), sparing_buffers(model):
-            return _run_once(model, facts, decoding, which)
+            return _run_once(model, facts, decoding, shape)
     except ConversionError:
         raise
     except Exception as error:
@@ -248,13 +249,13 @@ def _make_examples(
 
 
 def _run_once(
-    model: nn.Module, facts: ModelFacts, decoding: Decoding, which: int
+    model: nn.Module, facts: ModelFacts, decoding: Decoding, shape: tuple[int, int, int]
 ) -> tuple[dict[str, tuple[Any, ...]], int]:
     import torch
     from torch.nn.functional import pad
 
-    rows, tokens, capacity = _SHAPES[which]
-    feed = make_uneven_feed(facts, batch=rows, length=tokens, seed=which)
+    rows, tokens, capacity = shape
+    feed = make_uneven_feed(facts, batch=rows, length=tokens, seed=tokens)
     ids, mask = feed["input_ids"], feed["attention_mask"]
     start = torch.full((rows, 1), decoding.start)
     holder = SimpleNamespace(model=model)

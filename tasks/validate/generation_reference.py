@@ -143,7 +143,7 @@ def _force(
     import torch
 
     most = lengths[-1]
-    feed = draw_rows(facts, [lengths[0], max(1, lengths[0] // 2)])
+    feed = draw_rows(facts, [most, max(1, lengths[0] // 2)])
     own = _generate(model, feed, min(LIMIT, most), 1, NearTies(2, generation.eos))
     others = draw_tokens(facts, 2, most + LIMIT)
     tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
