@@ -12,7 +12,7 @@ export DO_NOT_TRACK ?= 1
 # and those of larger models must not spin while they wait.
 QUIETLY := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-fleet format clean help
+.PHONY: demo test test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-generate bench-fleet format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ bench-store: $(STAMP)  ## a store on S3 against plain boto3, as ratios; needs 6 
 
 bench-serve: $(STAMP)  ## sentences a second of the artifact against transformers, as ratios
 	$(BIN)/python -m benchmarks.serve
+
+bench-generate: $(STAMP)  ## tokens a second of the artifact's generate against transformers, as ratios
+	$(BIN)/python -m benchmarks.generate
 
 bench-fleet: $(STAMP)  ## 1,000 tiny checkpoints over a real Prefect server and two workers
 	$(BIN)/python -m benchmarks.fleet

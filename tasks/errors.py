@@ -7,6 +7,7 @@
     ├── UnsafeCheckpointError       pickle or remote code without permission; damaged weights
     ├── TiedWeightsError            a tied group that could not be untied bit-identically
     ├── TraceError                  torch.jit refused to trace or save the model
+    ├── GenerationError             no generation in the artifact, with the reason; forward stays
     ├── NumericsMismatchError       the saved file differs from eager (carries the report)
     ├── BackendUnavailableError     the backend's package or device is not here
     ├── CompilationError            a device's compiler made no program (carries the reason)
@@ -62,6 +63,10 @@ class TiedWeightsError(ConversionError):
 
 class TraceError(ConversionError):
     """The model ran eagerly but could not be recorded or saved as TorchScript."""
+
+
+class GenerationError(ConversionError):
+    """The artifact can't generate as the checkpoint does; its one forward is not concerned."""
 
 
 class NumericsMismatchError(ConversionError):

@@ -69,3 +69,34 @@ def test_cpp_computes_what_python_computes_and_refuses_what_is_too_long(tmp_path
         refused = check(bundle, tmp_path / "damaged")
         assert refused.returncode == 1
         assert "error: golden samples: " in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which the project does not")
+def test_cpp_generates_the_ids_that_python_generates(tmp_path, checkpoint):
+    binary = build(tmp_path / "consumer")
+    request = make_request(
+        {
+            "source": f"file://{checkpoint('marian')}",
+            "task": "text2text-generation",
+            "lengths": [8, 16],
+            "store": f"file://{tmp_path}/store",
+        }
+    )
+    manifest = convert(request).manifest
+    (bundle,) = (tmp_path / "store").rglob("model.pt")
+    model = tracefleet.open(tmp_path / "store", manifest.source)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(binary), str(bundle), "--generate", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    for beams in (1, 4):
+        outcome = run(12, beams, 20, 30, 40)
+        assert outcome.returncode == 0, outcome.stderr
+        (expected,) = model.generate([[20, 30, 40]], max_new_tokens=12, num_beams=beams).tolist()
+        assert list(map(int, outcome.stdout.split())) == expected
+    for wrong, told in (((17, 1, 20), "max_new_tokens"), ((4, 0, 20), "num_beams")):
+        refused = run(*wrong)
+        assert refused.returncode == 1
+        assert f"{told}: expected" in refused.stderr
+    assert "at most 16" in run(4, 1, *range(20, 37)).stderr

@@ -18,10 +18,11 @@ import jsonschema
 import pytest
 
 from tests.support.reader_support import entry, example_manifest
+from tracefleet import generation_types, manifest_types, verdict_types
 from tracefleet import manifest as manifest_module
-from tracefleet import manifest_types, verdict_types
 from tracefleet.canonical import canonical_json, check_relative
 from tracefleet.errors import ManifestError
+from tracefleet.generation_types import Generation, GenerationVerdict
 from tracefleet.manifest import Manifest, parse
 from tracefleet.manifest_types import FileEntry, General, Variant
 from tracefleet.text import spec as text_spec
@@ -63,6 +64,21 @@ def _example(**changes: Any) -> Manifest:
     validation = dataclasses.replace(plain.validation, samples=samples)
     whole = {"general": general, "validation": validation, "text": TEXT, **changes}
     return dataclasses.replace(plain, **whole)
+
+
+_VERDICT = GenerationVerdict(
+    max_rel_error=1e-7, beams=(1, 4), rows=8, near_ties=1, unproved=("longest",), faults=("a", "b")
+)
+_GENERATION = Generation(
+    num_beams=4,
+    max_new_tokens=16,
+    start=0,
+    pad=0,
+    eos=(1,),
+    layers=2,
+    options={"length_penalty": "0.6"},
+    verdict=_VERDICT,
+)
 
 
 def _raw() -> dict[str, Any]:
@@ -140,6 +156,8 @@ def test_the_golden_file_is_what_is_written():
         _example(),
         _example(general=None),
         _example(text=None),
+        _example(generation=_GENERATION),
+        _example(without_generation="do_sample: expected greedy or beam search"),
         _example(general=General(shortest=1, rows=8, tokens=None)),
         _example(license=None, options={}, tied_groups=(), outputs=()),
         _example(source="file:///dömain/模型", options={"a": 'quote " and \n line'}),
@@ -156,6 +174,19 @@ def test_what_is_written_reads_back_the_same(manifest: Manifest):
     data = manifest.to_bytes()
     assert parse(data) == manifest
     assert parse(data).to_bytes() == data
+
+
+def test_a_manifest_says_how_it_generates_only_where_it_does():
+    assert "generation" not in json.loads(_example().to_bytes())
+    raw = json.loads(_example(generation=_GENERATION).to_bytes())
+    assert raw["generation"]["verdict"]["beams"] == [1, 4]
+    VALIDATOR.validate(raw)
+    VALIDATOR.validate(json.loads(_example(without_generation="why").to_bytes()))
+    raw["generation"]["num_beams"] = 0
+    with pytest.raises(ManifestError, match="num_beams expected at least 1"):
+        parse(canonical_json(raw))
+    limited = _example(generation=_GENERATION).in_schema(2)
+    assert limited.generation is None
 
 
 def test_the_golden_file_reads_and_writes_back_to_its_own_bytes():
@@ -181,13 +212,14 @@ def test_the_schema_is_sound_and_accepts_the_golden_file():
 def test_the_schema_names_the_fields_of_the_dataclasses():
     shapes = {**SCHEMA["$defs"], "Manifest": SCHEMA}
     for name, shape in shapes.items():
-        types = (manifest_types, verdict_types, text_spec)
+        types = (manifest_types, verdict_types, text_spec, generation_types)
         known = {name: kind for module in types for name, kind in vars(module).items()}
         known["Manifest"] = Manifest
         kind: Any = known[name]
         fields = {field.name for field in dataclasses.fields(kind)}
         assert set(shape["properties"]) == fields, name
-        assert fields - set(shape["required"]) <= {OPTIONAL[1]}, name
+        optional = {OPTIONAL[1], "generation", "without_generation"}
+        assert fields - set(shape["required"]) <= optional, name
         assert shape["additionalProperties"] is False
     hints = typing.get_type_hints(Manifest)
     assert {"Manifest", hints["variant"].__name__, hints["validation"].__name__} <= set(shapes)

@@ -281,7 +281,7 @@ def test_a_tokenizer_that_refuses_texts_costs_no_conversion(
             raise ValueError("expected a table")
         return {"input_ids": list(range(20, 30))}
 
-    monkeypatch.setattr("tasks.samples.tokenized._load_tokenizer", lambda *_: refusing)
+    monkeypatch.setattr("tasks.samples.tokenized.load_own_tokenizer", lambda *_: refusing)
     bench = _remade(checkpoint("bert"), tmp_path, "feature-extraction")
     assert bench.samples is not None
     if wanted:
@@ -294,7 +294,7 @@ def test_a_tokenizer_that_makes_nothing_of_a_text_costs_no_conversion(
     checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "tasks.samples.tokenized._load_tokenizer", lambda *_: lambda *_, **__: {"input_ids": []}
+        "tasks.samples.tokenized.load_own_tokenizer", lambda *_: lambda *_, **__: {"input_ids": []}
     )
     _missing(_remade(checkpoint("bert"), tmp_path, "feature-extraction"))
 

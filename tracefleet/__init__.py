@@ -26,12 +26,14 @@ from importlib.metadata import PackageNotFoundError, version
 from tracefleet.channel import find_variants
 from tracefleet.check import CheckReport, OutputCheck, check
 from tracefleet.errors import (
+    AnswerTooLongError,
     ArtifactError,
     BackendUnavailableError,
     BenchError,
     DigestMismatchError,
     InputTooLongError,
     ManifestError,
+    NoGenerationError,
     NoSamplesError,
     NoSuchVariantError,
     StoreError,
@@ -58,6 +60,7 @@ except PackageNotFoundError:  # a source tree on the path, as in the pipeline's 
     __version__ = "0+source"
 
 __all__ = [
+    "AnswerTooLongError",
     "ArtifactError",
     "BackendUnavailableError",
     "BenchError",
@@ -70,6 +73,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Model",
+    "NoGenerationError",
     "NoSamplesError",
     "NoSuchVariantError",
     "OutputCheck",

@@ -7,6 +7,8 @@
     ├── DigestMismatchError   bytes whose digest is not the one in the manifest or the channel
     ├── InputTooLongError     more tokens than the largest standard length
     ├── TextRefusedError      texts for a conversion that takes ids, or has no answers
+    ├── AnswerTooLongError    more new tokens were asked for than the largest standard length
+    ├── NoGenerationError     a conversion that does not generate; the message has the reason
     ├── NoSamplesError        a conversion without golden samples can't be checked with them
     ├── BenchError            a comparison that was asked for and can't be made here
     └── StoreError            a store that can't be opened, read or written
@@ -79,6 +81,14 @@ class InputTooLongError(ArtifactError, ValueError):
 
 class TextRefusedError(ArtifactError, ValueError):
     """A conversion can't take texts, or has no answers to give; ids still work."""
+
+
+class AnswerTooLongError(ArtifactError, ValueError):
+    """An answer may have at most as many new tokens as the largest standard length."""
+
+
+class NoGenerationError(ArtifactError):
+    """A conversion has no ``generate``: another task, or none that was proved."""
 
 
 class NoSamplesError(ArtifactError):

@@ -23,6 +23,7 @@ from typing import Any
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
+from tracefleet.generation_types import Generation
 from tracefleet.lengths import check_lengths
 from tracefleet.manifest_types import (
     FileEntry,
@@ -46,21 +47,17 @@ _FIRST_SCHEMA = 1
 _SECOND_SCHEMA = 2
 #: The first one that says where one graph was proved for every shape.
 GENERAL_SCHEMA = 3
+#: Of what reads texts or generates: left out of every other manifest.
+_OPTIONAL: dict[str, Any] = {"text": None, "generation": None, "without_generation": None}
 #: Fields that came with schema 3, and what they are in a manifest of an earlier one.
 _SINCE_THIRD: dict[str, Any] = {
-    "device": None,
+    **dict.fromkeys(("device", "general", "reader", "routed")),
     "follows_device": False,
-    "general": None,
-    "reader": None,
-    "routed": None,
-    "text": None,
+    **_OPTIONAL,
 }
 #: The same of the gate's verdict, and of the accuracy in it.
-_VALIDATION_SINCE_THIRD: dict[str, Any] = {
-    "left_padding": UNTRIED,
-    "samples": None,
-    "without_samples": None,
-}
+_VALIDATION_SINCE_THIRD: dict[str, Any] = dict.fromkeys(("samples", "without_samples"))
+_VALIDATION_SINCE_THIRD["left_padding"] = UNTRIED
 _ACCURACY_SINCE_THIRD: dict[str, Any] = {"inputs": None, "rank_correlation": None}
 #: Oldest version of tracefleet that reads what this one writes.
 READER = "0.2.0"
@@ -101,6 +98,8 @@ class Manifest:
         follows_device: whether the bundle runs where its inputs and weights are, and not on that
             kind of device alone.
         text: how texts become ids, and outputs answers; None, which is not written: nothing says.
+        generation: what ``generate`` does; None: the bundle has no such method.
+        without_generation: why a model that generates has none.
         files: every file of the conversion except the manifest.
         toolchain: versions of the software that made the files.
         recipe: version of tracefleet's conversion semantics.
@@ -125,6 +124,8 @@ class Manifest:
     device: str | None
     follows_device: bool
     text: TextSpec | None = None
+    generation: Generation | None = None
+    without_generation: str | None = None
     files: tuple[FileEntry, ...]
     toolchain: Toolchain
     recipe: int
@@ -215,8 +216,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the canonical JSON, in the schema that the manifest was read in."""
         raw = dataclasses.asdict(self)
-        if self.text is None:
-            del raw["text"]
+        _drop(raw, [name for name in _OPTIONAL if raw[name] is None])
         if self.schema < SCHEMA:
             _drop(raw, _SINCE_THIRD)
             _drop(raw["validation"], _VALIDATION_SINCE_THIRD)
@@ -262,10 +262,10 @@ def _refuse_later_schema(raw: Any) -> None:
 
 def _upgrade(raw: Any) -> Any:
     """Add to a manifest of an earlier schema the fields that came later."""
-    if not isinstance(raw, dict) or raw.get("schema") not in SCHEMAS:
+    if not isinstance(raw, dict):
         return raw
-    if raw["schema"] == SCHEMA:
-        return {"text": None, **raw}
+    if raw.get("schema") not in (_FIRST_SCHEMA, _SECOND_SCHEMA):
+        return {**_OPTIONAL, **raw}
     _refuse_later_fields(raw["schema"], raw, _SINCE_THIRD)
     try:
         validation = _upgrade_validation(raw["schema"], raw["validation"])

@@ -52,6 +52,7 @@ def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) 
         "inputs": _format_specs(manifest.inputs),
         "outputs": _format_specs(manifest.outputs),
         "any shape": _describe_shapes(manifest),
+        "generates": _describe_generation(manifest),
         "left pads": describe_left_padding(manifest.validation),
         "devices": _describe_devices(store, selection, manifest),
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
@@ -74,6 +75,23 @@ def _find_report(store: ReadableStore, selection: Selection) -> str | None:
     except StoreError:  # without a network, or without the rights: the facts are worth printing
         return None
     return None
+
+
+def _describe_generation(manifest: Manifest) -> str | None:
+    """Say how an encoder-decoder generates, and what was proved; nothing of other models."""
+    made = manifest.generation
+    if made is None:
+        why = manifest.without_generation
+        return None if why is None else f"no: {why}"
+    search = "greedily" if made.num_beams == 1 else f"with {made.num_beams} beams"
+    told = f"{search}, up to {made.max_new_tokens} tokens unless asked otherwise"
+    verdict = made.verdict
+    if verdict is None:
+        return told
+    beams = ", ".join(map(str, verdict.beams))
+    proved = f"{verdict.rows} answers equal with {beams} beams, {verdict.near_ties} near ties"
+    unproved = f"; not shown: {', '.join(verdict.unproved)}" if verdict.unproved else ""
+    return f"{told}; {proved}{unproved}"
 
 
 def _describe_samples(manifest: Manifest) -> str:

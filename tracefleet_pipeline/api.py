@@ -98,6 +98,7 @@ def convert(
     batch: int | None = None,
     channel: str | None = None,
     name: str | None = None,
+    generation: Literal["own", "greedy", "none"] | None = None,
     revision: str | None = None,
     rtol: float | None = None,
     accept_tolerance_risk: bool = False,
@@ -124,6 +125,8 @@ def convert(
         batch: Rows in one traced call.
         channel: Channel that will point to the conversion.
         name: Name that readers open the conversion by, such as ``support-classifier``.
+        generation: How an encoder-decoder's artifact generates: as the checkpoint says (``own``),
+            greedily, or not at all.
         revision: Branch, tag or commit of a hub source.
         rtol: Relative tolerance instead of the dtype's own.
         accept_tolerance_risk: Let ``rtol`` be looser than its ceiling.

@@ -3,9 +3,12 @@
 //
 //   consumer model.pt INPUTS ID [ID …]
 //   consumer model.pt --check samples/….safetensors
+//   consumer model.pt --generate TOKENS BEAMS ID [ID …]
 //
 // INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros). --check
 // runs the golden samples that are published with the conversion, and returns 1 if any differs.
+// --generate prints the ids of an encoder-decoder's answer, of at most TOKENS new ones; with BEAMS 1
+// it searches greedily.
 // With DEVICE=cuda in the environment it runs on a GPU: a bundle whose manifest says
 // follows_device runs where its weights and inputs are. REAL=float16 (or bfloat16) is the type of
 // pixels and sounds of a conversion of that dtype.
@@ -33,10 +36,28 @@ static torch::ScalarType real_type() {
   return name == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
 }
 
+static at::Tensor read_row(int argc, char** argv, int first, const torch::Device& device) {
+  std::vector<int64_t> ids;
+  for (int i = first; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
+  return torch::tensor(ids, torch::kInt64).unsqueeze(0).to(device);  // one row
+}
+
+// The search is a method of the archive: no Python, and any thread may call it.
+static void generate(torch::jit::Module& bundle, const at::Tensor& row, int64_t most,
+                     int64_t beams) {
+  const auto mask = torch::ones_like(row);
+  const auto answer = bundle.run_method("generate", row, mask, most, beams).toTensor().cpu();
+  for (int64_t i = 0; i < answer.size(1); ++i) {
+    std::cout << (i == 0 ? "" : " ") << answer[0][i].item<int64_t>();
+  }
+  std::cout << "\n";
+}
+
 int main(int argc, char** argv) {
   if (argc < 4) {
     std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n"
-                 "       consumer model.pt --check samples/....safetensors\n";
+                 "       consumer model.pt --check samples/....safetensors\n"
+                 "       consumer model.pt --generate TOKENS BEAMS ID [ID ...]\n";
     return 2;
   }
   try {
@@ -53,9 +74,12 @@ int main(int argc, char** argv) {
       return golden::check(bundle, argv[3], device, real_type()) == 0 ? 0 : 1;
     }
 
-    std::vector<int64_t> ids;
-    for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
-    const auto tensor = torch::tensor(ids, torch::kInt64).unsqueeze(0).to(device);  // one row
+    if (std::string(argv[2]) == "--generate" && argc > 5) {
+      const auto row = read_row(argc, argv, 5, device);
+      generate(bundle, row, std::atoll(argv[3]), std::atoll(argv[4]));
+      return 0;
+    }
+    const auto tensor = read_row(argc, argv, 3, device);
 
     std::vector<torch::jit::IValue> inputs{tensor};
     const int count = std::atoi(argv[2]);

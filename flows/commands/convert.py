@@ -96,6 +96,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="float32, float16, bfloat16 or int8 (dynamic quantisation) (default: float32)",
     )
     add("--batch", type=int, help="rows in one traced call (default: 1)")
+    add("--generation", help="of text2text-generation: own, greedy or none (default: own)")
     add("--rtol", type=float, help="relative tolerance (default: the dtype's own)")
     add(
         "--accept-tolerance-risk",

@@ -14,6 +14,7 @@ from pathlib import Path
 from tasks.backends.options import Options
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import input_specs
+from tasks.model.generation import Choice
 from tasks.samples.make import Samples
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
@@ -61,6 +62,7 @@ class Job:
         candidate: Programs that are to be proved instead of new ones; None: compile.
         may_be_general: Whether one graph may serve every shape, if that is proved.
         samples: Real inputs of the checkpoint; None: none were made yet.
+        generation: How the artifact's ``generate`` searches; ``none``: it has no such method.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Job:
     candidate: Candidate | None = None
     may_be_general: bool = True
     samples: Samples | None = None
+    generation: Choice = "none"
 
     @property
     def text(self) -> TextSpec | None:

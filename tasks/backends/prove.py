@@ -15,8 +15,9 @@ from typing import Any
 
 from tasks.backends import programs
 from tasks.backends.base import Candidate, Job, Proved
+from tasks.backends.generation import prove_generation
 from tasks.backends.programs import Prepared
-from tasks.errors import NumericsMismatchError, PaddingChangesError
+from tasks.errors import GenerationError, NumericsMismatchError, PaddingChangesError
 from tasks.samples.make import make_samples
 from tasks.steps import Steps
 from tasks.trace.bundle import TracedFile
@@ -61,6 +62,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
     """
     reach = Reach.GENERAL if job.may_be_general else Reach.SHARED
     job, failed = _add_samples(job, steps), None
+    lacking: str | None = None
     while True:
         traced = _trace(job, steps, reach)
         try:
@@ -78,6 +80,13 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         else:
             routed = failed or traced.routed
             traced = replace(traced, routed=routed, follows_device=report.follows_device)
+            try:
+                traced = prove_generation(job, traced, steps)
+            except GenerationError as error:
+                logger.info("no generation: %s", error)
+                job, lacking = replace(job, generation="none"), str(error)
+                continue
+            traced = replace(traced, without_generation=lacking or traced.without_generation)
             facts = job.requiring(reference.required).facts
             return Proved(facts=facts, traced=traced, report=report, text=job.text)
 
@@ -155,6 +164,7 @@ def _trace(job: Job, steps: Steps, reach: Reach) -> TraceResult:
         # The stem is part of the archive's bytes: always model.pt.
         job.work / "model.pt",
         reach,
+        job.generation,
     )
 
 

@@ -121,6 +121,8 @@ class Identity:
             device=traced.device,
             follows_device=traced.follows_device,
             text=text,
+            generation=traced.generation,
+            without_generation=traced.without_generation,
             files=files,
             validation=validation,
             **{name: getattr(self, name) for name in names},

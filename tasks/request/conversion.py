@@ -17,6 +17,7 @@ from tasks.child import Limits
 from tasks.errors import RequestError
 from tasks.fetch.checkpoint import normalise_source
 from tasks.model.facts import LoadOptions
+from tasks.model.generation import Choice
 from tasks.request.checks import call_check, choose_options, number_fields
 from tasks.request.mistakes import describe_mistakes
 from tasks.request.names import read_name
@@ -77,6 +78,11 @@ class ConversionRequest(BaseModel):
         ge=1,
         le=4096,
         description="Rows in one traced call; the bundle takes any number of rows.",
+    )
+    generation: Choice = Field(
+        default="own",
+        description="How a text2text-generation artifact generates: own (the checkpoint's "
+        "generation config), greedy (whatever it asks for), none.",
     )
     # These three stand before `rtol`: pydantic checks in this order, and its check reads them.
     neuronx: NeuronxOptions | None = Field(
@@ -263,6 +269,8 @@ class ConversionRequest(BaseModel):
         """Options outside the variant that change the conversion or its gate."""
         backend = self.backend_options
         options = {} if backend is None else dict(backend.identity)
+        if self.generation != "own":
+            options["generation"] = self.generation
         if self.rtol is not None:
             options["rtol"] = repr(self.rtol)
         # Only where it made a difference: within the ceiling nothing was risked.

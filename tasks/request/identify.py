@@ -10,6 +10,7 @@ from tasks.fetch.checkpoint import fetch_description
 from tasks.fetch.source import Resolved
 from tasks.model.default_lengths import check_positions, default_lengths
 from tasks.model.facts import ModelFacts
+from tasks.model.generation import GENERATING_TASK, Choice
 from tasks.model.heads import default_task
 from tasks.model.named_task import check_head, named_task
 from tasks.publish.identity import Identity
@@ -120,4 +121,12 @@ def make_job(
         failed=cache_root() / "failed-compilations",
         candidate=download_programs(store, candidate, work),
         may_be_general=identity.may_be_general,
+        generation=_choose_generation(request, identity),
     )
+
+
+def _choose_generation(request: ConversionRequest, identity: Identity) -> Choice:
+    """Return how an artifact generates: the manifest has to say it, and the task to have it."""
+    if request.task != GENERATING_TASK or not identity.may_be_general:
+        return "none"
+    return request.generation

@@ -7,6 +7,8 @@ The bundle's contract with consumers (Python, C++, Triton):
   attribute ``token_budget`` allows. Else it routes to the smallest standard length that fits, pads
   on the right, runs the traced batch as often as the rows need, and slices the outputs back.
 * ``forward_<length>(<inputs>)``: exactly the traced batch and length; anything else raises.
+* ``generate(…)`` of encoder-decoders (``tasks.trace.search_script``), and its pieces ``encode``,
+  ``prefill`` and ``step`` (``tasks.trace.generation``).
 
 The archive is written in one streaming pass: graph and structure come from a skeleton whose
 weights are on the meta device, each tensor's bytes from the live model, and the digest is computed
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -63,6 +66,7 @@ def write_bundle(
     batch: int,
     target: Path,
     general: General | None = None,
+    search: Sequence[str] = (),
 ) -> TracedFile:
     """Give a traced module its public methods and write it to ``target``.
 
@@ -76,6 +80,7 @@ def write_bundle(
         batch: Rows in one traced call.
         target: File to write.
         general: Shapes at which ``forward`` runs calls as they are; None: it pads.
+        search: Methods of ``generate``, in order; none: it has none.
 
     Raises:
         TraceError: torch.jit can't save the module (a Python function in its graph, for one).
@@ -88,7 +93,7 @@ def write_bundle(
     follow_inputs(traced)
     if general is not None and general.tokens is not None:
         _add_number(traced, BUDGET, general.tokens)
-    for source in dispatcher_source(inputs, outputs, graphs, batch, general):
+    for source in [*dispatcher_source(inputs, outputs, graphs, batch, general), *search]:
         traced.define(source)
     weights = {
         **dict(traced.named_parameters(remove_duplicate=False)),

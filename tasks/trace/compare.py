@@ -57,6 +57,11 @@ def same_graph(one: Any, first: int, two: Any, second: int) -> bool:
     return _are_equal(_read_program(one, first), _read_program(two, second), lambda a, b: a == b)
 
 
+def same_method(one: Any, two: Any, name: str) -> bool:
+    """Tell whether a method of two traced modules is the very same program."""
+    return _are_equal(_read_method(one, name), _read_method(two, name), lambda a, b: a == b)
+
+
 def same_program(traced: Any, lengths: tuple[int, ...]) -> bool:
     """Tell whether a module's graphs are equal but for integers that are their own lengths."""
     first, reference = lengths[0], _read_program(traced, lengths[0])
@@ -77,10 +82,14 @@ def has_topk_or_sort(traced: Any, length: int) -> bool:
 
 
 def _read_program(traced: Any, length: int) -> tuple[list[str], list[Any]]:
-    """Return a length's inlined graph as lines, and the tensors baked into it."""
+    return _read_method(traced, f"_traced_{length}")
+
+
+def _read_method(traced: Any, name: str) -> tuple[list[str], list[Any]]:
+    """Return a method's inlined graph as lines, and the tensors baked into it."""
     import torch
 
-    graph = getattr(traced, f"_traced_{length}").inlined_graph.copy()
+    graph = getattr(traced, name).inlined_graph.copy()
     torch._C._jit_pass_erase_shape_information(graph)
     torch._C._jit_pass_canonicalize(graph)
     lines = _NOISE.sub("", str(graph)).splitlines()

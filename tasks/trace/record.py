@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,17 @@ from tasks.errors import ConversionError, TraceError
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import example_feed, input_specs
 from tasks.model.general import make_general
+from tasks.model.generation import Choice
 from tasks.model.load import load_eager
 from tasks.model.outputs import call_tuple, describe_outputs
 from tasks.model.quantise import quantise
 from tasks.model.state import sparing_buffers
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
+from tasks.trace.generation import METHODS, NO_SEARCH, add_generation
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
+from tracefleet.generation_types import Generation
 from tracefleet.manifest_types import INT8, General, OutputSpec
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class TraceResult:
         follows_device: Whether it runs on other devices too; the gate finds out.
         has_topk_or_sort: Whether the program uses top-k or sort, whose ties padding may break
             differently.
+        generation: What ``generate`` does; None: there is none.
+        without_generation: Why there is none; None: there is, or the task has none.
     """
 
     files: tuple[TracedFile, ...]
@@ -79,6 +84,8 @@ class TraceResult:
     routed: str | None = None
     device: str = "cpu"
     follows_device: bool = False
+    generation: Generation | None = None
+    without_generation: str | None = None
 
     @property
     def file(self) -> TracedFile:
@@ -95,6 +102,7 @@ def trace_checkpoint(
     batch: int,
     target: Path,
     reach: Reach = Reach.GENERAL,
+    choice: Choice = "none",
 ) -> TraceResult:
     """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
 
@@ -106,6 +114,7 @@ def trace_checkpoint(
         batch: Rows in one traced call.
         target: File of the bundle; its name should be ``model.pt``.
         reach: What one graph may serve at most, if its programs at other shapes are equal.
+        choice: How the bundle's ``generate`` searches; ``none``: it has no such method.
 
     Raises:
         UnsupportedCheckpointError: Eager can't run it from ids, or int8 has nothing to quantise.
@@ -132,12 +141,17 @@ def trace_checkpoint(
         traced = record(lengths, batch)
     same = shared or same_program(traced, lengths)
     topk = has_topk_or_sort(traced, lengths[0])
+    search = NO_SEARCH
+    if choice != "none":
+        again = functools.partial(record, lengths[:1] if shared else lengths, batch)
+        traced, search = add_generation(traced, model, facts, lengths, choice, again)
     graphs = {length: f"_traced_{length}" for length in lengths}
     if shared:
         graphs = dict.fromkeys(lengths, f"_traced_{lengths[0]}")
     report_progress(f"writing the bundle ({_describe(shared or len(lengths) == 1, general)})")
     # Nothing can be read from the module afterwards: its weights move to the meta device.
-    file = write_bundle(traced, input_specs(facts), outputs, graphs, batch, target, general)
+    specs = input_specs(facts)
+    file = write_bundle(traced, specs, outputs, graphs, batch, target, general, search.source)
     return TraceResult(
         files=(file,),
         outputs=outputs,
@@ -147,6 +161,8 @@ def trace_checkpoint(
         has_topk_or_sort=topk,
         general=general,
         routed=routed,
+        generation=search.generation,
+        without_generation=search.missing,
     )
 
 
@@ -174,8 +190,11 @@ def trace_lengths(
     outputs: tuple[OutputSpec, ...],
     lengths: tuple[int, ...],
     batch: int,
+    more: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> torch.jit.ScriptModule:
     """Trace an untied model in eval mode; see ``trace_checkpoint`` for the arguments.
+
+    ``more`` has inputs for each of ``tasks.trace.generation``'s methods, to be recorded too.
 
     Raises:
         TraceError: The model can't be recorded; the message names the length.
@@ -183,11 +202,12 @@ def trace_lengths(
     import torch
 
     reached: list[int] = []
-    recorder = _make_recorder(model, facts, outputs, lengths, reached)
+    recorder = _make_recorder(model, facts, outputs, lengths, reached, more or {})
     examples = {
         f"_traced_{length}": tuple(example_feed(facts, batch=batch, length=length).values())
         for length in lengths
     }
+    examples |= more or {}
     try:
         with torch.no_grad(), warnings.catch_warnings(), recordable(model):
             # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
@@ -201,7 +221,7 @@ def trace_lengths(
         raise
     except Exception as error:
         raise TraceError(
-            f"{facts.architecture} at length {reached[-1] if reached else lengths[0]}: expected "
+            f"{facts.architecture} at length {(reached or [*lengths, 0])[-1]}: expected "
             f"torch.jit.trace to record it, got {type(error).__name__}: {error}. "
             "This architecture can't be a TorchScript artifact with these versions."
         ) from error
@@ -213,6 +233,7 @@ def _make_recorder(
     outputs: tuple[OutputSpec, ...],
     lengths: tuple[int, ...],
     reached: list[int],
+    more: Collection[str],
 ) -> nn.Module:
     """Wrap a model for recording: positional tensors in, a flat tuple out, one method a length."""
     from torch import nn
@@ -237,4 +258,6 @@ def _make_recorder(
 
     for length in lengths:
         setattr(Bundle, f"_traced_{length}", method(length))
+    for name in more:
+        setattr(Bundle, name, METHODS[name])
     return Bundle().eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from tasks.errors import BackendUnavailableError
@@ -12,7 +13,7 @@ from tracefleet import errors
 from tracefleet.reader.placing import check_host
 
 
-def follows_device(module: Any, methods: tuple[str, ...]) -> bool:
+def follows_device(module: Any, methods: Sequence[str]) -> bool:
     """Tell whether nothing in a loaded bundle binds it to the device of its recording.
 
     Args:

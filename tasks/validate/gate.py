@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 #: The first call records a profile, the second rewrites the graph by it, the third just runs.
 _EXECUTOR_CALLS = ("first", "second", "third")
 _SHOWN_FAILURES = 6
+_GENERATION = ("generate",)
 
 
 def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
@@ -56,7 +57,8 @@ def validate_bundle(bundle: Path, reference: Reference) -> ValidationReport:
     use_full_precision(device)
     module.to(device)
     report = judge(module, reference, weights_matched=matched)
-    methods = ("forward", *(f"forward_{length}" for length in reference.plan.lengths))
+    methods = ["forward", *(f"forward_{length}" for length in reference.plan.lengths)]
+    methods += [name for name in _GENERATION if hasattr(module, name)]
     return dataclasses.replace(report, follows_device=follows_device(module, methods))
 
 

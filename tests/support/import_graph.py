@@ -23,7 +23,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.lengths",
         "tracefleet.source",
     ),
-    ("tracefleet.manifest_types", "tracefleet.printing", "tracefleet.spelling"),
+    (
+        "tracefleet.generation_types",
+        "tracefleet.manifest_types",
+        "tracefleet.printing",
+        "tracefleet.spelling",
+    ),
     ("tracefleet.text",),
     ("tracefleet.verdict_types",),
     ("tracefleet.manifest", "tracefleet.store", "tracefleet.golden"),

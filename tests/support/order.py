@@ -18,6 +18,7 @@ SLOW = (
     "test_transformers_versions",
     "test_adversarial",
     "test_general",
+    "test_generation",
     "test_convert_fleet",
     "test_neuron_compile",
     "test_neuron_reader",

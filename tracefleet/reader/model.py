@@ -18,6 +18,7 @@ from tracefleet.manifest_types import FileEntry
 from tracefleet.reader import rows as ragged
 from tracefleet.reader.answering import Answering
 from tracefleet.reader.general import BUDGET
+from tracefleet.reader.generate import Generating
 from tracefleet.reader.inputs import arrange
 from tracefleet.reader.left_padding import refuse_left_padded
 from tracefleet.reader.outputs import Outputs, Run
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Model(Answering):
+class Model(Answering, Generating):
     """An opened conversion. Never train it: weights that were tied are independent copies.
 
     Attributes:

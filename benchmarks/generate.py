@@ -1,0 +1,206 @@
+"""``make bench-generate``: a bundle's ``generate`` against ``model.generate``, in turns.
+
+Random weights of the shapes of Marian-base and T5-small, sources of 32 tokens, 64 new ones (ends
+are taken out of both sides, so that every answer is as long). Both sides run in one process on the
+same threads, one after the other in each round; their answers are compared before they are timed.
+The median of the rounds is told, with bytes and the cost of the gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tracefleet
+from flows.convert import convert
+from tasks.request.conversion import make_request
+from tasks.steps import Steps
+from tracefleet.generation_types import GenerationVerdict
+
+SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "marian-base": (
+        "MarianMTModel",
+        "MarianConfig",
+        {
+            "vocab_size": 58_101,
+            "pad_token_id": 58_100,
+            "decoder_start_token_id": 58_100,
+            "forced_eos_token_id": None,
+            "d_model": 512,
+            "encoder_layers": 6,
+            "decoder_layers": 6,
+            "encoder_attention_heads": 8,
+            "decoder_attention_heads": 8,
+            "encoder_ffn_dim": 2048,
+            "decoder_ffn_dim": 2048,
+            "max_position_embeddings": 512,
+            "scale_embedding": True,
+        },
+    ),
+    "t5-small": ("T5ForConditionalGeneration", "T5Config", {"decoder_start_token_id": 0}),
+}
+SOURCE, ANSWER = 32, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        shape: Name of the model's shape.
+        rows: Rows in a call.
+        beams: Number of beams.
+        eager: Seconds of ``model.generate``.
+        traced: Seconds of the bundle's.
+        first: Seconds of the bundle's to the first new token.
+        equal: Whether the answers were equal.
+    """
+
+    shape: str
+    rows: int
+    beams: int
+    eager: float
+    traced: float
+    first: float
+    equal: bool
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the models, convert, compare, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--rows", nargs="*", type=int, default=[1, 8])
+    options = parser.parse_args(arguments)
+    print(f"{'model':<12} rows beams  eager tok/s  bundle tok/s  ratio  first ms  equal")
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in options.shapes:
+            for row in compare(shape, Path(folder), options.rows, options.rounds):
+                print(_format(row), flush=True)
+    return 0
+
+
+def compare(shape: str, work: Path, counts: list[int], rounds: int) -> Iterator[Row]:
+    """Yield the comparisons of one model's shape."""
+    folder = make_checkpoint(shape, work / shape)
+    model, told = _convert(folder, work / f"{shape}-store")
+    print(told, flush=True)
+    eager = _load(folder)
+    for rows in counts:
+        for beams in (1, 4):
+            yield _compare(shape, eager, model, rows, beams, rounds)
+
+
+def make_checkpoint(shape: str, folder: Path) -> Path:
+    """Save a model of a shape with random weights whose answers never end."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model_class, config_class, fields = SHAPES[shape]
+    config = getattr(transformers, config_class)(**fields)
+    model = getattr(transformers, model_class)(config)
+    if config.model_type != "t5":  # whose own weights are of a useful size
+        _draw_weights(model)
+    model.generation_config.suppress_tokens = [config.eos_token_id]
+    model.save_pretrained(folder)
+    return folder
+
+
+def _draw_weights(model: Any) -> None:
+    """Draw weights so that activations are of order one: the library's would make probes blind."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+
+
+def _convert(folder: Path, store: Path) -> tuple[tracefleet.Model, str]:
+    """Convert a checkpoint; return it opened, and a line with bytes and the cost of its gate."""
+    request = make_request(
+        {
+            "source": f"file://{folder}",
+            "task": "text2text-generation",
+            "lengths": [32, 64],
+            "store": str(store),
+        }
+    )
+    steps = Steps()
+    started = time.monotonic()
+    manifest = convert(request, steps).manifest
+    whole = time.monotonic() - started
+    if manifest.generation is None:
+        raise RuntimeError(f"{folder.name}: no generation: {manifest.without_generation}")
+    gate = steps.seconds["generation-reference"] + steps.seconds["generation"]
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    told = (
+        f"{folder.name}: bundle of {manifest.bundle.size / 1e6:.0f} MB (file of tied weights "
+        f"{weights / 1e6:.0f} MB), converted in {whole:.0f} s, of them {gate:.0f} s for the gate "
+        f"of generation; {_describe(manifest.generation.verdict)}"
+    )
+    return tracefleet.open(store, manifest.source), told
+
+
+def _describe(verdict: GenerationVerdict | None) -> str:
+    assert verdict is not None
+    return f"{verdict.rows} answers equal, {verdict.near_ties} near ties"
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def _compare(
+    shape: str, eager: Any, model: tracefleet.Model, rows: int, beams: int, rounds: int
+) -> Row:
+    import torch
+
+    ids = torch.randint(10, 30_000, (rows, SOURCE), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+
+    def run_eager() -> Any:
+        return eager.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=ANSWER, num_beams=beams
+        )
+
+    def run_bundle(tokens: int = ANSWER) -> Any:
+        return model.generate(ids, mask, max_new_tokens=tokens, num_beams=beams)
+
+    equal = torch.equal(run_eager(), run_bundle())
+    taken: dict[str, list[float]] = {"eager": [], "traced": [], "first": []}
+    for _ in range(rounds):
+        taken["eager"].append(_time(run_eager))
+        taken["traced"].append(_time(run_bundle))
+        taken["first"].append(_time(lambda: run_bundle(1)))
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return Row(shape=shape, rows=rows, beams=beams, equal=equal, **medians)
+
+
+def _time(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def _format(row: Row) -> str:
+    tokens = row.rows * ANSWER
+    return (
+        f"{row.shape:<12} {row.rows:>4} {row.beams:>5}  {tokens / row.eager:>11.1f}  "
+        f"{tokens / row.traced:>12.1f}  {row.eager / row.traced:>5.2f}  {row.first * 1e3:>8.0f}  "
+        f"{'yes' if row.equal else 'NO'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Steps of a bundle that are forced to eager's tokens: their errors, and planted faults.
+
+Caches of every size are tried from their first position, and one that grows through all of them to
+the last. The faults are those that a search can make: another position, another row's cache (beams
+that were not reordered), another row's source, padding that is attended, a token that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.validate.difference import Difference, compare, is_within, least_movement, worst_of
+from tasks.validate.generation_cases import FIRST_STEPS, choose_positions
+from tasks.validate.generation_reference import GenerationReference
+from tracefleet.verdict_types import Tolerance
+
+if TYPE_CHECKING:
+    import torch
+
+_FAULTED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What the forced steps showed.
+
+    Attributes:
+        max_abs_error: Largest error of a logit.
+        max_rel_error: The same, relative to the largest logit.
+        failures: Name of each cache that failed and each fault that was not seen, and how.
+        faults: Names of the faults that were seen.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    failures: dict[str, str]
+    faults: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class _Call:
+    """Everything that one call of ``step`` gets."""
+
+    mask: torch.Tensor
+    ids: torch.Tensor
+    position: int
+    own: list[torch.Tensor]
+    cross: list[torch.Tensor]
+
+
+def check_steps(
+    module: Any,
+    reference: GenerationReference,
+    held: dict[str, torch.Tensor],
+    tolerance: Tolerance,
+) -> Steps:
+    """Compare forced steps with eager's logits, in caches of every size.
+
+    Args:
+        module: Loaded bundle.
+        reference: Eager's logits and answers.
+        held: Tensors of the reference's file.
+        tolerance: Bound on an error.
+    """
+    found: list[Difference] = []
+    failures = {}
+    lengths = reference.lengths
+    for name, sizes, last in _list_runs(lengths):
+        differences = list(_run(module, reference, held, sizes, last, tolerance))
+        worst = worst_of(differences)
+        found.append(worst)
+        if not worst.passed:
+            failures[name] = worst.reason or f"relative error {worst.max_rel:.3g}"
+    seen, missed = _plant_faults(module, reference, held, tolerance)
+    overall = worst_of(found)
+    return Steps(
+        max_abs_error=overall.max_abs,
+        max_rel_error=overall.max_rel,
+        failures=failures | {f"planted fault: {name}": "was not seen" for name in missed},
+        faults=tuple(seen),
+    )
+
+
+def _list_runs(lengths: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yield name, sizes of the cache and number of steps of each run."""
+    for length in lengths:
+        yield f"steps in a cache of {length}", (length,), min(FIRST_STEPS, length)
+    yield "steps in a cache that grows", lengths, lengths[-1]
+
+
+def _run(
+    module: Any,
+    reference: GenerationReference,
+    held: dict[str, torch.Tensor],
+    sizes: tuple[int, ...],
+    last: int,
+    tolerance: Tolerance,
+) -> Iterator[Difference]:
+    """Yield the difference at each kept position below ``last``."""
+    kept = held["forced/logits"].unbind(1)
+    expected = dict(zip(choose_positions(reference.lengths), kept, strict=True))
+    scale = float(held["forced/logits"].abs().max())
+    for position, logits in _walk(module, reference, held, sizes, last):
+        if position in expected:
+            yield compare(logits.float(), expected[position], tolerance, scale=scale)
+
+
+def _walk(
+    module: Any,
+    reference: GenerationReference,
+    held: dict[str, torch.Tensor],
+    sizes: tuple[int, ...],
+    last: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield position and logits of each step, as ``generate`` calls them."""
+    logits, call = _open(module, reference, held, sizes[0])
+    yield 0, logits
+    for position in range(1, last):
+        size = next(size for size in sizes if size > position)
+        call.own = _resize(call.own, size)
+        call.ids, call.position = held["forced/tokens"][:, position : position + 1], position
+        yield position, _step(module, call)
+
+
+def _open(
+    module: Any, reference: GenerationReference, held: dict[str, torch.Tensor], size: int
+) -> tuple[torch.Tensor, _Call]:
+    """Run ``encode`` and ``prefill``; return the first logits, and the call with its caches."""
+    mask, first = held["forced/attention_mask"], held["forced/tokens"][:, :1]
+    hidden = module.encode(held["forced/input_ids"], mask)
+    logits, *caches = module.prefill(hidden, mask, first)
+    count = 2 * reference.generation.layers
+    own, cross = _resize(caches[:count], size), caches[count:]
+    return logits, _Call(mask=mask, ids=first, position=0, own=own, cross=cross)
+
+
+def _resize(own: list[torch.Tensor], size: int) -> list[torch.Tensor]:
+    from torch.nn.functional import pad
+
+    return [pad(one, (0, 0, 0, size - one.shape[2])) for one in own]
+
+
+def _step(module: Any, call: _Call) -> torch.Tensor:
+    import torch
+
+    position = torch.tensor(call.position)
+    logits: torch.Tensor = module.step(call.mask, call.ids, position, call.own, call.cross)
+    return logits
+
+
+def _plant_faults(
+    module: Any,
+    reference: GenerationReference,
+    held: dict[str, torch.Tensor],
+    tolerance: Tolerance,
+) -> tuple[list[str], list[str]]:
+    """Return the names of the faults that changed the logits, and of those that did not."""
+    size = reference.lengths[-1]
+    at = min(_FAULTED, size - 2)
+    positions = choose_positions(reference.lengths)
+    if at not in positions or at < 1:
+        return [], []
+    expected = held["forced/logits"][:, positions.index(at)]
+    seen: list[str] = []
+    missed: list[str] = []
+    for name, plant in _FAULTS.items():
+        _, call = _open(module, reference, held, size)
+        for position in range(1, at + 1):
+            call.ids, call.position = held["forced/tokens"][:, position : position + 1], position
+            if position == at:
+                plant(call)
+            logits = _step(module, call)
+        difference = compare(logits.float(), expected, tolerance)
+        least = least_movement(tolerance)
+        (missed if is_within(difference, least) else seen).append(name)
+    return seen, missed
+
+
+def _shift_position(call: _Call) -> None:
+    call.position += 1
+
+
+def _swap_own(call: _Call) -> None:
+    call.own = [one.flip(0) for one in call.own]
+
+
+def _swap_source(call: _Call) -> None:
+    call.cross = [one.flip(0) for one in call.cross]
+
+
+def _attend_padding(call: _Call) -> None:
+    call.mask = call.mask.new_ones(call.mask.shape)
+
+
+def _lose_token(call: _Call) -> None:
+    for one in call.own:
+        one[:, :, call.position - 1] = 0
+
+
+_FAULTS: dict[str, Callable[[_Call], None]] = {
+    "position off by one": _shift_position,
+    "beams not reordered": _swap_own,
+    "source of another row": _swap_source,
+    "padding attended": _attend_padding,
+    "an earlier token lost": _lose_token,
+}

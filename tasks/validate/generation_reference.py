@@ -1,0 +1,153 @@
+"""What eager generates: the reference of ``generate``'s gate, from the untouched checkpoint.
+
+Two kinds of it. Logits of every step, teacher-forced: eager computes those of all tokens in one
+pass without a cache, so that nothing of the search is on both sides. And whole answers of
+``model.generate`` with the checkpoint's own config, greedy and with beams, each with the closest of
+its choices: where eager itself hardly prefers one token to another, equal ids prove nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.child_main import report_progress
+from tasks.errors import GenerationError, first_line
+from tasks.model.facts import LoadOptions, ModelFacts
+from tasks.model.generation import Choice, search_greedily
+from tasks.model.load import load_eager
+from tasks.model.quantise import quantise
+from tasks.samples.make import Samples
+from tasks.validate.generation_cases import (
+    LIMIT,
+    Case,
+    choose_positions,
+    draw_rows,
+    draw_tokens,
+    make_cases,
+)
+from tasks.validate.near_ties import NearTies
+from tracefleet.generation_types import Generation
+from tracefleet.manifest_types import INT8
+
+if TYPE_CHECKING:
+    import torch
+
+    from tasks.model.feeds import Feed
+
+#: Beams that every conversion is proved with, beside the checkpoint's own number.
+_BEAMS = (1, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReference:
+    """Eager's answers and logits, in a file of this machine.
+
+    Attributes:
+        path: Safetensors with the tensors of every case.
+        cases: The calls.
+        beams: Numbers of beams, ascending.
+        lengths: Standard lengths: the sizes of a cache.
+        generation: What the bundle's ``generate`` does.
+    """
+
+    path: Path
+    cases: tuple[Case, ...]
+    beams: tuple[int, ...]
+    lengths: tuple[int, ...]
+    generation: Generation
+
+
+def compute_generation(
+    checkpoint: Path,
+    options: LoadOptions,
+    facts: ModelFacts,
+    generation: Generation,
+    lengths: tuple[int, ...],
+    choice: Choice,
+    samples: Samples | None,
+    target: Path,
+) -> GenerationReference:
+    """Compute and store what eager generates; the whole job of one child.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        options: Task, dtype and what is trusted.
+        facts: Facts of the model.
+        generation: What the bundle's ``generate`` does.
+        lengths: Standard lengths, ascending.
+        choice: How it searches.
+        samples: Real inputs of the checkpoint; None: there are none.
+        target: File to write.
+
+    Raises:
+        GenerationError: Eager itself can't generate.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    report_progress("loading the eager reference of generation")
+    model = load_eager(checkpoint, options)
+    if options.dtype == INT8:
+        quantise(model)
+    if choice == "greedy":
+        search_greedily(model.generation_config)
+    cases = list(make_cases(facts, lengths, samples))
+    beams = tuple(sorted({*_BEAMS, generation.num_beams}))
+    try:
+        with torch.no_grad():
+            tensors = _force(model, facts, generation, lengths)
+            for case, feed in cases:
+                tensors |= _answer(model, generation, case, feed, beams)
+    except Exception as error:
+        raise GenerationError(
+            f"{facts.architecture}: expected eager to generate, got {type(error).__name__}: "
+            f"{first_line(error)}. There is nothing to compare with."
+        ) from error
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, target)
+    made = tuple(case for case, _ in cases)
+    return GenerationReference(
+        path=target, cases=made, beams=beams, lengths=lengths, generation=generation
+    )
+
+
+def _answer(
+    model: Any, generation: Generation, case: Case, feed: Feed, beams: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    """Return one case's inputs, and eager's answers with every number of beams."""
+    report_progress(f"eager generates {case.name}")
+    tensors = {f"{case.name}/{name}": tensor for name, tensor in feed.items()}
+    for count in beams:
+        ties = NearTies(len(feed["input_ids"]), generation.eos)
+        tensors[f"{case.name}/{count}"] = _generate(model, feed, case.limit, count, ties)
+        tensors[f"{case.name}/{count}/ties"] = ties.smallest
+    return tensors
+
+
+def _generate(model: Any, feed: Feed, limit: int, beams: int, ties: NearTies) -> torch.Tensor:
+    from transformers import LogitsProcessorList
+
+    options: dict[str, Any] = {"max_new_tokens": limit, "num_beams": beams, "do_sample": False}
+    if beams == 1:
+        options["logits_processor"] = LogitsProcessorList([ties.see_scores])
+    with ties.watching(model):
+        answer: torch.Tensor = model.generate(**feed, **options)
+    return answer
+
+
+def _force(
+    model: Any, facts: ModelFacts, generation: Generation, lengths: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    """Compute the logits after each of some tokens in one pass: eager's answer, then other ids."""
+    import torch
+
+    most = lengths[-1]
+    feed = draw_rows(facts, [most, max(1, lengths[0] // 2)])
+    own = _generate(model, feed, min(LIMIT, most), 1, NearTies(2, generation.eos))
+    others = draw_tokens(facts, 2, most + LIMIT)
+    tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
+    logits = model(**feed, decoder_input_ids=tokens, use_cache=False, return_dict=True).logits
+    kept = logits[:, list(choose_positions(lengths))].float()
+    tensors = {f"forced/{name}": tensor for name, tensor in feed.items()}
+    return {**tensors, "forced/tokens": tokens, "forced/logits": kept}
