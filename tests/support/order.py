@@ -37,6 +37,7 @@ SLOW = (
     "test_validate_current",
     "test_left_out",
     "test_left_padding",
+    "test_pages",
     "test_flows_cli",
     "test_child",
     "test_pipeline_package",
@@ -47,6 +48,9 @@ SLOW = (
     "test_gc",
     "test_recording",
     "test_cpp",
+    "test_predict",
+    "test_defaults",
+    "test_names",
     "test_neuron_images",
 )
 
