@@ -13,7 +13,7 @@ import pytest
 from tests.support.classifier import save_classifier
 from tests.support.hub_server import Hub, start
 from tests.support.pages import Reader, read_blocks
-from tests.support.s3_servers import S3Server, free_port
+from tests.support.s3_servers import S3Server
 
 ROOT = Path(__file__).parent.parent
 #: README comes first: what it converts is there for the others.
@@ -29,7 +29,7 @@ NOT_RUN = {
     "store.md": 2,
     "triton.md": 1,
 }
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,7 @@ def reader(
     """One folder for all pages, with a checkpoint in it; a hub and an S3 server on loopback."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "my-classifier").symlink_to(classifier)
-    for name in ("infra", "flows", "examples"):
-        (folder / name).symlink_to(ROOT / name)
-    hub, port = Hub(repo="org/name"), str(free_port())
+    hub = Hub(repo="org/name")
     hub.push({path.name: path.read_bytes() for path in classifier.iterdir()})
     server = start(hub)
     env = {
@@ -56,14 +54,8 @@ def reader(
         "HF_ENDPOINT": hub.url,
         "HOME": str(folder / "home"),
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_API_PORT": port,
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
-    instead = {
-        "127.0.0.1:4200": f"127.0.0.1:{port}",
-        "s3://tracefleet/": f"s3://{swift_server.bucket}/pages/",
-    }
-    yield Reader(folder, env, instead)
+    yield Reader(folder, env, {"s3://tracefleet/": f"s3://{swift_server.bucket}/pages/"})
     server.shutdown()
     server.server_close()
 

@@ -6,22 +6,20 @@ line before the fence may say more::
 
     <!-- not run here: REASON -->   the block is left out, and counted
     <!-- file: NAME -->             the block is that file's content
-    <!-- background -->             the block is a server: it runs until the page's end
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-_MARK = re.compile(r"<!-- (not run here|file|background)(?:: (.+))? -->")
-_SECONDS = 400
+_MARK = re.compile(r"<!-- (not run here|file): (.+) -->")
+_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def _read(page: str, lines: list[str]) -> Iterator[Block]:
             mark = _MARK.fullmatch(lines[number - 2].strip()) if number > 1 else None
         elif content is not None and line.startswith("```"):
             kind, detail = mark.groups() if mark else ("", "")
-            yield Block(page, start, language, "\n".join(content) + "\n", kind, detail or "")
+            yield Block(page, start, language, "\n".join(content) + "\n", kind, detail)
             content = None
         elif content is not None:
             content.append(line)
@@ -91,24 +89,20 @@ class Reader:
     Attributes:
         folder: Where everything is typed.
         env: Environment of the commands.
-        instead: What is read in the place of a text of the page: this machine's free port, say.
+        instead: What is read in the place of a text of the page: the bucket of a test, say.
     """
 
     folder: Path
     env: Mapping[str, str]
     instead: Mapping[str, str] = field(default_factory=dict)
-    _servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _names: dict[str, Any] = field(default_factory=dict)
 
     def follow(self, page: Path) -> int:
         """Run the blocks of a page and return how many ran."""
         ran = 0
         self._names = {}
-        try:
-            for block in read_blocks(page):
-                ran += self._take(self._adapt(block))
-        finally:
-            self._stop_servers()
+        for block in read_blocks(page):
+            ran += self._take(self._adapt(block))
         return ran
 
     def _adapt(self, block: Block) -> Block:
@@ -126,8 +120,6 @@ class Reader:
             return 0
         if block.language == "python":
             self._run_python(block)
-        elif block.mark == "background":
-            self._start_server(block)
         else:
             self._run_shell(block)
         return 1
@@ -144,20 +136,6 @@ class Reader:
                 f"{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
             )
 
-    def _start_server(self, block: Block) -> None:
-        command = ["bash", "-euo", "pipefail", "-c", block.text]
-        log = (self.folder / f".{block.page}.{block.line}.log").open("wb")
-        self._servers.append(
-            subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        )
-
     def _run_python(self, block: Block) -> None:
         before = Path.cwd()
         os.chdir(self.folder)
@@ -167,10 +145,3 @@ class Reader:
             exec(code, self._names)
         finally:
             os.chdir(before)
-
-    def _stop_servers(self) -> None:
-        for server in self._servers:
-            os.killpg(server.pid, signal.SIGTERM)
-        for server in self._servers:
-            server.wait(30)
-        self._servers.clear()
