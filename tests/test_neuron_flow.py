@@ -182,7 +182,7 @@ def test_without_a_device_it_is_a_candidate_and_never_latest(candidate, store):
         tracefleet.open(store, source, backend="neuronx")
     with pytest.raises(ManifestError, match="unvalidated-on-device"):
         tracefleet.open(store, source, backend="neuronx", channel="candidate")
-    with pytest.raises(NumericsMismatchError, match="flows validate"):
+    with pytest.raises(NumericsMismatchError, match="tracefleet validate"):
         promote(opened, select(opened, source, channel="candidate"))
     with pytest.raises(NumericsMismatchError, match="only the channel 'candidate'"):
         publish(opened, result.manifest, {}, channel="latest")

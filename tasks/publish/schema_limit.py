@@ -58,7 +58,7 @@ def refuse_name(store: ReadableStore, limit: int, name: str | None) -> None:
         raise RequestError(
             f"name: expected none in {store.url}, which is limited to schema {limit}, got "
             f"{name!r}: readers of that schema can't open it, and their gc would not see what it "
-            "keeps. Upgrade them and lift the limit (`python -m flows limit-schema`)."
+            "keeps. Upgrade them and lift the limit (`tracefleet limit-schema`)."
         )
 
 
