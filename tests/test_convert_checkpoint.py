@@ -91,7 +91,7 @@ def test_a_refusal_fails_the_run_at_once_and_keeps_its_type(checkpoint, tmp_path
     request = _request(checkpoint("bert"), tmp_path / "store", task="question-answering")
     state = convert_checkpoint(request, return_state=True)
     assert state.is_failed()
-    with pytest.raises(UnsupportedCheckpointError, match="qa_outputs"):
+    with pytest.raises(UnsupportedCheckpointError, match="made for feature-extraction"):
         state.result()
     assert not (tmp_path / "store" / "conversions").exists()
 

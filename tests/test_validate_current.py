@@ -286,7 +286,7 @@ def test_a_channel_that_moves_meanwhile_is_not_withdrawn(made, store, monkeypatc
     def moved(*_: Any) -> None:
         raise PublishConflictError("another writer published meanwhile")
 
-    monkeypatch.setattr(judging, "withdraw", moved)
+    monkeypatch.setattr(judging, "withdraw_everywhere", moved)
     [row] = judge(store, withdraw=True)
     assert (row.state, row.withdrawn) == ("failed", None)
     assert row.why.endswith("not withdrawn: another writer published meanwhile")

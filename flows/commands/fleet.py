@@ -24,7 +24,6 @@ exit codes: 0 every entry is current; 1 some failed (the others are published), 
 wrong; 2 wrong usage; 130 interrupted.
 
 examples:
-  tracefleet plan examples/fleet.yaml --store ./store
   tracefleet fleet examples/fleet.yaml --store ./store --jobs 2
   tracefleet fleet s3://bucket/fleet.yaml --only minilm --only sentiment
 """
