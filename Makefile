@@ -40,7 +40,7 @@ soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store,
 	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py
 
 sweep: $(STAMP)  ## every architecture of transformers through the whole conversion (about 25 min)
-	$(BIN)/python -m flows sweep --tiny --out sweep.json --table docs/architectures.md
+	$(BIN)/tracefleet sweep --tiny --out sweep.json --table docs/architectures.md
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

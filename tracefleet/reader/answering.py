@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
@@ -13,19 +14,19 @@ from tracefleet.reader.texts import Texts
 from tracefleet.text.rows import is_text, read_rows
 
 
-class Answering:
+class Answering(ABC):
     """A model that can be asked in texts; `Model` runs it."""
 
     manifest: Manifest
     _texts: Texts
 
+    @abstractmethod
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
         """Run the model; see `Model`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream(self, rows: Iterable[Any], *, window: int = 1024) -> Iterator[Outputs]:
         """Run rows one by one; see `Model`."""
-        raise NotImplementedError
 
     @property
     def lengths(self) -> tuple[int, ...]:
