@@ -1,8 +1,8 @@
 """A translator that a person can read: a tiny Marian, trained here on a handful of sentences.
 
 ``python -m examples.translator`` trains it in seconds (real sentencepiece tokenizers of its own),
-converts it, and translates with the conversion: the search runs inside the archive, without
-transformers. The same ids come from ``model.generate``, and from C++ (``consumer --generate``).
+converts it, and translates with the conversion: texts in, texts out, and the search runs inside the
+archive, without transformers. C++ prints the same ids (``consumer --generate``).
 """
 
 from __future__ import annotations
@@ -108,8 +108,7 @@ def _train(model: Any, tokenizer: Any) -> None:
 
 
 def main() -> int:
-    """Train, convert, translate; return 0 if the ids are those of ``model.generate``."""
-    import torch
+    """Train, convert, translate; return 0 if the texts are those of ``model.generate``."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder, store = make_translator(Path("./store-translator/checkpoint")), "./store-translator"
@@ -119,12 +118,14 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eager, same = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), True
     for text, _ in PAIRS:
-        ids = tokenizer(text)["input_ids"]
-        answer = model.generate([ids])[0].tolist()
-        same &= answer == eager.generate(torch.tensor([ids]))[0].tolist()
-        print(f"{text:<36} {tokenizer.decode(answer, skip_special_tokens=True)}")
-        print(f"{'':<4}consumer model.pt --generate 31 4 {' '.join(map(str, ids))}")
-    print("the same ids as model.generate" if same else "DIFFERS from model.generate")
+        inputs = tokenizer(text, return_tensors="pt")
+        expected = tokenizer.decode(eager.generate(**inputs)[0], skip_special_tokens=True)
+        answer = model.generate(text)
+        same &= answer == expected
+        print(f"{text:<36} {answer}")
+        ids = " ".join(map(str, inputs["input_ids"][0].tolist()))
+        print(f"{'':<4}consumer model.pt --generate 31 4 {ids}")
+    print("the same as model.generate" if same else "DIFFERS from model.generate")
     return 0 if same else 1
 
 

@@ -50,11 +50,12 @@ def convert(
             proved = backend.prove(job, steps)  # untie, trace, validate
         if source.is_local:
             steps.here("confirm", fetch, source)  # it is read in place: did anybody write to it?
-        files = collect_files(proved.traced, proved.inputs, checkpoint.folder, steps.work)
+        made = (proved.traced, proved.inputs, checkpoint.folder, steps.work)
+        files = collect_files(*made, proved.samples.tokenizer)
         entries = describe_files(files, proved.traced.files)
         verdict = validation_of(proved.report, request.tolerance)
-        made = (proved.traced, proved.inputs, entries, verdict)
-        manifest = identity.manifest(checkpoint, *made, text=proved.text)
+        found = (proved.traced, proved.inputs, entries, verdict)
+        manifest = identity.manifest(checkpoint, *found, text=proved.samples.text)
         channel = request.channel if proved.report else CANDIDATE_CHANNEL
         files |= proved.golden
         name = request.publish_as

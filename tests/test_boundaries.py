@@ -36,7 +36,7 @@ TOURS = {"tracefleet", "tracefleet/store", "tracefleet/text", "tracefleet_pipeli
 #: Not packages of one purpose: the first shows how to open a model, the second holds packages.
 HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
-LATE_ONLY = {"argcomplete", "torch", "numpy", "tokenizers", "safetensors", *S3}  # in functions
+LATE_ONLY = {"argcomplete", "torch", "numpy", "tokenizers", "sentencepiece", "safetensors", *S3}
 #: What `tracefleet bench` imports by name, where it is installed; no other part of the wheel may.
 BENCH_ONLY = {"transformers", "onnxruntime", "onnx", "matplotlib", "tokenizers"}
 CALLS = {"import_optional", "import_module", "__import__"}

@@ -376,9 +376,11 @@ def test_a_tokenizer_that_does_more_than_its_file_is_refused_and_ids_work(
     from tasks.model.facts import LoadOptions
 
     options = LoadOptions(task="text-classification")
-    assert text_spec.describe_text(folder, options, (16, 32)).refused is None
+    assert (
+        text_spec.describe_text(folder, options, (16, 32), tmp_path / "made.json").refused is None
+    )
     monkeypatch.setattr(text_spec, "load_own_tokenizer", load)
-    spec = text_spec.describe_text(folder, options, (16, 32))
+    spec = text_spec.describe_text(folder, options, (16, 32), tmp_path / "made.json")
     assert spec.refused == "its tokenizer.json makes other ids than its tokenizer in transformers"
 
 

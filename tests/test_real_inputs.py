@@ -193,7 +193,7 @@ def test_a_tokenizer_of_sentencepiece_models_alone_is_used_as_marians_users_have
     bench = Bench(folder=folder, work=tmp_path / "work", task=task, batch=1, real=True)
     assert bench.samples is not None
     assert bench.samples.missing is None
-    assert bench.samples.tokenized == frozenset()  # there is no tokenizer.json
+    assert len(bench.samples.tokenized) == len(bench.samples.texts)  # without transformers
     assert bench.validate(bench.trace()).passed
 
 

@@ -15,7 +15,10 @@ from tracefleet.golden import GoldenOutput, GoldenSample, unpack
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry
 from tracefleet.reader.model import Model
-from tracefleet.text import TOKENIZER, encode, load_tokenizer
+from tracefleet.text import encode
+from tracefleet.text.files import ReadFile
+from tracefleet.text.opening import open_tokenizer
+from tracefleet.text.spec import TextSpec
 
 if TYPE_CHECKING:
     import torch
@@ -174,12 +177,25 @@ def _fail(sample: GoldenSample, output: str, reason: str) -> OutputCheck:
 def check_texts(
     manifest: Manifest, samples: Sequence[GoldenSample], read: Read
 ) -> tuple[tuple[str, str], ...]:
-    """Make the ids of the texts again, where ``tokenizer.json`` made them by itself before."""
-    file = next((file for file in manifest.files if file.path == TOKENIZER), None)
+    """Make the ids of the texts again, where the published tokenizer made them before."""
     tokenizer = None
-    if file is not None and any(sample.tokenized for sample in samples):
-        tokenizer = load_tokenizer(read(file))
+    if any(sample.tokenized for sample in samples):
+        pieces = None if manifest.text is None else manifest.text.pieces
+        # Nothing else of the section was done to the samples.
+        spec = TextSpec(pieces=pieces, prompts={}, special={})
+        tokenizer = open_tokenizer(spec, read_checkpoint_files(manifest, read))
     return tuple((one.name, _check_text(tokenizer, one)) for one in samples if one.text)
+
+
+def read_checkpoint_files(manifest: Manifest, read: Read) -> ReadFile:
+    """Return a function that returns a published file's checked bytes by its own name."""
+    files = {file.path: file for file in manifest.files}
+
+    def read_one(name: str) -> bytes | None:
+        file = files.get(f"model/{name}")
+        return None if file is None else read(file)
+
+    return read_one
 
 
 def _check_text(tokenizer: Any, sample: GoldenSample) -> str:

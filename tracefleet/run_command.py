@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -14,7 +15,8 @@ from tracefleet.printing import print_json
 from tracefleet.published import load_manifest
 from tracefleet.reader.model import Model
 from tracefleet.reader.open import open_selected
-from tracefleet.reader.outputs import Outputs
+from tracefleet.reader.predict import answers_texts
+from tracefleet.reader.search import find_generation
 from tracefleet.selecting import select_one
 from tracefleet.text.tokenize import Row
 
@@ -22,7 +24,8 @@ DESCRIPTION = """\
 Run one conversion on texts (with its own tokenizer) or on token ids.
 
 Texts get the answers that people know from transformers' pipelines and sentence-transformers:
-labels, vectors, entities, spans, filled masks. Lines of standard input are texts too.
+labels, vectors, entities, spans, filled masks; encoder-decoders translate or summarise. Lines of
+standard input are texts too.
 """
 EPILOG = """\
 examples:
@@ -34,7 +37,6 @@ examples:
 _STDIN = "-"
 #: Lines of standard input that are answered together, so that the first answers show soon.
 _LINES = 256
-_NO_ANSWERS = ("text-generation", "text2text-generation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="print the model's outputs and no answers"
     )
+    parser.add_argument(
+        "--beams", type=_parse_count, metavar="N", help="beams of generation (default: its own)"
+    )
+    parser.add_argument(
+        "--new-tokens", type=_parse_count, metavar="N", help="most tokens of a generated answer"
+    )
+    parser.add_argument(
+        "--first-token", metavar="TOKEN", help="token that answers begin with, such as a language"
+    )
     parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
     parser.add_argument(
         "--decoder-ids", action="append", help="decoder_input_ids, one for each row"
@@ -75,21 +86,52 @@ def run_command(arguments: argparse.Namespace) -> int:
     store, selection = select_one(arguments)
     manifest = load_manifest(store, selection)
     model = open_selected(store, selection, device=arguments.device)
-    if texts is None or arguments.raw or arguments.decoder_ids or _has_no_answers(manifest):
+    is_raw = arguments.raw or arguments.decoder_ids
+    search = _read_search(arguments, manifest)
+    if texts is None and manifest.generation is not None and not is_raw:
+        _print_ids(arguments, manifest, _generate_ids(model, arguments, search))
+    elif texts is None or is_raw or not answers_texts(manifest):
         _print_raw(arguments, manifest, _call(model, texts, arguments))
-        return 0
-    options: dict[str, Any] = _read_options(arguments)
-    if arguments.top_k is not None:
-        options["top_k"] = arguments.top_k
-    while page := list(islice(texts, _LINES)):
-        for row, answer in zip(page, model.predict(page, **options), strict=True):
-            _print_answer(arguments, row, answer)
-        sys.stdout.flush()
+    else:
+        ask = functools.partial(_ask, model, arguments, search)
+        _answer(arguments, texts, ask)
     return 0
 
 
-def _has_no_answers(manifest: Manifest) -> bool:
-    return manifest.variant.task in _NO_ANSWERS
+def _answer(
+    arguments: argparse.Namespace, texts: Iterator[Row], ask: Callable[[list[Row]], Any]
+) -> None:
+    while page := list(islice(texts, _LINES)):
+        for row, answer in zip(page, ask(page), strict=True):
+            _print_answer(arguments, row, answer)
+        sys.stdout.flush()
+
+
+def _ask(model: Model, arguments: argparse.Namespace, search: dict[str, Any], rows: Any) -> Any:
+    options = _read_options(arguments)
+    if model.manifest.generation is not None:
+        return model.generate(rows, **options, **search)
+    if arguments.top_k is not None:
+        options["top_k"] = arguments.top_k
+    return model.predict(rows, **options)
+
+
+def _generate_ids(model: Model, arguments: argparse.Namespace, search: dict[str, Any]) -> Any:
+    ids = [_parse_ids(row) for row in arguments.ids]
+    return model.generate(ids, **search)
+
+
+def _read_search(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
+    """Return what was said of a search; refuse it where nothing is generated."""
+    said = {
+        "num_beams": arguments.beams,
+        "max_new_tokens": arguments.new_tokens,
+        "first_token": arguments.first_token,
+    }
+    search = {name: value for name, value in said.items() if value is not None}
+    if search:
+        find_generation(manifest)
+    return search
 
 
 def _read_texts(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -119,7 +161,9 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"truncate": arguments.truncate, "prompt_name": arguments.prompt_name}
 
 
-def _call(model: Model, texts: Iterator[Row] | None, arguments: argparse.Namespace) -> Outputs:
+def _call(
+    model: Model, texts: Iterator[Row] | None, arguments: argparse.Namespace
+) -> Mapping[str, Any]:
     named = {}
     if arguments.decoder_ids:
         named["decoder_input_ids"] = [_parse_ids(row) for row in arguments.decoder_ids]
@@ -143,6 +187,8 @@ def _to_plain(answer: Any) -> Any:
 
 def _describe(answer: Any) -> str:
     """Return an answer for people, on one line."""
+    if isinstance(answer, str):
+        return answer.replace("\n", " ")
     if hasattr(answer, "reshape"):
         return _describe_array(answer)
     if isinstance(answer, list):
@@ -154,7 +200,9 @@ def _describe(answer: Any) -> str:
     return " ".join(shown)
 
 
-def _print_raw(arguments: argparse.Namespace, manifest: Manifest, outputs: Outputs) -> None:
+def _print_raw(
+    arguments: argparse.Namespace, manifest: Manifest, outputs: Mapping[str, Any]
+) -> None:
     if not arguments.json:
         for name, value in outputs.items():
             print(f"{name} {_describe_array(value)}")
@@ -164,6 +212,15 @@ def _print_raw(arguments: argparse.Namespace, manifest: Manifest, outputs: Outpu
         shape, dtype = list(value.shape), str(value.dtype)
         described[name] = {"shape": shape, "dtype": dtype, "values": value.tolist()}
     print_json({"source": manifest.source, "key": manifest.key, "outputs": described})
+
+
+def _print_ids(arguments: argparse.Namespace, manifest: Manifest, ids: Any) -> None:
+    """Print generated ids, all of them: a line for each row."""
+    if arguments.json:
+        _print_raw(arguments, manifest, {"ids": ids})
+        return
+    for row in ids.tolist():
+        print(*row)
 
 
 def _describe_array(value: Any) -> str:

@@ -24,6 +24,7 @@ from tasks.validate.verdict import ValidationReport
 from tracefleet.channel import source_slug
 from tracefleet.errors import ArtifactError
 from tracefleet.manifest import Manifest
+from tracefleet.reader.predict import answers_texts
 from tracefleet.store import ReadableStore, Store
 from tracefleet.verdict_types import VALIDATED
 
@@ -33,6 +34,7 @@ _TEXTS = {
     **dict.fromkeys(("feature-extraction", "sentence-similarity"), "A sentence."),
     **dict.fromkeys(("text-classification", "token-classification"), "A sentence."),
     "fill-mask": "A {mask} sentence.",
+    "text2text-generation": "A sentence.",
 }
 #: Runs that made one conversion at the same time; the report of any of them will do.
 _RUNS = 3
@@ -148,9 +150,10 @@ def record(
 def _write_text(manifest: Manifest) -> str:
     """Return a text for the report's snippet; empty: pairs are wanted, or nothing is answered."""
     spec = manifest.text
-    if spec is None or spec.refused is not None or manifest.variant.task not in _TEXTS:
+    if spec is None or spec.refused is not None or not answers_texts(manifest):
         return ""
-    return _TEXTS[manifest.variant.task].format(mask=spec.special.get("mask", "[MASK]"))
+    text = _TEXTS.get(manifest.variant.task, "")
+    return text.format(mask=spec.special.get("mask", "[MASK]"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tasks.backends.options import Options
 from tasks.model.facts import LoadOptions, ModelFacts
 from tasks.model.feeds import input_specs
 from tasks.model.generation import Choice
-from tasks.samples.make import Samples
+from tasks.samples.make import NO_SAMPLES, Samples
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.plan import ProbePlan
@@ -23,7 +23,6 @@ from tasks.validate.verdict import NO_GOLDEN, ValidationReport
 from tracefleet import spelling
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import General, InputSpec, Toolchain
-from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import Tolerance
 
 #: Every backend of the vocabulary; not each can run on every machine.
@@ -61,7 +60,7 @@ class Job:
         device: Whether this host has the device.
         candidate: Programs that are to be proved instead of new ones; None: compile.
         may_be_general: Whether one graph may serve every shape, if that is proved.
-        samples: Real inputs of the checkpoint; None: none were made yet.
+        samples: Real inputs of the checkpoint; empty: none were made yet.
         generation: How the artifact's ``generate`` searches; ``none``: it has no such method.
     """
 
@@ -78,13 +77,8 @@ class Job:
     device: bool = False
     candidate: Candidate | None = None
     may_be_general: bool = True
-    samples: Samples | None = None
+    samples: Samples = NO_SAMPLES
     generation: Choice = "none"
-
-    @property
-    def text(self) -> TextSpec | None:
-        """What the manifest says about texts; None: nothing."""
-        return None if self.samples is None else self.samples.text
 
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""
@@ -124,13 +118,13 @@ class Proved:
         facts: Facts of the model, with padding disabled if it changes eager's outputs.
         traced: Files of the artifact and facts of its programs.
         report: Report of the gate; None: no device here could run the files.
-        text: What the manifest says about texts; None: nothing.
+        samples: Real inputs of the checkpoint, and what the manifest says about texts.
     """
 
     facts: ModelFacts
     traced: TraceResult
     report: ValidationReport | None
-    text: TextSpec | None = None
+    samples: Samples
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

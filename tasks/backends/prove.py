@@ -88,7 +88,7 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
                 continue
             traced = replace(traced, without_generation=lacking or traced.without_generation)
             facts = job.requiring(reference.required).facts
-            return Proved(facts=facts, traced=traced, report=report, text=job.text)
+            return Proved(facts=facts, traced=traced, report=report, samples=job.samples)
 
 
 def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
@@ -123,7 +123,7 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
     files = tuple(_compile(job, prepared, length, steps, compiler) for length in job.lengths)
     traced = _make_trace_result(files, prepared)
     if not job.device:
-        return Proved(facts=checked.facts, traced=traced, report=None, text=job.text)
+        return Proved(facts=checked.facts, traced=traced, report=None, samples=job.samples)
     paths = {length: file.path for length, file in zip(job.lengths, files, strict=True)}
     return _judge(checked, traced, paths, reference, compiler.toolchain(), steps, compiler)
 
@@ -134,7 +134,7 @@ def _prove_candidate(job: Job, candidate: Candidate, steps: Steps, compiler: Com
     prepared = steps.child("prepare", programs.prepare, job, steps.log("prepare"))
     checked, reference = _compute_program_reference(job, steps, prepared)
     traced = _describe_candidate(candidate, prepared)
-    made = Proved(facts=checked.facts, traced=traced, report=None, text=job.text)
+    made = Proved(facts=checked.facts, traced=traced, report=None, samples=job.samples)
     if (made.inputs, reference.outputs) != (manifest.inputs, manifest.outputs):
         raise NumericsMismatchError(
             f"{manifest.key}: expected the inputs and outputs that were compiled, got others "
@@ -211,7 +211,7 @@ def _judge(
         report = steps.child("validate", compiler.validate, *arguments)
     except NumericsMismatchError as error:
         raise _refusal(error, job, traced) from None
-    return Proved(facts=job.facts, traced=traced, report=report, text=job.text)
+    return Proved(facts=job.facts, traced=traced, report=report, samples=job.samples)
 
 
 def _make_trace_result(
@@ -252,5 +252,7 @@ def _require_exact_lengths(job: Job) -> Job:
 def _refusal(error: NumericsMismatchError, job: Job, traced: TraceResult) -> NumericsMismatchError:
     """Return the gate's error with the refused artifact, for the report."""
     if error.report is not None:
-        error.refused = Proved(facts=job.facts, traced=traced, report=error.report)
+        error.refused = Proved(
+            facts=job.facts, traced=traced, report=error.report, samples=job.samples
+        )
     return error

@@ -11,6 +11,7 @@ from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, BUNDLE_PATH
 from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
+from tracefleet.text.tokenize import TOKENIZER as TOKENIZER_PATH
 
 _TRITON_TYPES = {
     "int64": "TYPE_INT64",
@@ -23,7 +24,11 @@ _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain", ".pbtxt": "te
 
 
 def collect_files(
-    traced: TraceResult, inputs: tuple[InputSpec, ...], checkpoint: Path, work: Path
+    traced: TraceResult,
+    inputs: tuple[InputSpec, ...],
+    checkpoint: Path,
+    work: Path,
+    tokenizer: Path | None = None,
 ) -> dict[str, Path]:
     """Map each published path to its local file: archives, Triton's config, the checkpoint's.
 
@@ -32,6 +37,7 @@ def collect_files(
         inputs: Inputs of the artifact.
         checkpoint: Folder of the checkpoint.
         work: Folder for files that are written here.
+        tokenizer: ``tokenizer.json`` that was made for a checkpoint without one.
     """
     files = {archive.published: archive.path for archive in traced.files}
     if BUNDLE_PATH in files:  # Triton's PyTorch backend runs nothing of Neuron's
@@ -41,6 +47,8 @@ def collect_files(
         path = checkpoint / name
         if path.is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
+    if tokenizer is not None:
+        files.setdefault(TOKENIZER_PATH, tokenizer)
     return files
 
 

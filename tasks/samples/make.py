@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tasks.samples.processed import process_media
 from tasks.samples.text_spec import describe_text
 from tasks.samples.texts import Text
 from tasks.samples.tokenized import find_tokenized, tokenize_texts
+from tasks.samples.tokenizer_file import FILE, read_from
 from tracefleet.text.spec import TextSpec
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Samples:
     Attributes:
         path: Safetensors with a tensor for each name and input; None: there are none.
         texts: Name of each sample, with its text; a photograph or sound has an empty one.
-        tokenized: Names of those whose ids ``tokenizer.json`` makes by itself.
+        tokenized: Names of those whose ids the published tokenizer makes by itself.
         cut: Names of those among them that were cut to a number of tokens.
         missing: Why there are none; None: there are some.
         text: What the manifest says about texts; None: the inputs are none.
+        tokenizer: ``tokenizer.json`` that was made for consumers; None: the checkpoint has its own,
+            or none can be made.
     """
 
     path: Path | None = None
@@ -42,6 +45,10 @@ class Samples:
     missing: str | None = None
     # Prompts are a dict, and samples are the key of a cache.
     text: TextSpec | None = field(default=None, hash=False)
+    tokenizer: Path | None = None
+
+
+NO_SAMPLES = Samples()
 
 
 def make_samples(
@@ -59,22 +66,23 @@ def make_samples(
     from safetensors.torch import save_file
 
     report_progress("real inputs")
-    is_text = options.task not in SAMPLE_TASKS
-    spec = describe_text(folder, options, lengths) if is_text else None
+    is_text, written = options.task not in SAMPLE_TASKS, path.with_name(FILE)
+    spec = describe_text(folder, options, lengths, written) if is_text else None
+    known = Samples(text=spec, tokenizer=written if written.is_file() else None)
     try:
         made = list(_make_all(folder, options, facts, lengths))
     except NoSamples as found:
-        return Samples(missing=found.reason, text=spec)
+        return replace(known, missing=found.reason)
     tensors = {}
     for text, feed in made:
         for name, tensor in feed.items():
             tensors[f"{text.name}/{name}"] = tensor.contiguous()
     save_file(tensors, path)
-    texts = tuple(text for text, _ in made)
-    if not is_text:
-        return Samples(path=path, texts=texts)
-    tokenized, cut = find_tokenized(folder, made)
-    return Samples(path=path, texts=texts, tokenized=tokenized, cut=cut, text=spec)
+    known = replace(known, path=path, texts=tuple(text for text, _ in made))
+    if spec is None:
+        return known
+    tokenized, cut = find_tokenized(spec, read_from(folder, written), made)
+    return replace(known, tokenized=tokenized, cut=cut)
 
 
 def _make_all(

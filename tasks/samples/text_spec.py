@@ -1,6 +1,6 @@
 """What a conversion's manifest says about texts, checked against the checkpoint's own tokenizer.
 
-Consumers have ``tokenizer.json`` and no transformers. Some tokenizer classes do more than that file
+Consumers have its files and no transformers. Some tokenizer classes do more than that file
 says: then texts are refused with the reason, and ids still work.
 """
 
@@ -12,23 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from tasks.model.facts import LoadOptions
+from tasks.model.generation import GENERATING_TASK
 from tasks.samples.errors import NoSamples
 from tasks.samples.texts import PAIRS, list_texts, write_passage
 from tasks.samples.tokenized import load_own_tokenizer
-from tracefleet.text.files import SENTENCE_SIMILARITY, read_spec
+from tasks.samples.tokenizer_file import FILE, describe_pieces, make_tokenizer_file, read_from
+from tracefleet.text.files import SENTENCE_SIMILARITY, ReadFile, read_spec
+from tracefleet.text.opening import Tokenizer, open_tokenizer
 from tracefleet.text.spec import ROLES, TextSpec
-from tracefleet.text.tokenize import TOKENIZER, Row, TextTokenizer, load_tokenizer
+from tracefleet.text.tokenize import TOKENIZER, Row
 
-_FILE = "tokenizer.json"
 _NONE = "the checkpoint has no tokenizer"
 _UNLOADABLE = "transformers can't load the checkpoint's tokenizer"
 _OTHER = "its tokenizer.json makes other ids than its tokenizer in transformers"
+_OTHER_TEXT = "its tokenizer.json makes another text of ids than its tokenizer in transformers"
 _UNREADABLE = "its tokenizer.json can't be read"
 #: transformers writes a number like this where a tokenizer has no limit.
 _NO_LIMIT = 10**9
 
 
-def describe_text(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) -> TextSpec:
+def describe_text(
+    folder: Path, options: LoadOptions, lengths: tuple[int, ...], made: Path
+) -> TextSpec:
     """Return the section ``text`` of a manifest.
 
     Reasons name no error's own words, which differ between machines.
@@ -37,23 +42,25 @@ def describe_text(folder: Path, options: LoadOptions, lengths: tuple[int, ...]) 
         folder: Folder of the checkpoint.
         options: Task, and whether the checkpoint's code may run.
         lengths: Standard lengths, ascending.
+        made: File for a ``tokenizer.json`` where the checkpoint has none.
     """
-
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        return path.read_bytes() if path.is_file() else None
-
+    read = read_from(folder, made)
     spec = read_spec(read, options.task)
-    data = read(_FILE)
     try:
         own = load_own_tokenizer(folder, options)
     except NoSamples:
-        return dataclasses.replace(spec, refused=_NONE if data is None else _UNLOADABLE)
+        refused = _UNLOADABLE if (folder / FILE).is_file() else _NONE
+        return dataclasses.replace(spec, refused=refused)
     spec = _correct(spec, own, options.task)
-    if data is None:
-        return dataclasses.replace(spec, refused=f"the checkpoint has no {_FILE}")
-    spec = dataclasses.replace(spec, tokenizer=TOKENIZER)
-    return dataclasses.replace(spec, refused=_compare(spec, own, data, options.task, lengths))
+    pieces = describe_pieces(folder, own)
+    if pieces is not None:
+        spec = dataclasses.replace(spec, pieces=pieces)
+    elif make_tokenizer_file(folder, own, made):
+        spec = dataclasses.replace(spec, tokenizer=TOKENIZER)
+    else:
+        return dataclasses.replace(spec, refused=f"the checkpoint has no {FILE}")
+    different = _compare(spec, own, read, options.task, lengths)
+    return dataclasses.replace(spec, refused=different)
 
 
 def _correct(spec: TextSpec, own: Any, task: str) -> TextSpec:
@@ -76,21 +83,32 @@ def _correct(spec: TextSpec, own: Any, task: str) -> TextSpec:
 
 
 def _compare(
-    spec: TextSpec, own: Any, data: bytes, task: str, lengths: tuple[int, ...]
+    spec: TextSpec, own: Any, read: ReadFile, task: str, lengths: tuple[int, ...]
 ) -> str | None:
-    """Say why texts can't be taken; None: ids and token types are the tokenizer's own."""
+    """Say why texts can't be taken; None: ids, types and decoded texts are the tokenizer's own."""
     try:
-        tokenizer = load_tokenizer(data)
+        tokenizer = open_tokenizer(dataclasses.replace(spec, lower_case=False), read)
     except ValueError:
         return _UNREADABLE
+    assert tokenizer is not None
     for row, most in _list_rows(task, lengths[-1]):
+        if spec.pieces is not None and not isinstance(row, str):
+            continue
         expected = _encode_own(own, row, most)
         if expected is None:
             continue
         ids, types = _encode(tokenizer, row, most, spec)
         if expected not in ((ids, types), (ids, None)):
             return _OTHER
+        if task == GENERATING_TASK and _decodes_otherwise(tokenizer, own, ids, spec):
+            return _OTHER_TEXT
     return None
+
+
+def _decodes_otherwise(tokenizer: Tokenizer, own: Any, ids: list[int], spec: TextSpec) -> bool:
+    expected = own.decode(ids, skip_special_tokens=True)
+    got = tokenizer.decode(ids, skip_special=True, clean_up=spec.clean_up_spaces)
+    return bool(got != expected)
 
 
 def _list_rows(task: str, largest: int) -> Iterator[tuple[Row, int]]:
@@ -111,7 +129,7 @@ def _encode_own(own: Any, row: Row, most: int) -> tuple[list[int], list[int] | N
 
 
 def _encode(
-    tokenizer: TextTokenizer, row: Row, most: int, spec: TextSpec
+    tokenizer: Tokenizer, row: Row, most: int, spec: TextSpec
 ) -> tuple[list[int], list[int]]:
     [encoded] = tokenizer.encode_all([row], most=most, side=spec.truncation_side)
     return list(encoded.ids), list(encoded.type_ids)

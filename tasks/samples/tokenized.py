@@ -15,13 +15,16 @@ from tasks.model.feeds import length_axis, pad_right, random_feed
 from tasks.model.heads import count_choices
 from tasks.samples.errors import NoSamples, describe
 from tasks.samples.texts import CHOICES, PASSAGE, Text, list_texts, write_passage
-from tracefleet.text import encode, load_tokenizer
+from tracefleet.text import encode
+from tracefleet.text.opening import open_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from tasks.model.arguments import Argument
     from tasks.model.feeds import Feed
+    from tracefleet.text.files import ReadFile
+    from tracefleet.text.spec import TextSpec
 
 logger = logging.getLogger(__name__)
 #: Arguments that other files of a checkpoint than its tokenizer's make, or none of them.
@@ -75,22 +78,26 @@ def _encode_all(
 
 
 def find_tokenized(
-    folder: Path, made: Iterable[tuple[Text, Feed]]
+    spec: TextSpec, read: ReadFile, made: Iterable[tuple[Text, Feed]]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of the texts whose ids ``tokenizer.json`` makes without transformers.
+    """Return the names of the texts whose ids the published tokenizer makes without transformers.
 
-    Consumers have that file and no transformers. Some tokenizer classes do more than it says.
+    Some tokenizer classes do more than its files say.
+
+    Args:
+        spec: What the manifest says about texts.
+        read: Returns a published file's bytes by its name.
+        made: Texts with their feeds.
 
     Returns:
         Names of the texts whose ids it makes, and of those among them that had to be cut.
     """
-    path = folder / "tokenizer.json"
     same: set[str] = set()
     cut: set[str] = set()
-    if not path.is_file():
-        return frozenset(), frozenset()
     try:
-        tokenizer = load_tokenizer(path.read_bytes())
+        tokenizer = open_tokenizer(replace(spec, lower_case=False), read)
+        if tokenizer is None:
+            return frozenset(), frozenset()
         for text, feed in made:
             ids = feed["input_ids"][0].tolist()
             whole = encode(tokenizer, text.text, text.pair)
@@ -99,8 +106,8 @@ def find_tokenized(
                 whole = encode(tokenizer, text.text, text.pair, most=len(ids))
             if whole == ids:
                 same.add(text.name)
-    except Exception:  # the library has no error of its own; what it made before stays
-        logger.warning("tokenizer.json can't be used by itself", exc_info=True)
+    except Exception:  # the libraries have no error of their own; what was made before stays
+        logger.warning("the tokenizer's files can't be used by themselves", exc_info=True)
     return frozenset(same), frozenset(cut & same)
 
 

@@ -12,6 +12,7 @@ from tracefleet.reader.outputs import Outputs
 from tracefleet.reader.predict import Asked, classify_media, predict
 from tracefleet.reader.texts import Texts
 from tracefleet.text.rows import is_text, read_rows
+from tracefleet.text.tokenize import Row
 
 
 class Answering(ABC):
@@ -27,6 +28,10 @@ class Answering(ABC):
     @abstractmethod
     def stream(self, rows: Iterable[Any], *, window: int = 1024) -> Iterator[Outputs]:
         """Run rows one by one; see `Model`."""
+
+    @abstractmethod
+    def write(self, rows: list[Row], *, truncate: bool) -> list[str]:
+        """Answer texts with texts; see `Generating`."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -61,6 +66,7 @@ class Answering(ABC):
                               ``(question, context)``
         fill-mask             list of ``top_k`` (5) fillings; of several masks a list for each
         multiple-choice       ``{"choice", "index", "score"}``; give ``choices``
+        text2text-generation  the text that ``generate`` writes
         ====================  ==================================================================
 
         Images and sounds are given by name as their processor returns them (``pixel_values=…``);
@@ -84,6 +90,7 @@ class Answering(ABC):
         Raises:
             InputTooLongError: a text is too long, and is not to be cut.
             TextRefusedError: this conversion takes no texts, or its task has no answers.
+            NoGenerationError: an encoder-decoder whose conversion does not generate.
             ValueError: no texts, texts mixed with pairs, no mask to fill, an unknown prompt.
         """
         asked = Asked(

@@ -1,4 +1,4 @@
-"""Answers of encoder-decoders: a call of the bundle's ``generate``, from a caller's ids to ids.
+"""Answers of encoder-decoders: a call of the bundle's ``generate``, in ids or in texts.
 
 The search itself is in the archive. Here inputs are checked with errors of their own types, and
 what a call leaves out is what the checkpoint's generation config says.
@@ -6,17 +6,20 @@ what a call leaves out is what the checkpoint's generation config says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tracefleet.errors import AnswerTooLongError, NoGenerationError
-from tracefleet.generation_types import Generation
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import General
-from tracefleet.reader.inputs import arrange
+from tracefleet.reader.search import Asked, find_generation, search
+from tracefleet.reader.texts import Texts
+from tracefleet.text.rows import is_single, is_text, read_rows
+from tracefleet.text.tokenize import Row
 
 if TYPE_CHECKING:
     import torch
+
+#: Texts of nearly the same length that are answered together.
+_TOGETHER = 16
 
 
 class Generating:
@@ -25,6 +28,7 @@ class Generating:
     manifest: Manifest
     device: str
     _module: torch.jit.ScriptModule
+    _texts: Texts
 
     def generate(
         self,
@@ -33,117 +37,109 @@ class Generating:
         *,
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
-        first_token: int | None = None,
+        first_token: int | str | None = None,
+        truncate: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> Any:
         """Return an encoder-decoder's answers, as ``model.generate`` of transformers returns them.
 
-        What is left out is as the checkpoint's generation config says: ``manifest.generation`` has
-        it, and what was proved.
+        Texts get texts, ids get ids. What is left out is as the checkpoint's generation config
+        says: ``manifest.generation`` has it, and what was proved.
 
         Args:
-            input_ids: as for a call of the model.
-            attention_mask: as for a call of the model.
+            input_ids: a text or a list of texts; or ids, as for a call of the model.
+            attention_mask: as for a call of the model; texts bring their own.
             max_new_tokens: most ids of an answer, beside the first one.
             num_beams: number of beams; 1 is greedy search.
-            first_token: id that answers begin with after the start, such as a language's
+            first_token: id, or token, that answers begin with after the start, such as a language's
                 (``forced_bos_token_id`` of transformers).
+            truncate: whether texts are cut to the largest standard length.
+            prompt: put before each text.
+            prompt_name: name of one of the checkpoint's prompts, such as T5's
+                ``translation_en_to_de``.
 
         Returns:
-            Ids of shape ``(rows, tokens)``, the start first, filled up at their ends: a torch
-            tensor if an input is one, else a NumPy array.
+            The answer of one text, or a list with one for each text, without special tokens. Of
+            ids: ids of shape ``(rows, tokens)``, the start first, filled up at their ends, as a
+            torch tensor if an input is one, else as a NumPy array.
 
         Raises:
             NoGenerationError: the conversion does not generate; the message says why.
             InputTooLongError: a source has more tokens than the largest standard length.
             AnswerTooLongError: ``max_new_tokens`` is over the largest standard length.
-            ValueError: what no search takes: an empty row, no beams, an unknown id.
+            TextRefusedError: this conversion takes no texts.
+            ValueError: what no search takes: an empty row, no beams, an unknown id or token.
         """
         import torch
 
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        asked = (max_new_tokens, num_beams, first_token)
-        answer = _generate(self.manifest, self._module, self.device, given, asked)
+        if isinstance(input_ids, Mapping):
+            given = {"attention_mask": attention_mask, **input_ids}
+        else:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        find_generation(self.manifest)
+        first = _find_token(self._texts, first_token)
+        asked = (max_new_tokens, num_beams, first)
+        if is_text(given.get("input_ids")):
+            return self._answer(given, asked, truncate, prompt, prompt_name)
+        if truncate or prompt or prompt_name:
+            raise ValueError("truncate, prompt, prompt_name: expected texts beside them, got ids")
+        answer = search(self.manifest, self._module, self.device, given, asked)
         if any(isinstance(value, torch.Tensor) for value in given.values()):
             return answer
         return answer.cpu().numpy()
 
+    def _answer(
+        self,
+        given: Mapping[str, Any],
+        asked: Asked,
+        truncate: bool,
+        prompt: str | None,
+        prompt_name: str | None,
+    ) -> Any:
+        """Return the answer of each text, or of the only one."""
+        if given["attention_mask"] is not None:
+            raise ValueError("attention_mask: expected none beside texts, which bring their own")
+        rows = self._texts.prompted(read_rows(given["input_ids"]), prompt, prompt_name)
+        answers = self.write(rows, truncate=truncate, asked=asked)
+        return answers[0] if is_single(given["input_ids"]) else answers
 
-_ENCODER = ("input_ids", "attention_mask")
-#: The encoder runs every row as it is.
-_AS_IT_IS = General(shortest=1, rows=1, tokens=1)
+    def write(
+        self, rows: list[Row], *, truncate: bool, asked: Asked = (None, None, None)
+    ) -> list[str]:
+        """Answer each text with a text; those of nearly the same length run together.
 
+        Args:
+            rows: texts, prompts included.
+            truncate: whether they are cut to the largest standard length.
+            asked: most new ids, beams and first id; None: as the config says.
 
-def _generate(
-    manifest: Manifest,
-    module: torch.jit.ScriptModule,
-    device: str,
-    given: Mapping[str, Any],
-    asked: tuple[int | None, int | None, int | None],
-) -> torch.Tensor:
-    """Run the bundle's search on checked inputs; None in ``asked``: as the config says."""
-    import torch
-
-    made, (limit, beams, first) = find_generation(manifest), asked
-    limit = made.max_new_tokens if limit is None else limit
-    beams = made.num_beams if beams is None else beams
-    _check_numbers(limit, beams, manifest.lengths[-1])
-    more = [] if first is None else [_check_first(first)]
-    tensors = [tensor.to(device) for tensor in _arrange(manifest, given)]
-    with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        try:
-            answer: torch.Tensor = module.generate(*tensors, limit, beams, *more)
-        except (RuntimeError, IndexError) as error:
-            if "index out of range" not in str(error):
-                raise
-            raise ValueError(
-                "input_ids or first_token: an id is outside the model's vocabulary (largest given: "
-                f"{int(tensors[0].max())}). Use the tokenizer of {manifest.source}."
-            ) from error
-    return answer
-
-
-def find_generation(manifest: Manifest) -> Generation:
-    """Return what the bundle's ``generate`` does.
-
-    Raises:
-        NoGenerationError: it has none; the message has the manifest's reason.
-    """
-    if manifest.generation is not None:
-        return manifest.generation
-    why = manifest.without_generation
-    if why is None:
-        why = f"task {manifest.variant.task} on {manifest.variant.backend} has none"
-    raise NoGenerationError(
-        f"{manifest.source}: expected a conversion that generates, got one that does not: {why} "
-        "Call the model itself for one forward, or convert an encoder-decoder for "
-        "text2text-generation with these versions."
-    )
+        Raises:
+            As ``generate`` does.
+        """
+        find_generation(self.manifest)
+        if any(not isinstance(row, str) for row in rows):
+            raise ValueError("text2text-generation: expected texts, got pairs of texts")
+        encodings = self._texts.encode(rows, truncate=truncate)
+        ordered = sorted(range(len(rows)), key=lambda place: len(encodings[place].ids))
+        answers = [""] * len(rows)
+        for start in range(0, len(ordered), _TOGETHER):
+            places = ordered[start : start + _TOGETHER]
+            given = self._texts.feed([encodings[place] for place in places])
+            found = search(self.manifest, self._module, self.device, given, asked)
+            for place, ids in zip(places, found.tolist(), strict=True):
+                answers[place] = self._texts.decode(ids)
+        return answers
 
 
-def _arrange(manifest: Manifest, given: Mapping[str, Any]) -> Sequence[torch.Tensor]:
-    specs = [spec for spec in manifest.inputs if spec.name in _ENCODER]
-    tensors = arrange(specs, manifest.lengths, given, _AS_IT_IS)
-    empty = (tensors[1].sum(1) == 0).nonzero()
-    if len(empty):
+def _find_token(texts: Texts, token: int | str | None) -> int | None:
+    """Return the id of a token that is named by its text; ids stay as they are."""
+    if not isinstance(token, str):
+        return token
+    found = texts.tokenizer.find_id(token)
+    if found is None:
         raise ValueError(
-            f"attention_mask: expected at least one token in each row, got none in row "
-            f"{int(empty[0])}"
+            f"first_token: expected a token of the vocabulary, such as a language's code, got "
+            f"{token!r}"
         )
-    return tensors
-
-
-def _check_numbers(limit: int, beams: int, longest: int) -> None:
-    for name, value in (("max_new_tokens", limit), ("num_beams", beams)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if limit > longest:
-        raise AnswerTooLongError(
-            f"max_new_tokens: expected at most {longest}, the largest standard length of this "
-            f"conversion, got {limit}. Ask for fewer, or convert with a larger length."
-        )
-
-
-def _check_first(token: int) -> int:
-    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-        raise ValueError(f"first_token: expected an id of the vocabulary, got {token!r}")
-    return token
+    return found

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Model(Answering, Generating):
+class Model(Generating, Answering):
     """An opened conversion. Never train it: weights that were tied are independent copies.
 
     Attributes:

@@ -20,7 +20,8 @@ from tracefleet.text.tokenize import Row
 
 #: Rows that are sorted by length together; fewer where each token has scores for a vocabulary.
 _WINDOW, _VOCABULARY_WINDOW = 1024, 64
-_GENERATING = ("text-generation", "text2text-generation")
+#: The task that answers by generating, where the conversion has a search.
+_WRITING = "text2text-generation"
 
 
 class Runnable(Protocol):
@@ -33,6 +34,9 @@ class Runnable(Protocol):
 
     def stream(self, rows: Iterable[Any], *, window: int) -> Iterator[Outputs]:
         """Run rows and yield each one's outputs, without batch axis and padding."""
+
+    def write(self, rows: list[Row], *, truncate: bool) -> list[str]:
+        """Return the text that an encoder-decoder writes for each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,14 @@ def predict(model: Runnable, texts: Texts, given: Any, asked: Asked) -> Any:
     return answers[0] if is_single(given) else answers
 
 
+def answers_texts(manifest: Manifest) -> bool:
+    """Tell whether ``predict`` has answers to texts for a conversion."""
+    task = manifest.variant.task
+    if task == _WRITING:
+        return manifest.generation is not None
+    return task in _ANSWERS
+
+
 def classify_media(model: Runnable, texts: Texts, named: dict[str, Any], asked: Asked) -> Any:
     """Return a list of the best classes for each image or sound, five unless told otherwise."""
     outputs = model(**named)
@@ -80,7 +92,7 @@ def classify_media(model: Runnable, texts: Texts, named: dict[str, Any], asked: 
 def _explain_task(manifest: Manifest) -> TextRefusedError:
     task = manifest.variant.task
     reason = "it is asked in images or sounds. Give predict their inputs by name"
-    if task in _GENERATING:
+    if task == "text-generation":
         reason = "it writes no text yet: one call is one step. Call the model for its logits"
     return TextRefusedError(
         f"{manifest.source}: predict expected a task with answers to texts, got {task}: {reason}."
@@ -119,7 +131,7 @@ def _classify(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> l
 
 
 def _fill(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[Any]:
-    spec, tokenizer = texts.spec, texts.tokenizer
+    spec, tokenizer = texts.spec, texts.positions
     encodings = texts.encode(rows, truncate=asked.truncate)
     mask = tokenizer.find_id(spec.special.get("mask"))
     for encoding in encodings:
@@ -133,7 +145,7 @@ def _fill(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[
 
 
 def _tag(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[Any]:
-    spec, tokenizer = texts.spec, texts.tokenizer
+    spec, tokenizer = texts.spec, texts.positions
     if any(not isinstance(row, str) for row in rows):
         raise ValueError("token-classification: expected texts, got pairs of texts")
     found = []
@@ -148,7 +160,7 @@ def _tag(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[A
 
 def _answer(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[Any]:
     """Return the answer's span of each pair of question and context."""
-    spec, tokenizer = texts.spec, texts.tokenizer
+    spec, tokenizer = texts.spec, texts.positions
     largest = model.manifest.lengths[-1]
     most = min(largest, spec.max_tokens or largest)
     top_k = asked.top_k if isinstance(asked.top_k, int) else 1
@@ -181,6 +193,10 @@ def _choose(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> lis
         best = int(scores.argmax())
         found.append({"choice": asked.choices[best], "index": best, "score": float(scores[best])})
     return found
+
+
+def _write(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[Any]:
+    return list(model.write(rows, truncate=asked.truncate))
 
 
 def _stack(model: Runnable, feed: dict[str, list[list[int]]]) -> dict[str, Any]:
@@ -227,4 +243,5 @@ _ANSWERS: dict[str, Callable[[Runnable, Texts, list[Row], Asked], Any]] = {
     "token-classification": _tag,
     "question-answering": _answer,
     "multiple-choice": _choose,
+    _WRITING: _write,
 }

@@ -11,9 +11,10 @@ from tracefleet.errors import InputTooLongError, TextRefusedError
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import FileEntry
 from tracefleet.text.files import SENTENCE_SIMILARITY, read_spec
+from tracefleet.text.opening import Tokenizer, open_tokenizer
 from tracefleet.text.rows import add_prompt
 from tracefleet.text.spec import TextSpec
-from tracefleet.text.tokenize import TOKENIZER, Row, TextTokenizer, load_tokenizer
+from tracefleet.text.tokenize import TOKENIZER, Row, TextTokenizer
 
 #: Inputs that are made of texts -> attribute of the library's encodings.
 _FIELDS = {"input_ids": "ids", "token_type_ids": "type_ids"}
@@ -38,7 +39,7 @@ class Texts:
         return read_spec(self._read, self._manifest.variant.task)
 
     @property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The conversion's tokenizer.
 
         Raises:
@@ -47,24 +48,36 @@ class Texts:
         with self._lock:
             return self._tokenizer
 
+    @property
+    def positions(self) -> TextTokenizer:
+        """The tokenizer, where it tells the position of each token in its text.
+
+        Raises:
+            TextRefusedError: it does not, or see ``tokenizer``.
+        """
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, TextTokenizer):
+            raise self.refuse("its tokenizer does not tell where in a text a token is")
+        return tokenizer
+
     @cached_property
-    def _tokenizer(self) -> TextTokenizer:
+    def _tokenizer(self) -> Tokenizer:
         manifest, spec = self._manifest, self.spec
         if spec.refused is not None:
             raise self.refuse(spec.refused)
         if manifest.text is None and manifest.variant.task == SENTENCE_SIMILARITY:
             raise self.refuse(_OLD)
-        data = self._read(TOKENIZER.removeprefix("model/"))
-        if data is None:
+        tokenizer = open_tokenizer(spec, self._read)
+        if tokenizer is None:
             raise self.refuse(f"it was published without {TOKENIZER}")
-        return load_tokenizer(data, lower_case=spec.lower_case)
+        return tokenizer
 
     def refuse(self, reason: str) -> TextRefusedError:
         """Return the error for texts that this conversion can't take."""
         return TextRefusedError(
             f"{self._manifest.source}: expected ids, got texts, which this conversion can't take: "
             f"{reason}. Give ids instead (--ids on the command line), or convert the checkpoint "
-            "again, with a tokenizer.json."
+            "again, with its tokenizer beside it."
         )
 
     def prompted(self, rows: list[Row], prompt: str | None, name: str | None) -> list[Row]:
@@ -114,6 +127,14 @@ class Texts:
             if name in names:
                 made[name] = [list(getattr(one, field)) for one in encodings]
         return made
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens.
+
+        Raises:
+            TextRefusedError: see ``tokenizer``.
+        """
+        return self.tokenizer.decode(ids, skip_special=True, clean_up=self.spec.clean_up_spaces)
 
     def _read(self, name: str) -> bytes | None:
         """Return the checked bytes of a published file of the checkpoint."""

@@ -13,6 +13,7 @@ from typing import Any
 from tracefleet.text.spec import ROLES, SIDES, TextSpec
 
 SENTENCE_SIMILARITY = "sentence-similarity"
+_WRITING = "text2text-generation"
 #: Where sentence-transformers looks for ``max_seq_length`` and ``do_lower_case``, in its order.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -40,6 +41,8 @@ def read_spec(read: ReadFile, task: str) -> TextSpec:
             known[name] = tokenizer[name]
     if task == SENTENCE_SIMILARITY:
         known |= _read_sentence(read, config, known["max_tokens"])
+    if task == _WRITING:
+        known["prompts"] = _read_prefixes(config)
     return TextSpec(
         **{"prompts": {}, **known},
         special=_read_special({**mapped, **tokenizer}),
@@ -76,6 +79,18 @@ def _read_sentence(
         "prompts": {str(name): text for name, text in pairs if isinstance(text, str)},
         "default_prompt": _text_or_none(said.get("default_prompt_name")),
     }
+
+
+def _read_prefixes(config: dict[str, Any]) -> dict[str, str]:
+    """Return T5's prefixes by the names of what they ask for, such as ``translation_en_to_de``."""
+    asked = config.get("task_specific_params")
+    named = asked.items() if isinstance(asked, dict) else ()
+    found = {}
+    for name, settings in named:
+        prefix = settings.get("prefix") if isinstance(settings, dict) else None
+        if isinstance(prefix, str):
+            found[str(name)] = prefix
+    return found
 
 
 def _read_special(said: dict[str, Any]) -> dict[str, str]:

@@ -12,11 +12,37 @@ ROLES = ("cls", "mask", "pad", "unk")
 
 
 @dataclass(frozen=True, kw_only=True)
+class PieceSpec:
+    """A SentencePiece tokenizer with a vocabulary of its own; see ``tracefleet.text.pieces``.
+
+    Attributes:
+        model: path of the SentencePiece model in the conversion's folder.
+        vocabulary: path of the ids of pieces, JSON.
+        begin: tokens that every row begins with, such as the source's language.
+        end: tokens that every row ends with.
+        unknown: token of pieces that the vocabulary lacks.
+        special: ids of tokens that are taken out of a text as they are, and left out of answers.
+        added: ids of further tokens that the vocabulary lacks, such as languages.
+        codes: whether a text may begin with a token such as ``>>fr<<``.
+    """
+
+    model: str
+    vocabulary: str
+    begin: tuple[str, ...] = ()
+    end: tuple[str, ...]
+    unknown: str
+    special: dict[str, int]
+    added: dict[str, int]
+    codes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSpec:
     """How texts become ids, and outputs become answers.
 
     Attributes:
         tokenizer: path of ``tokenizer.json`` in the conversion's folder; None: there is none.
+        pieces: the tokenizer of a conversion without that file; None: there is none.
         refused: why texts can't be taken, such as a tokenizer that does more than its file says;
             None: they can.
         max_tokens: most tokens that the checkpoint's own tools give it; None: they name no limit.
@@ -33,6 +59,7 @@ class TextSpec:
     """
 
     tokenizer: str | None = None
+    pieces: PieceSpec | None = None
     refused: str | None = None
     max_tokens: int | None = None
     truncation_side: str = "right"

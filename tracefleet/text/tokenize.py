@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tracefleet.errors import InputTooLongError
 
@@ -130,13 +130,20 @@ def load_tokenizer(data: bytes, *, lower_case: bool = False) -> TextTokenizer:
     return TextTokenizer(tokenizer)
 
 
-def encode(
-    tokenizer: TextTokenizer, text: str, pair: str | None, most: int | None = None
-) -> list[int]:
+class Encodes(Protocol):
+    """A tokenizer of either library."""
+
+    def encode_all(
+        self, rows: Sequence[Row], *, most: int | None = None, side: str = "right"
+    ) -> Sequence[Any]:
+        """Return an encoding with ``ids`` for each row."""
+
+
+def encode(tokenizer: Encodes, text: str, pair: str | None, most: int | None = None) -> list[int]:
     """Return the ids of a text or a pair.
 
     Args:
-        tokenizer: what ``load_tokenizer`` returned.
+        tokenizer: what ``load_tokenizer`` or ``open_tokenizer`` returned.
         text: the text, or the first of a pair.
         pair: the second of a pair; None: a text by itself.
         most: number of ids to cut to, special ones included; None: all of them.
