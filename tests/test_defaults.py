@@ -230,7 +230,8 @@ def test_a_conversion_by_default_has_a_name_and_says_how_it_is_used(
     [cpp] = [line for line in first.splitlines() if line.startswith("C++")]
     assert Path(cpp.split('"')[1]).is_file()
     [triton] = [line for line in first.splitlines() if line.startswith("Triton")]
-    assert (Path(triton.partition("=")[2]) / "model" / "config.pbtxt").is_file()
+    repository = triton.partition("=")[2].partition(" ")[0]
+    assert (Path(repository) / "model" / "config.pbtxt").is_file()
     [report] = [line for line in first.splitlines() if line.startswith("report")]
     assert main([*arguments, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

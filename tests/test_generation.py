@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 import tracefleet
 from flows.convert import convert
 from tasks import child
-from tasks.errors import GenerationError
+from tasks.errors import GenerationError, NumericsMismatchError
 from tasks.model.facts import LoadOptions
 from tasks.model.generation import read_decoding
 from tasks.model.preflight import inspect
@@ -215,7 +215,7 @@ def test_a_fault_in_the_search_is_caught_by_its_gate(fault: str, ending, tmp_pat
 
     monkeypatch.setattr(generation, "search_source", faulty)
     bundle, reference = _make(ending, tmp_path)
-    with pytest.raises(GenerationError, match=told):
+    with pytest.raises(NumericsMismatchError, match=told):
         validate_generation(bundle, reference, TOLERANCES["float32"])
 
 
@@ -224,10 +224,10 @@ def test_the_same_search_without_a_fault_passes_and_tells_what_it_showed(ending,
     verdict = validate_generation(bundle, reference, TOLERANCES["float32"])
     assert verdict.unproved == ()
     blind = dataclasses.replace(TOLERANCES["float32"], rtol=10.0)
-    with pytest.raises(GenerationError, match="planted fault: position off by one"):
+    with pytest.raises(NumericsMismatchError, match="planted fault: position off by one"):
         validate_generation(bundle, reference, blind)
     strict = dataclasses.replace(TOLERANCES["float32"], rtol=1e-12)
-    with pytest.raises(GenerationError, match="steps in a cache of 8"):
+    with pytest.raises(NumericsMismatchError, match="steps in a cache of 8"):
         validate_generation(bundle, reference, strict)
 
 
@@ -255,29 +255,37 @@ def _make(folder: Path, work: Path) -> tuple[Path, Any]:
     return target, reference
 
 
-def test_a_refused_search_leaves_the_forward(checkpoint, tmp_path):
-    """The gate of generation fails: the bundle is made again without it, and says why."""
-
-    def run(function: Any, *arguments: Any, **options: Any) -> Any:
-        chosen = _refuse if options["step"] == "generation" else function
-        return child.run(chosen, *arguments, **options)
-
-    request = make_request(
-        {
-            "source": f"file://{checkpoint('t5')}",
-            "task": TASK,
-            "lengths": LENGTHS,
-            "store": str(tmp_path / "store"),
-        }
-    )
-    manifest = convert(request, Steps(run=run)).manifest
+def test_a_search_that_can_not_be_proved_leaves_the_forward(checkpoint, tmp_path):
+    """The bundle is made again without it, and says why."""
+    manifest = _convert_with(_prove_nothing, checkpoint("t5"), tmp_path / "store")
     assert manifest.generation is None
     assert manifest.without_generation == "generate: planted"
     assert not hasattr(_bundle(tmp_path / "store"), "generate")
 
 
-def _refuse(*_: Any) -> None:
+def test_a_search_that_differs_stops_the_line(checkpoint, tmp_path):
+    with pytest.raises(NumericsMismatchError, match="planted"):
+        _convert_with(_find_a_difference, checkpoint("t5"), tmp_path / "store")
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def _convert_with(gate: Any, folder: Path, store: Path) -> Any:
+    """Convert with another gate of generation."""
+
+    def run(function: Any, *arguments: Any, **options: Any) -> Any:
+        chosen = gate if options["step"] == "generation" else function
+        return child.run(chosen, *arguments, **options)
+
+    fields = {"source": f"file://{folder}", "task": TASK, "lengths": LENGTHS, "store": str(store)}
+    return convert(make_request(fields), Steps(run=run)).manifest
+
+
+def _prove_nothing(*_: Any) -> None:
     raise GenerationError("generate: planted")
+
+
+def _find_a_difference(*_: Any) -> None:
+    raise NumericsMismatchError("generate: planted")
 
 
 @pytest.mark.parametrize("name", ["marian", "t5", "bart"])

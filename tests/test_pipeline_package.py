@@ -166,7 +166,7 @@ def test_convert_from_python_tells_its_progress_and_returns_what_came_of_it(
     )
     assert (again.status, again.report, again.manifest) == (
         "already published",
-        None,
+        result.report,
         result.manifest,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tasks.backends.base import Job
-from tasks.errors import ConversionCrashedError, GenerationError
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.generation import validate_generation
@@ -17,15 +16,13 @@ def prove_generation(job: Job, traced: TraceResult, steps: Steps) -> TraceResult
     """Return the result with the verdict on ``generate``; as it is where there is none.
 
     Raises:
-        GenerationError: Eager can't generate, the artifact generates something else, its answers
-            prove too little, or the limits of a child are too small for it.
+        GenerationError: Eager can't generate, or its answers prove too little.
+        NumericsMismatchError: The artifact generates something else.
+        ConversionCrashedError: The limits of a child are too small for it.
     """
     if traced.generation is None:
         return traced
-    try:
-        verdict = _run_gate(job, traced, traced.generation, steps)
-    except ConversionCrashedError as error:
-        raise GenerationError(f"its gate died: {error.reason.partition(':')[0]}") from error
+    verdict = _run_gate(job, traced, traced.generation, steps)
     return replace(traced, generation=replace(traced.generation, verdict=verdict))
 
 

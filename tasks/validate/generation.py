@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.child_main import report_progress
-from tasks.errors import GenerationError, last_line
+from tasks.errors import GenerationError, NumericsMismatchError, last_line
 from tasks.validate.forced_steps import check_steps
 from tasks.validate.generation_cases import RANDOM_ROWS, Case
 from tasks.validate.generation_reference import GenerationReference
@@ -40,8 +40,8 @@ def validate_generation(
         tolerance: Bound on a step's error.
 
     Raises:
-        GenerationError: A check failed, the gate missed a planted fault, or too many rows are near
-            ties to prove anything.
+        NumericsMismatchError: A check failed, or the gate missed a planted fault.
+        GenerationError: Too many rows are near ties to prove anything.
     """
     import torch
     from safetensors.torch import load_file
@@ -133,13 +133,13 @@ def _cut(row: list[int], eos: tuple[int, ...]) -> list[int]:
 
 
 def _refuse(findings: _Findings) -> None:
-    """Refuse what failed; the message becomes part of a manifest, and has no host's figures."""
-    for name, found in findings.failures.items():
-        report_progress(f"generate: {name}: {found}")
+    """Refuse what failed, and what proves too little."""
     if findings.failures:
-        raise GenerationError(
+        shown = [f"{name} ({found})" for name, found in findings.failures.items()][:_SHOWN]
+        raise NumericsMismatchError(
             "generate: expected the checkpoint's own logits and ids, got others in these checks: "
-            f"{', '.join(list(findings.failures)[:_SHOWN])}."
+            f"{'; '.join(shown)}. Nothing was published. Ask for generation 'none' "
+            "(--generation none) to publish its one forward alone."
         )
     if any(name.startswith("random") for name in findings.unproved):
         raise GenerationError(

@@ -147,7 +147,9 @@ def _force(
     own = _generate(model, feed, min(LIMIT, most), 1, NearTies(2, generation.eos))
     others = draw_tokens(facts, 2, most + LIMIT)
     tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
-    logits = model(**feed, decoder_input_ids=tokens, use_cache=False, return_dict=True).logits
+    # Without a cache T5Gemma hides padding among the decoder's ids, which generating does not.
+    shown = {"decoder_input_ids": tokens, "decoder_attention_mask": torch.ones_like(tokens)}
+    logits = model(**feed, **shown, use_cache=False, return_dict=True).logits
     kept = logits[:, list(choose_positions(lengths))].float()
     tensors = {f"forced/{name}": tensor for name, tensor in feed.items()}
     return {**tensors, "forced/tokens": tokens, "forced/logits": kept}
