@@ -298,35 +298,6 @@ def test_a_trained_checkpoint_shows_answers_that_stop_early(name: str, tmp_path)
     _expect_equal(folder, _bundle(tmp_path / "store"))
 
 
-#: Beside Marian, T5 and BART: each is published with greedy search and 4 beams.
-KIN = {
-    "mt5": ("MT5ForConditionalGeneration", "MT5Config", tiny.T5),
-    "umt5": ("UMT5ForConditionalGeneration", "UMT5Config", tiny.T5),
-    "mbart": (
-        "MBartForConditionalGeneration",
-        "MBartConfig",
-        {**tiny.PAIR, "decoder_start_token_id": 250, "forced_eos_token_id": 2},
-    ),
-    "pegasus": ("PegasusForConditionalGeneration", "PegasusConfig", tiny.PAIR),
-    "m2m100": (
-        "M2M100ForConditionalGeneration",
-        "M2M100Config",
-        {**tiny.PAIR, "decoder_start_token_id": 2},
-    ),
-    "blenderbot": ("BlenderbotForConditionalGeneration", "BlenderbotConfig", tiny.PAIR),
-}
-
-
-@pytest.mark.parametrize("name", KIN)
-def test_their_kin_are_published_with_beams(name: str, tmp_path, monkeypatch):
-    monkeypatch.setitem(tiny.MODELS, name, KIN[name])
-    folder = tiny.save(name, tmp_path)
-    manifest = _convert(folder, tmp_path / "store")
-    assert manifest.without_generation is None
-    assert {1, 4} <= set(manifest.generation.verdict.beams)
-    _expect_equal(folder, _bundle(tmp_path / "store"))
-
-
 def test_a_graph_that_changes_with_the_shape_has_a_forward_alone(tmp_path, monkeypatch):
     led = {
         **tiny.PAIR,

@@ -15,7 +15,7 @@ from flows.convert import convert
 from tasks.errors import RequestError
 from tasks.sweep import check, rows, tiny
 from tasks.sweep import run as sweep_run
-from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
+from tasks.sweep.rows import CRASHED, PROVED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
 from tasks.sweep.run import SweepOptions, run_sweep, try_case
 from tasks.sweep.table import make_support_page
 from tasks.sweep.tiny import Case
@@ -40,14 +40,16 @@ REPRESENTATIVE = {
     "m2m_100": "text2text-generation", "mamba": "text-generation",
     "marian": "text2text-generation", "mbart": "text2text-generation",
     "megatron-bert": "multiple-choice", "mistral": "text-generation",
-    "mixtral": "text-generation", "mobilebert": "question-answering", "modernbert": "fill-mask",
+    "mt5": "text2text-generation", "mixtral": "text-generation",
+    "mobilebert": "question-answering", "modernbert": "fill-mask",
     "mpnet": "feature-extraction", "mpt": "text-generation", "nllb-moe": "text2text-generation",
     "nystromformer": "fill-mask", "opt": "text-generation", "pegasus": "text2text-generation",
     "phi": "text-generation", "qwen2_moe": "text-generation", "qwen3": "text-generation",
     "rembert": "fill-mask", "roberta": "feature-extraction", "roc_bert": "fill-mask",
     "roformer": "fill-mask", "rwkv": "text-generation", "squeezebert": "fill-mask",
     "switch_transformers": "text2text-generation", "t5": "text2text-generation",
-    "tapas": "text-classification", "umt5": "question-answering", "xlm": "fill-mask",
+    "t5gemma": "text2text-generation", "tapas": "text-classification",
+    "umt5": "text2text-generation", "xlm": "fill-mask",
     "xlnet": "text-classification", "xmod": "fill-mask", "yoso": "fill-mask",
 }  # fmt: skip
 #: What is refused, and the error that says why.
@@ -80,6 +82,26 @@ def test_it_is_published_right_or_refused_with_its_reason(model_type: str, swept
         assert row.status == PUBLISHED, f"{row.error}: {row.reason}"
         assert row.worst_check is not None
         assert row.worst_check < 1e-4
+
+
+#: Encoder-decoders that have one forward, and a word of the reason.
+NO_GENERATION = {
+    "led": "programs of encode",
+    "nllb-moe": "expected eager to run",
+    "switch_transformers": "expected eager to run",
+}
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [one for one, task in REPRESENTATIVE.items() if task == "text2text-generation"],
+)
+def test_an_encoder_decoder_generates_or_says_why_not(model_type: str, swept: Sweep):
+    found = swept.rows[f"{model_type}/text2text-generation"].generation
+    if model_type in NO_GENERATION:
+        assert NO_GENERATION[model_type] in found
+    else:
+        assert found == PROVED
 
 
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

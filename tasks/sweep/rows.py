@@ -21,6 +21,10 @@ PUBLISHED, REFUSED, CRASHED, WRONG, UNTESTABLE = (
 )
 
 
+#: ``Row.generation`` of a bundle whose ``generate`` passed its gate.
+PROVED = "proved"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Result of one case.
@@ -43,6 +47,8 @@ class Row:
         left_padding: What padding on both sides does, as in the manifest.
         without_samples: Why there are no golden samples; empty: there are some, or the gate did not
             run.
+        generation: What is known of ``generate``: ``PROVED``, or why there is none; empty: the task
+            has none.
     """
 
     type: str
@@ -59,6 +65,7 @@ class Row:
     vacuous: tuple[str, ...] = ()
     left_padding: str = ""
     without_samples: str = ""
+    generation: str = ""
 
     @property
     def name(self) -> str:

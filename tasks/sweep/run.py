@@ -22,7 +22,16 @@ from tasks.errors import ConversionCrashedError, ConversionError, first_line
 from tasks.publish.identity import RECIPE
 from tasks.request.conversion import ConversionRequest, make_request
 from tasks.sweep.check import check_published
-from tasks.sweep.rows import CRASHED, PUBLISHED, REFUSED, UNTESTABLE, WRONG, Row, Sweep
+from tasks.sweep.rows import (
+    CRASHED,
+    PROVED,
+    PUBLISHED,
+    REFUSED,
+    UNTESTABLE,
+    WRONG,
+    Row,
+    Sweep,
+)
 from tasks.sweep.tiny import Case, Untestable, build, list_cases
 from tracefleet.manifest import Manifest
 
@@ -195,6 +204,7 @@ def _read_verdict(manifest: Manifest) -> dict[str, Any]:
         "vacuous": verdicts[0].vacuous,
         "left_padding": manifest.validation.left_padding,
         "without_samples": manifest.validation.without_samples or "",
+        "generation": PROVED if manifest.generation else manifest.without_generation or "",
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.sweep.rows import (
     CRASHED,
+    PROVED,
     PUBLISHED,
     REFUSED,
     UNTESTABLE,
@@ -61,6 +62,8 @@ def make_support_page(setup: dict[str, Any], rows: Sequence[Row]) -> str:
             "",
             *_list_refusals(ran),
             "",
+            *_list_generation(ran),
+            "",
         ]
     )
 
@@ -105,6 +108,25 @@ def _describe_graphs(rows: Sequence[Row]) -> tuple[str, str]:
     wrong = any(row.other_lengths == "differs" for row in published)
     note = "silently wrong at other lengths without the guard" if wrong else ""
     return "one" if shared else "each length", note
+
+
+def _list_generation(rows: Sequence[Row]) -> list[str]:
+    """Return what became of ``generate``, for each encoder-decoder that was published."""
+    told = sorted((row.type, row.generation) for row in rows if row.generation)
+    proved = [model_type for model_type, found in told if found == PROVED]
+    lines = [
+        "## Generation",
+        "",
+        f"`generate` was proved, greedy and with 4 beams, for {len(proved)} of {len(told)}: "
+        f"{', '.join(proved) or 'none'}. The others have one forward:",
+        "",
+        "| model type | why |",
+        "|---|---|",
+    ]
+    for model_type, found in told:
+        if found != PROVED:
+            lines.append(f"| {model_type} | {found.replace('|', chr(92) + '|')} |")
+    return lines if told else []
 
 
 def _list_refusals(rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,9 @@
 """Steps of a bundle that are forced to eager's tokens: their errors, and planted faults.
 
-Caches of every size are tried from their first position, and one that grows through all of them to
-the last. The faults are those that a search can make: another position, another row's cache (beams
-that were not reordered), another row's source, padding that is attended, a token that is lost.
+A cache of every size is tried at its first positions, where the steps fill it themselves, and at
+those that only a cache of that size has, with eager's keys and values before them. The faults are
+those that a search can make: another position, another row's cache (beams that were not reordered),
+another row's source, padding that is attended, a token that is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.validate.difference import Difference, compare, is_within, least_movement, worst_of
 from tasks.validate.generation_cases import FIRST_STEPS, choose_positions
-from tasks.validate.generation_reference import GenerationReference
+from tasks.validate.generation_reference import OWN, GenerationReference
 from tracefleet.verdict_types import Tolerance
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ class Steps:
     max_rel_error: float
     failures: dict[str, str]
     faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What ``encode`` and ``prefill`` returned, from which every run begins."""
+
+    logits: torch.Tensor
+    own: list[torch.Tensor]
+    cross: list[torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -66,14 +76,15 @@ def check_steps(
     """
     found: list[Difference] = []
     failures = {}
-    lengths = reference.lengths
-    for name, sizes, last in _list_runs(lengths):
-        differences = list(_run(module, reference, held, sizes, last, tolerance))
-        worst = worst_of(differences)
+    opened = _open(module, reference, held)
+    for size in reference.lengths:
+        worst = worst_of(list(_run(module, opened, reference, held, size, tolerance)))
         found.append(worst)
         if not worst.passed:
-            failures[name] = worst.reason or f"relative error {worst.max_rel:.3g}"
-    seen, missed = _plant_faults(module, reference, held, tolerance)
+            failures[f"steps in a cache of {size}"] = (
+                worst.reason or f"relative error {worst.max_rel:.3g}"
+            )
+    seen, missed = _plant_faults(module, opened, reference, held, tolerance)
     overall = worst_of(found)
     return Steps(
         max_abs_error=overall.max_abs,
@@ -83,57 +94,62 @@ def check_steps(
     )
 
 
-def _list_runs(lengths: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Yield name, sizes of the cache and number of steps of each run."""
-    for length in lengths:
-        yield f"steps in a cache of {length}", (length,), min(FIRST_STEPS, length)
-    yield "steps in a cache that grows", lengths, lengths[-1]
-
-
 def _run(
     module: Any,
+    opened: _Opened,
     reference: GenerationReference,
     held: dict[str, torch.Tensor],
-    sizes: tuple[int, ...],
-    last: int,
+    size: int,
     tolerance: Tolerance,
 ) -> Iterator[Difference]:
-    """Yield the difference at each kept position below ``last``."""
-    kept = held["forced/logits"].unbind(1)
-    expected = dict(zip(choose_positions(reference.lengths), kept, strict=True))
+    """Yield the difference at each kept position that is to be seen in a cache of this size."""
+    lengths = reference.lengths
     scale = float(held["forced/logits"].abs().max())
-    for position, logits in _walk(module, reference, held, sizes, last):
-        if position in expected:
-            yield compare(logits.float(), expected[position], tolerance, scale=scale)
+    kept = zip(choose_positions(lengths), held["forced/logits"].unbind(1), strict=True)
+    expected = dict(kept)
+    call = _begin(opened, held, size)
+    yield compare(opened.logits.float(), expected[0], tolerance, scale=scale)
+    for position in sorted(expected)[1:]:
+        if position >= FIRST_STEPS and not _belongs(position, size, lengths):
+            continue
+        if position >= size:
+            break
+        if position >= FIRST_STEPS:
+            call.own = _take_own(reference, held, position, size)
+        _force_token(call, held, position)
+        yield compare(_step(module, call).float(), expected[position], tolerance, scale=scale)
 
 
-def _walk(
-    module: Any,
-    reference: GenerationReference,
-    held: dict[str, torch.Tensor],
-    sizes: tuple[int, ...],
-    last: int,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield position and logits of each step, as ``generate`` calls them."""
-    logits, call = _open(module, reference, held, sizes[0])
-    yield 0, logits
-    for position in range(1, last):
-        size = next(size for size in sizes if size > position)
-        call.own = _resize(call.own, size)
-        call.ids, call.position = held["forced/tokens"][:, position : position + 1], position
-        yield position, _step(module, call)
+def _belongs(position: int, size: int, lengths: tuple[int, ...]) -> bool:
+    """Tell whether a cache has this size when a search is at the position."""
+    return next(length for length in lengths if length > position) == size
 
 
-def _open(
-    module: Any, reference: GenerationReference, held: dict[str, torch.Tensor], size: int
-) -> tuple[torch.Tensor, _Call]:
-    """Run ``encode`` and ``prefill``; return the first logits, and the call with its caches."""
+def _take_own(
+    reference: GenerationReference, held: dict[str, torch.Tensor], position: int, size: int
+) -> list[torch.Tensor]:
+    """Return eager's keys and values of the tokens before a position, in a cache of a size."""
+    own = [held[f"{OWN}{place}"] for place in range(2 * reference.generation.layers)]
+    return _resize([one[:, :, :position] for one in own], size)
+
+
+def _force_token(call: _Call, held: dict[str, torch.Tensor], position: int) -> None:
+    call.ids, call.position = held["forced/tokens"][:, position : position + 1], position
+
+
+def _open(module: Any, reference: GenerationReference, held: dict[str, torch.Tensor]) -> _Opened:
     mask, first = held["forced/attention_mask"], held["forced/tokens"][:, :1]
     hidden = module.encode(held["forced/input_ids"], mask)
     logits, *caches = module.prefill(hidden, mask, first)
     count = 2 * reference.generation.layers
-    own, cross = _resize(caches[:count], size), caches[count:]
-    return logits, _Call(mask=mask, ids=first, position=0, own=own, cross=cross)
+    return _Opened(logits=logits, own=caches[:count], cross=caches[count:])
+
+
+def _begin(opened: _Opened, held: dict[str, torch.Tensor], size: int) -> _Call:
+    """Return the call after the first one, with a cache of this size that is its own."""
+    mask, first = held["forced/attention_mask"], held["forced/tokens"][:, :1]
+    own = _resize(opened.own, size)
+    return _Call(mask=mask, ids=first, position=0, own=own, cross=opened.cross)
 
 
 def _resize(own: list[torch.Tensor], size: int) -> list[torch.Tensor]:
@@ -152,6 +168,7 @@ def _step(module: Any, call: _Call) -> torch.Tensor:
 
 def _plant_faults(
     module: Any,
+    opened: _Opened,
     reference: GenerationReference,
     held: dict[str, torch.Tensor],
     tolerance: Tolerance,
@@ -166,9 +183,9 @@ def _plant_faults(
     seen: list[str] = []
     missed: list[str] = []
     for name, plant in _FAULTS.items():
-        _, call = _open(module, reference, held, size)
+        call = _begin(opened, held, size)
         for position in range(1, at + 1):
-            call.ids, call.position = held["forced/tokens"][:, position : position + 1], position
+            _force_token(call, held, position)
             if position == at:
                 plant(call)
             logits = _step(module, call)

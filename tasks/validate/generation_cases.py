@@ -57,6 +57,9 @@ def make_cases(
     few = draw_rows(facts, [1, shortest, 1])
     yield Case(name="one-token", limit=limit, rows=(0, 2)), few
     yield Case(name="longest", limit=limit), draw_rows(facts, [longest, longest])
+    if shortest < longest:
+        grown = Case(name="grown-cache", limit=min(longest, shortest + SHORT_LIMIT))
+        yield grown, draw_rows(facts, [shortest, 1])
     texts = list(_read_texts(facts, longest, samples))
     if texts:
         yield (

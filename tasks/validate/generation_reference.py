@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from tasks.model.feeds import Feed
 
+#: Name of the decoder's own keys and values, before their place.
+OWN = "forced/own/"
 #: Beams that every conversion is proved with, beside the checkpoint's own number.
 _BEAMS = (1, 4)
 
@@ -105,11 +107,19 @@ def compute_generation(
             f"{facts.architecture}: expected eager to generate, got {type(error).__name__}: "
             f"{first_line(error)}. There is nothing to compare with."
         ) from error
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, target)
+    # Views of one storage can't be saved, nor can what is not contiguous.
+    whole = {name: _copy(tensor) for name, tensor in tensors.items()}
+    save_file(whole, target)
     made = tuple(case for case, _ in cases)
     return GenerationReference(
         path=target, cases=made, beams=beams, lengths=lengths, generation=generation
     )
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _answer(
@@ -139,17 +149,25 @@ def _generate(model: Any, feed: Feed, limit: int, beams: int, ties: NearTies) ->
 def _force(
     model: Any, facts: ModelFacts, generation: Generation, lengths: tuple[int, ...]
 ) -> dict[str, torch.Tensor]:
-    """Compute the logits after each of some tokens in one pass: eager's answer, then other ids."""
+    """Compute logits, keys and values of some tokens in one pass: eager's answer, then other ids.
+
+    Keys and values are those of the decoder itself, ``forced/own/<n>`` of shape ``(2, heads,
+    tokens, width)``: a step anywhere can begin with eager's.
+    """
     import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     most = lengths[-1]
     feed = draw_rows(facts, [most, max(1, lengths[0] // 2)])
     own = _generate(model, feed, min(LIMIT, most), 1, NearTies(2, generation.eos))
     others = draw_tokens(facts, 2, most + LIMIT)
     tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
-    # Without a cache T5Gemma hides padding among the decoder's ids, which generating does not.
-    shown = {"decoder_input_ids": tokens, "decoder_attention_mask": torch.ones_like(tokens)}
-    logits = model(**feed, **shown, use_cache=False, return_dict=True).logits
-    kept = logits[:, list(choose_positions(lengths))].float()
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    outputs = model(
+        **feed, decoder_input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True
+    )
+    kept = outputs.logits[:, list(choose_positions(lengths))].float()
     tensors = {f"forced/{name}": tensor for name, tensor in feed.items()}
+    for place, layer in enumerate(cache.self_attention_cache.layers):
+        tensors |= {f"{OWN}{2 * place}": layer.keys, f"{OWN}{2 * place + 1}": layer.values}
     return {**tensors, "forced/tokens": tokens, "forced/logits": kept}
