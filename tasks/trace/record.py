@@ -32,6 +32,7 @@ from tasks.model.state import sparing_buffers
 from tasks.trace.bundle import TracedFile, write_bundle
 from tasks.trace.compare import OneGraph, has_topk_or_sort, same_program
 from tasks.trace.generation import METHODS, NO_SEARCH, add_generation
+from tasks.trace.linear import fast_linear
 from tasks.trace.patches import recordable
 from tasks.trace.untie import untie_with_proof
 from tracefleet.generation_types import Generation
@@ -129,6 +130,8 @@ def trace_checkpoint(
     if options.dtype == INT8:
         report_progress("quantising its linear layers")
         quantise(model)
+    # A caller who computes gradients gets none: oneDNN's layers have no backward pass.
+    model.requires_grad_(False)
     record = functools.partial(trace_lengths, model, facts, outputs)
     traced = record(lengths[:1], batch)
     one = OneGraph(traced, lengths, batch, record)
@@ -209,7 +212,7 @@ def trace_lengths(
     }
     examples |= more or {}
     try:
-        with torch.no_grad(), warnings.catch_warnings(), recordable(model):
+        with torch.no_grad(), warnings.catch_warnings(), recordable(model), fast_linear():
             # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
             # decides on numbers instead.
             warnings.simplefilter("ignore")
