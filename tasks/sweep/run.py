@@ -196,6 +196,8 @@ def _convert_and_check(
 
 def _read_verdict(manifest: Manifest) -> dict[str, Any]:
     verdicts = manifest.validation.lengths
+    lacking = manifest.without_generation or ""
+    generation = PROVED if manifest.generation else lacking
     return {
         "worst_gate": max(verdict.max_rel_error for verdict in verdicts),
         "same_program": manifest.same_program,
@@ -204,7 +206,7 @@ def _read_verdict(manifest: Manifest) -> dict[str, Any]:
         "vacuous": verdicts[0].vacuous,
         "left_padding": manifest.validation.left_padding,
         "without_samples": manifest.validation.without_samples or "",
-        "generation": PROVED if manifest.generation else manifest.without_generation or "",
+        "generation": generation,
     }
 
 

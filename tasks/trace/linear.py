@@ -52,7 +52,8 @@ def _script() -> Any:
     def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
         # An expert that gets no tokens has no rows, which oneDNN does not take.
         if x.is_cpu and x.numel() > 0:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return found
         return torch._C._nn.linear(x, weight, bias)
 
     # The name stands in every archive: no move of this file may change the bytes.

@@ -21,6 +21,7 @@ from tracefleet.manifest_types import INT8, JIT, FileEntry
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
+from tracefleet.reader.operators import provide_linear
 from tracefleet.reader.placing import Proof, check_device, find_proof, place
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
@@ -236,6 +237,7 @@ def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     import torch
 
     found = _find_path(handle)
+    provide_linear()
     try:
         if isinstance(found, str):
             return archive.load(found)
