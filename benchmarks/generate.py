@@ -1,14 +1,16 @@
 """``make bench-generate``: a bundle's ``generate`` against ``model.generate``, in turns.
 
 Random weights of the shapes of Marian-base and T5-small, sources of 32 tokens, 64 new ones (ends
-are taken out of both sides, so that every answer is as long). Both sides run in one process on the
-same threads, one after the other in each round; their answers are compared before they are timed.
-The median of the rounds is told, with bytes and the cost of the gate.
+are taken out of all sides, so that every answer is as long). All run in one process on the same
+threads, one after the other in each round: transformers, the conversion in float32 and int8, and
+CTranslate2 in both where it is installed. Answers in float32 are compared with transformers'. The
+median of the rounds is told, with bytes and the cost of the gate.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tracefleet
+from benchmarks.generate_peers import COMPUTE_TYPES, Run, open_ctranslate2
 from flows.convert import convert
 from tasks.request.conversion import make_request
 from tasks.steps import Steps
@@ -47,6 +50,9 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5-small": ("T5ForConditionalGeneration", "T5Config", {"decoder_start_token_id": 0}),
 }
 SOURCE, ANSWER = 32, 64
+EAGER, OURS = "transformers", "float32"
+#: Runs one call on ids: number of beams, and new tokens of every answer.
+Call = Callable[[Any, int, int], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +63,15 @@ class Row:
         shape: Name of the model's shape.
         rows: Rows in a call.
         beams: Number of beams.
-        eager: Seconds of ``model.generate``.
-        traced: Seconds of the bundle's.
-        first: Seconds of the bundle's to the first new token.
-        equal: Whether the answers were equal.
+        seconds: Of each peer's call, the median of the rounds.
+        first: Seconds of the float32 bundle's to the first new token.
+        equal: Whether its answers were ``model.generate``'s.
     """
 
     shape: str
     rows: int
     beams: int
-    eager: float
-    traced: float
+    seconds: dict[str, float]
     first: float
     equal: bool
 
@@ -79,7 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rows", nargs="*", type=int, default=[1, 8])
     options = parser.parse_args(arguments)
-    print(f"{'model':<12} rows beams  eager tok/s  bundle tok/s  ratio  first ms  equal")
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes:
             for row in compare(shape, Path(folder), options.rows, options.rounds):
@@ -92,10 +95,18 @@ def compare(shape: str, work: Path, counts: list[int], rounds: int) -> Iterator[
     folder = make_checkpoint(shape, work / shape)
     model, told = _convert(folder, work / f"{shape}-store")
     print(told, flush=True)
-    eager = _load(folder)
+    int8, told = _convert(folder, work / f"{shape}-store", dtype="int8")
+    print(told, flush=True)
+    peers = {EAGER: _run_eager(_load(folder)), OURS: _run_bundle(model), "int8": _run_bundle(int8)}
+    for kind in COMPUTE_TYPES:
+        found = open_ctranslate2(folder, work, kind)
+        if isinstance(found, str):
+            print(f"not measured: ctranslate2 {kind}: {found}", flush=True)
+        else:
+            peers[f"ctranslate2 {kind}"] = _run_ids(found)
     for rows in counts:
         for beams in (1, 4):
-            yield _compare(shape, eager, model, rows, beams, rounds)
+            yield _compare(shape, peers, rows, beams, rounds)
 
 
 def make_checkpoint(shape: str, folder: Path) -> Path:
@@ -124,7 +135,7 @@ def _draw_weights(model: Any) -> None:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
 
 
-def _convert(folder: Path, store: Path) -> tuple[tracefleet.Model, str]:
+def _convert(folder: Path, store: Path, dtype: str = "float32") -> tuple[tracefleet.Model, str]:
     """Convert a checkpoint; return it opened, and a line with bytes and the cost of its gate."""
     request = make_request(
         {
@@ -132,6 +143,7 @@ def _convert(folder: Path, store: Path) -> tuple[tracefleet.Model, str]:
             "task": "text2text-generation",
             "lengths": [32, 64],
             "store": str(store),
+            "dtype": dtype,
         }
     )
     steps = Steps()
@@ -143,11 +155,11 @@ def _convert(folder: Path, store: Path) -> tuple[tracefleet.Model, str]:
     gate = steps.seconds["generation-reference"] + steps.seconds["generation"]
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     told = (
-        f"{folder.name}: bundle of {manifest.bundle.size / 1e6:.0f} MB (file of tied weights "
+        f"{folder.name} {dtype}: bundle of {manifest.bundle.size / 1e6:.0f} MB (tied weights "
         f"{weights / 1e6:.0f} MB), converted in {whole:.0f} s, of them {gate:.0f} s for the gate "
         f"of generation; {_describe(manifest.generation.verdict)}"
     )
-    return tracefleet.open(store, manifest.source), told
+    return tracefleet.open(store, manifest.source, dtype=dtype), told
 
 
 def _describe(verdict: GenerationVerdict | None) -> str:
@@ -161,30 +173,46 @@ def _load(folder: Path) -> Any:
     return AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 
-def _compare(
-    shape: str, eager: Any, model: tracefleet.Model, rows: int, beams: int, rounds: int
-) -> Row:
+def _run_eager(model: Any) -> Call:
+    def run(ids: Any, beams: int, tokens: int) -> Any:
+        mask = ids.new_ones(ids.shape)
+        options = {"max_new_tokens": tokens, "num_beams": beams}
+        return model.generate(input_ids=ids, attention_mask=mask, **options)
+
+    return run
+
+
+def _run_bundle(model: tracefleet.Model) -> Call:
+    def run(ids: Any, beams: int, tokens: int) -> Any:
+        mask = ids.new_ones(ids.shape)
+        return model.generate(ids, mask, max_new_tokens=tokens, num_beams=beams)
+
+    return run
+
+
+def _run_ids(run: Run) -> Call:
+    return lambda ids, beams, tokens: run(ids.tolist(), beams, tokens)
+
+
+def _compare(shape: str, peers: dict[str, Call], rows: int, beams: int, rounds: int) -> Row:
     import torch
 
     ids = torch.randint(10, 30_000, (rows, SOURCE), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-
-    def run_eager() -> Any:
-        return eager.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=ANSWER, num_beams=beams
-        )
-
-    def run_bundle(tokens: int = ANSWER) -> Any:
-        return model.generate(ids, mask, max_new_tokens=tokens, num_beams=beams)
-
-    equal = torch.equal(run_eager(), run_bundle())
-    taken: dict[str, list[float]] = {"eager": [], "traced": [], "first": []}
+    answers = {name: run(ids, beams, ANSWER) for name, run in peers.items()}
+    taken: dict[str, list[float]] = {name: [] for name in (*peers, "first")}
     for _ in range(rounds):
-        taken["eager"].append(_time(run_eager))
-        taken["traced"].append(_time(run_bundle))
-        taken["first"].append(_time(lambda: run_bundle(1)))
-    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    return Row(shape=shape, rows=rows, beams=beams, equal=equal, **medians)
+        for name, run in peers.items():
+            taken[name].append(_time(functools.partial(run, ids, beams, ANSWER)))
+        taken["first"].append(_time(functools.partial(peers[OURS], ids, beams, 1)))
+    seconds = {name: statistics.median(times) for name, times in taken.items()}
+    return Row(
+        shape=shape,
+        rows=rows,
+        beams=beams,
+        seconds={name: seconds[name] for name in peers},
+        first=seconds["first"],
+        equal=torch.equal(answers[EAGER], answers[OURS]),
+    )
 
 
 def _time(function: Callable[[], Any]) -> float:
@@ -194,12 +222,13 @@ def _time(function: Callable[[], Any]) -> float:
 
 
 def _format(row: Row) -> str:
-    tokens = row.rows * ANSWER
-    return (
-        f"{row.shape:<12} {row.rows:>4} {row.beams:>5}  {tokens / row.eager:>11.1f}  "
-        f"{tokens / row.traced:>12.1f}  {row.eager / row.traced:>5.2f}  {row.first * 1e3:>8.0f}  "
-        f"{'yes' if row.equal else 'NO'}"
-    )
+    """Return tokens a second of each peer, and how many times transformers' they are."""
+    tokens, eager = row.rows * ANSWER, row.seconds[EAGER]
+    told = [f"{row.shape}, {row.rows} row(s), {row.beams} beam(s):"]
+    for name, seconds in row.seconds.items():
+        told.append(f"{name} {tokens / seconds:.0f}/s ({eager / seconds:.2f})")
+    same = "equal ids" if row.equal else "OTHER IDS"
+    return f"{'  '.join(told)}  first token {row.first * 1e3:.0f} ms, {same}"
 
 
 if __name__ == "__main__":
