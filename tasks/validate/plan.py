@@ -16,7 +16,12 @@ from tasks.samples.make import Samples
 from tasks.samples.texts import PASSAGE
 from tasks.validate.general import general_probes, padded_probe
 from tasks.validate.left_padding import left_padded_probes
-from tasks.validate.probes import FRESH_SEED_BASE, Probe, probes_of_one_length
+from tasks.validate.probes import (
+    FRESH_SEED_BASE,
+    FRESH_SEEDS,
+    Probe,
+    probes_of_one_length,
+)
 from tasks.validate.real import read_passages, real_probes
 from tracefleet.manifest_types import General
 from tracefleet.verdict_types import Tolerance
@@ -75,7 +80,11 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
         yield from _proving_probes(plan, length, below)
         if length in plan.whole:
             yield from probes_of_one_length(
-                plan.facts, plan.batch, length, measure=not plan.is_general
+                plan.facts,
+                plan.batch,
+                length,
+                measure=not plan.is_general,
+                fresh=_count_fresh(plan),
             )
     if plan.general is None:
         yield from _far_padding_probes(plan)
@@ -85,6 +94,13 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
     last = plan.lengths[-1] in plan.whole
     yield from left_padded_probes(plan.facts, plan.lengths, last=last, general=plan.is_general)
     yield from real_probes(plan.facts, plan.samples, plan.lengths, plan.whole, plan.general)
+
+
+def _count_fresh(plan: ProbePlan) -> int:
+    """Return how many inputs are drawn for one length: half of them beside as many real texts."""
+    texts = () if plan.samples is None else plan.samples.texts
+    short = [text for text in texts if not text.name.startswith(PASSAGE)]
+    return FRESH_SEEDS // 2 if len(short) >= FRESH_SEEDS else FRESH_SEEDS
 
 
 def first_probe(plan: ProbePlan) -> Probe:

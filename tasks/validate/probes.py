@@ -98,7 +98,12 @@ class Probe:
 
 
 def probes_of_one_length(
-    facts: ModelFacts, batch: int, length: int, *, measure: bool = True
+    facts: ModelFacts,
+    batch: int,
+    length: int,
+    *,
+    measure: bool = True,
+    fresh: int = FRESH_SEEDS,
 ) -> Iterator[Probe]:
     """Yield every kind of probe at one standard length.
 
@@ -107,8 +112,9 @@ def probes_of_one_length(
         batch: Rows in one traced call.
         length: The standard length.
         measure: Whether the bare graph is run at other shapes too, which no consumer can do.
+        fresh: Number of drawn inputs.
     """
-    for seed in range(FRESH_SEEDS):
+    for seed in range(fresh):
         feed = random_feed(facts, batch=batch, length=length, seed=FRESH_SEED_BASE + seed)
         yield Probe(name=f"fresh-{seed}", length=length, feed=feed)
     if "input_ids" in facts.inputs:
