@@ -120,6 +120,14 @@ def test_lengths_reach_up_to_the_least_limit(tmp_path: Path, config, tokenizer, 
     assert told in str(found)
 
 
+def test_sentences_reach_up_to_where_sentence_transformers_cuts_them(tmp_path: Path):
+    folder = folder_of(tmp_path, {"model_max_length": 512}, max_position_embeddings=512)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    told = str(default_lengths(folder, "sentence-similarity"))
+    assert told == "32, 64, 128 (default: up to max_seq_length 128)"
+    assert default_lengths(folder, "feature-extraction").lengths[-1] == 512
+
+
 @pytest.mark.parametrize("name", ["bert-mlm", "roberta-cls", "distilbert-qa", "gpt2", "bart", "t5"])
 def test_the_default_is_never_refused_later(checkpoint, name: str):
     folder = checkpoint(name)

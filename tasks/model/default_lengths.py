@@ -1,8 +1,9 @@
 """The standard lengths of a request that names none, from the checkpoint's JSON files alone.
 
-Text: powers of two from 32 up to the least of what the model's positions and its tokenizer allow
-and 512, which is a standard length itself, so that the whole range is served. Images: their size.
-Sounds: the processor's window, or one second and ten.
+Text: powers of two from 32 up to the least of what the model's positions, its tokenizer and, for
+sentence vectors, its ``max_seq_length`` allow and 512, which is a standard length itself, so that
+the whole range is served. Images: their size. Sounds: the processor's window, or one second and
+ten.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tasks.model.heads import SAMPLE_TASKS
 from tasks.model.named_task import read_config_json
 from tasks.model.samples import default_sizes
 from tasks.model.vocabulary import read_json
+from tracefleet.text.files import SENTENCE_CONFIGS, SENTENCE_SIMILARITY
 
 _SHORTEST = 32
 _LONGEST = 512
@@ -70,7 +72,8 @@ def default_lengths(folder: Path, task: str) -> DefaultLengths:
     if task in SAMPLE_TASKS:
         lengths, why = default_sizes(folder, task, config)
         return DefaultLengths(lengths=lengths, why=why)
-    limits = [(most, f"up to {what} {most}") for what, most in _find_limits(folder, config)]
+    found = [*_find_limits(folder, config), *_find_sentence_limit(folder, task)]
+    limits = [(most, f"up to {what} {most}") for what, most in found]
     # Of equal limits the first one is told.
     most, why = min([*limits, (_LONGEST, f"up to {_LONGEST}")], key=lambda limit: limit[0])
     return DefaultLengths(lengths=_list_powers(most), why=why)
@@ -83,6 +86,17 @@ def _find_limits(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, in
     most = read_json(folder / "tokenizer_config.json").get("model_max_length")
     if isinstance(most, int) and 0 < most < _UNLIMITED:
         yield "the tokenizer's", most
+
+
+def _find_sentence_limit(folder: Path, task: str) -> Iterator[tuple[str, int]]:
+    """Yield where sentence-transformers cuts a text: nothing longer is ever asked of it."""
+    if task != SENTENCE_SIMILARITY:
+        return
+    for name in SENTENCE_CONFIGS:
+        most = read_json(folder / name).get("max_seq_length")
+        if isinstance(most, int) and most > 0:
+            yield "max_seq_length", most
+            return
 
 
 def find_positions(config: dict[str, Any]) -> int | None:
