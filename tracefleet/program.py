@@ -51,6 +51,9 @@ class Parser(argparse.ArgumentParser):
         # What is wrong with one value is told by the message; forty lines of usage would hide it.
         one_value = message.startswith("argument ")
         usage = "" if one_value else self.format_usage()
+        left = message.removeprefix("unrecognized arguments: ")
+        if left != message and left.replace(" ", "").isdigit():
+            message += "; several numbers are written with commas, such as --lengths 32,64"
         raise UsageError(f"{message} ({self.prog} --help)" if one_value else message, usage=usage)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 
 def parse_positive(text: str) -> int:
@@ -21,3 +22,31 @@ def add_output(parser: argparse.ArgumentParser, *, json: str = "print the result
 def add_engine(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--engine`` with its help."""
     parser.add_argument("--engine", choices=("auto", "prefect", "none"), default="auto", help=text)
+
+
+def add_place(
+    parser: argparse.ArgumentParser, names: dict[str, str]
+) -> Callable[[argparse.Namespace], None]:
+    """Add values that are words of the command line, as ``tracefleet show`` has them, or options.
+
+    Args:
+        parser: Of the command.
+        names: Help of each value by its name, in the order of the words.
+
+    Returns:
+        What reads the words, and refuses a value that is missing or given twice.
+    """
+    shown = " ".join(name.upper() for name in names)
+    parser.add_argument("words", nargs="*", metavar=shown, help="; ".join(names.values()))
+    for name in names:
+        parser.add_argument(f"--{name}", help=f"the same as the word {name.upper()}")
+
+    def read(options: argparse.Namespace) -> None:
+        left = [name for name in names if getattr(options, name) is None]
+        if len(options.words) != len(left):
+            got = " ".join(options.words) or "none"
+            options.refuse(f"expected {' '.join(left).upper() or 'no further words'}, got {got}")
+        for name, word in zip(left, options.words, strict=True):
+            setattr(options, name, word)
+
+    return read

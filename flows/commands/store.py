@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flows.commands.arguments import add_output, parse_positive
+from flows.commands.arguments import add_output, add_place, parse_positive
 from tracefleet.program import KEEP, Commands
 from tracefleet.spelling import option, read_backend, read_dtype, read_task
 
@@ -26,6 +26,8 @@ _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 #: The shortest grace time: a publish may take that long between its first file and its channel.
 _SHORTEST_HOURS = 1
 _EXIT_CODES = "exit codes: 0 done; 1 refused or failed; 2 wrong usage; 130 interrupted."
+_STORE = {"store": "root of the store"}
+_SOURCE = {"source": "name, org/name, folder, s3://… or slug"}
 _SUMMARIES = {
     "gc": "remove what no channel references: conversions, orphaned files, unfinished uploads",
     "promote": "make what one channel points to current in another one too",
@@ -39,7 +41,7 @@ _SUMMARIES = {
 def add_command(commands: Commands) -> None:
     """Add the commands to the program."""
     _add_gc(commands)
-    promote = _add(commands, "promote", _promote, "tracefleet promote --store S --source org/name")
+    promote = _add(commands, "promote", _promote, "tracefleet promote ./store org/name")
     promote.add_argument("--channel", default="candidate", help="from this (default: candidate)")
     promote.add_argument("--to", default="latest", help="into this one (default: latest)")
     for name, command, more in (
@@ -47,7 +49,7 @@ def add_command(commands: Commands) -> None:
         ("withdraw", _withdraw, '--reason "wrong on long texts"'),
         ("reinstate", _reinstate, ""),
     ):
-        example = f"tracefleet {name} --store ./store --source org/name {more}".rstrip()
+        example = f"tracefleet {name} ./store org/name {more}".rstrip()
         parser = _add(commands, name, command, example)
         parser.add_argument("--channel", default="latest", help="which one (default: latest)")
         _add_own(parser, name)
@@ -73,16 +75,22 @@ def _add(
         group=KEEP,
         epilog=f"{_EXIT_CODES}\n\nexamples:\n  {example}",
     )
-    parser.set_defaults(command=command)
     add_output(parser)
-    if name not in ("gc", "limit-schema"):
-        _add_selection(parser)
+    of_store = name in ("gc", "limit-schema")
+    read = add_place(parser, _STORE if of_store else _STORE | _SOURCE)
+    if not of_store:
+        _add_variant(parser)
+
+    def run(options: argparse.Namespace) -> int:
+        read(options)
+        return command(options)
+
+    parser.set_defaults(command=run)
     return parser
 
 
 def _add_gc(commands: Commands) -> None:
-    gc = _add(commands, "gc", _gc, "tracefleet gc --store ./store --older-than 7d --dry-run")
-    gc.add_argument("--store", required=True, help="root of the store")
+    gc = _add(commands, "gc", _gc, "tracefleet gc ./store --older-than 7d --dry-run")
     gc.add_argument(
         "--older-than",
         type=_seconds,
@@ -100,17 +108,13 @@ def _add_gc(commands: Commands) -> None:
 
 
 def _add_limit(commands: Commands) -> None:
-    limit = _add(
-        commands, "limit-schema", _limit_schema, "tracefleet limit-schema --store S --schema 2"
-    )
-    limit.add_argument("--store", required=True, help="root of the store")
+    example = "tracefleet limit-schema ./store --schema 2"
+    limit = _add(commands, "limit-schema", _limit_schema, example)
     text = "a number from 2 on, or newest, which lifts the limit"
     limit.add_argument("--schema", required=True, help=text)
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, help="root of the store")
-    parser.add_argument("--source", required=True, help="name, org/name, folder, s3://… or slug")
+def _add_variant(parser: argparse.ArgumentParser) -> None:
     for name, read in (("task", read_task), ("backend", read_backend), ("dtype", read_dtype)):
         kind = option(read, f"--{name}")
         parser.add_argument(f"--{name}", type=kind, help=f"{name}, needed if several are published")
@@ -125,7 +129,7 @@ def _gc(options: argparse.Namespace) -> int:
 
     store, now = open_writable(options.store, check=False), time.time()
     if isinstance(store, FileStore) and not store.root.is_dir():
-        raise StoreError(f"{store.url}: expected a store, got no folder. Check --store.")
+        raise StoreError(f"{store.url}: expected a store, got no folder. Check the path.")
     found = collect(
         store,
         before=now - options.older_than,

@@ -126,7 +126,7 @@ def _check_not_collected(store: Store, slug: str, key: str) -> None:
             raise StoreUnavailableError(
                 f"{store.url}/{COLLECTING}/{mark}: expected a conversion that is not being "
                 "collected, got a mark of gc. Run again in a minute; if no gc is running, one was "
-                f"killed: `tracefleet gc --store {store.url}` an hour after it removes the "
+                f"killed: `tracefleet gc {store.url}` an hour after it removes the "
                 "mark."
             )
 
