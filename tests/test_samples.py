@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import tracefleet
 import tracefleet.reader.dispatcher
@@ -507,3 +508,24 @@ def test_from_a_hub_with_its_processor(hub, folder, tmp_path):
     answer = model(input_features=features)["logits"]
     assert answer.dtype == np.float16
     np.testing.assert_allclose(answer, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["vit", "wav2vec2"])
+def test_labels_of_images_and_sounds_are_those_of_the_pipeline(name: str, fleet, folder):
+    model, task = fleet.open(name), tiny_samples.task_of(name)
+    given: Any = tiny_samples.image(3)
+    if task == "image-classification":
+        given = Image.fromarray(given)
+        inputs = tiny_samples.processor(name)(given, return_tensors="np")
+    else:
+        given = tiny_samples.sound(3, 800)
+        inputs = tiny_samples.processor(name)(given, sampling_rate=16_000, return_tensors="np")
+    asked = transformers.pipeline(task, model=str(folder(name)), device="cpu")
+    expected = asked(given, top_k=2)
+    [answer] = model.predict(**inputs, top_k=2)
+    assert [one["label"] for one in answer] == [one["label"] for one in expected]
+    for one, other in zip(answer, expected, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=2e-5)
+    assert len(model.predict(**inputs)[0]) == 3
+    with pytest.raises(ValueError, match="expected"):
+        model.predict(**inputs, top_k=0)
