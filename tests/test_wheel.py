@@ -61,6 +61,11 @@ def test_importing_the_package_and_its_command_imports_nothing_heavy():
     assert _python(control, ROOT) == "['numpy']\n"
 
 
+def test_completion_offers_the_public_names_alone():
+    shown = {name for name in dir(tracefleet) if not name.startswith("_")}
+    assert shown == set(tracefleet.__all__)
+
+
 def test_all_names_exist_and_are_sorted():
     import tracefleet
 

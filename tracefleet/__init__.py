@@ -101,3 +101,8 @@ __all__ = [
     "verify",
     "watch",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone: the modules behind them are nobody's business."""
+    return [*__all__, "__doc__", "__version__"]
