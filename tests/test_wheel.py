@@ -62,6 +62,8 @@ def test_importing_the_package_and_its_command_imports_nothing_heavy():
 
 
 def test_completion_offers_the_public_names_alone():
+    import tracefleet
+
     shown = {name for name in dir(tracefleet) if not name.startswith("_")}
     assert shown == set(tracefleet.__all__)
 
