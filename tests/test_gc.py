@@ -413,3 +413,22 @@ def test_a_grace_time_that_is_none_or_too_short_is_refused(
     with pytest.raises(SystemExit):
         main(["gc", "--store", "x", f"--older-than={text}"])
     assert "expected an age from 1h" in capsys.readouterr().err
+
+
+def test_a_store_may_be_a_word_or_an_option_and_not_both(tmp_path, capsys):
+    from tracefleet.cli import main
+
+    (tmp_path / "store").mkdir()
+    store = str(tmp_path / "store")
+    for arguments in (["gc", store], ["gc", "--store", store], ["gc", "--dry-run", store]):
+        assert main(arguments) == 0
+    for arguments, told in (
+        (["gc"], "expected STORE, got none: STORE is missing"),
+        (["gc", store, "--store", store], f"expected no further words, got {store}"),
+        (["promote", store], f"expected STORE SOURCE, got {store}: SOURCE is missing"),
+        (["promote", store, "--to", "latest", "org/name"], "words stand together"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert told in capsys.readouterr().err

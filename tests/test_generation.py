@@ -231,6 +231,22 @@ def test_the_same_search_without_a_fault_passes_and_tells_what_it_showed(ending,
         validate_generation(bundle, reference, strict)
 
 
+def test_steps_that_write_to_another_place_are_seen(ending, tmp_path, monkeypatch):
+    """Late in a cache, where no later step reads what an earlier one wrote."""
+    layer = generation._layer_class()
+
+    def update(self: Any, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        place = self.position.clamp(max=9).view(1)
+        for held, new in ((self.keys, keys), (self.values, values)):
+            held.index_copy_(2, place, new)
+        return self.keys, self.values
+
+    monkeypatch.setattr(layer, "update", update)
+    bundle, reference = _make(ending, tmp_path)
+    with pytest.raises(NumericsMismatchError, match="steps in a cache of 16"):
+        validate_generation(bundle, reference, TOLERANCES["float32"])
+
+
 def test_near_ties_prove_nothing(ending, tmp_path):
     bundle, reference = _make(ending, tmp_path)
     held = load_file(reference.path)

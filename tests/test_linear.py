@@ -69,6 +69,57 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype, tmp_path):
     assert torch.equal(recorded(X.to(dtype)), layers(X.to(dtype)))
 
 
+class Odd(nn.Module):
+    """Layers that torch takes and oneDNN reads otherwise."""
+
+    def __init__(self, bias: torch.Tensor, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.bias, self.weight = nn.Parameter(bias), nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize(
+    ("bias", "weight"),
+    [
+        (torch.tensor(1.0), torch.ones(4, 8)),
+        (torch.ones(1), torch.ones(4, 8)),
+        (torch.ones(1, 4), torch.ones(4, 8)),
+        (torch.tensor(1.0), torch.ones(8)),
+    ],
+)
+def test_biases_and_weights_of_other_shapes_are_torchs_own(bias, weight, tmp_path):
+    layer = Odd(bias, weight)
+    recorded = record(layer, X, tmp_path / "model.pt")
+    assert calls(recorded) == 0
+    assert torch.equal(recorded(X), layer(X))
+
+
+class Mixed(nn.Module):
+    """A product before a layer: autocast makes the product bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x @ x.transpose(-1, -2) @ x)
+
+
+def test_under_autocast_it_is_what_torch_makes_of_it(tmp_path):
+    layer = Mixed()
+    recorded = record(layer, X, tmp_path / "model.pt")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert recorded(X).dtype == layer(X).dtype == torch.bfloat16
+
+
+def test_a_model_may_script_a_part_of_itself_meanwhile():
+    with fast_linear():
+        scripted = torch.jit.script(nn.Linear(8, 4))
+    assert "aten::linear" in str(scripted.graph)
+
+
 def test_torch_is_as_it_was_afterwards_whatever_happens():
     before = nn.functional.linear, Conv1D.forward
     with fast_linear():

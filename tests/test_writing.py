@@ -6,10 +6,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertTokenizer, M2M100Tokenizer
 
 import tracefleet
@@ -20,10 +24,11 @@ from tasks.request.conversion import make_request
 from tasks.samples import text_spec
 from tasks.samples.text_spec import describe_text
 from tasks.samples.texts import list_texts
-from tasks.samples.tokenizer_file import describe_pieces, read_from
+from tasks.samples.tokenizer_file import describe_pieces, make_tokenizer_file, read_from
+from tasks.sweep.tiny import Case, build
 from tracefleet.check import SAME, check
 from tracefleet.cli import main
-from tracefleet.errors import InputTooLongError, NoGenerationError
+from tracefleet.errors import InputTooLongError, ManifestError, NoGenerationError
 from tracefleet.text.files import read_spec
 from tracefleet.text.opening import open_tokenizer
 from tracefleet.text.spec import PieceSpec
@@ -81,6 +86,29 @@ def test_the_command_translates_lines_of_a_pipe_and_prints_ids(translator, capsy
     assert main(["run", str(store), "--ids", " ".join(map(str, ids))]) == 0
     printed = [int(word) for word in capsys.readouterr().out.split()]
     assert tokenizer.decode(printed, skip_special_tokens=True) == TARGETS[6]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--text", "a", "--top-k", "2"),
+        ("--text", "a", "--raw", "--beams", "2"),
+        ("--ids", "5 0", "--truncate"),
+        ("--ids", "5 0", "--decoder-ids", "5", "--first-token", "7"),
+    ],
+)
+def test_options_without_effect_are_refused(translator, capsys, arguments: tuple[str, ...]):
+    store, source, _ = translator
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(store), source, *arguments])
+    assert "expected none with what is asked for here" in capsys.readouterr().err
+
+
+def test_an_id_is_a_first_token_too(translator, capsys):
+    store, source, folder = translator
+    eos = AutoTokenizer.from_pretrained(folder).eos_token_id
+    assert main(["run", str(store), source, "--text", "a", "--first-token", str(eos)]) == 0
+    assert capsys.readouterr().out == "\n"
 
 
 def test_bad_texts_are_refused_by_type(translator):
@@ -146,6 +174,99 @@ def test_marian_reads_and_writes_as_its_own_tokenizer_does(translator, tmp_path)
     assert spec.pieces.codes
     own = AutoTokenizer.from_pretrained(folder)
     _expect_the_same(own, tokenizer, [*SOURCES, *TARGETS, *ODD])
+
+
+@pytest.fixture
+def own_translator(translator, tmp_path) -> Path:
+    _, _, folder = translator
+    return Path(shutil.copytree(folder, tmp_path / "own"))
+
+
+def _edit_tokenizer(folder: Path, **changes: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_spaces_before_punctuation_go_where_transformers_lets_them_go(own_translator, tmp_path):
+    _edit_tokenizer(own_translator, clean_up_tokenization_spaces=True)
+    spec, tokenizer = _opened(own_translator, tmp_path / "made.json")
+    assert spec.clean_up_spaces
+    own = AutoTokenizer.from_pretrained(own_translator)
+    ids = own("Where is the station ?")["input_ids"]
+    expected = own.decode(ids, skip_special_tokens=True)
+    assert expected == "Where is the station?"
+    assert tokenizer.decode(ids, skip_special=True, clean_up=spec.clean_up_spaces) == expected
+    assert tokenizer.decode(ids, skip_special=True, clean_up=False) != expected
+
+
+def test_a_flag_that_transformers_does_not_follow_is_not_followed(tmp_path):
+    folder = build(Case(model_type="bart", task=TASK), tmp_path / "bart")
+    _edit_tokenizer(folder, clean_up_tokenization_spaces=True)
+    spec = describe_text(folder, OPTIONS, (16,), tmp_path / "made.json")
+    own = AutoTokenizer.from_pretrained(folder)
+    ids = own("Is it ? No .", add_special_tokens=False)["input_ids"]
+    follows = " ?" not in own.decode(ids, skip_special_tokens=True)
+    assert (spec.refused, spec.clean_up_spaces) == (None, follows)
+
+
+def test_a_tokenizer_of_pieces_with_added_words_is_refused(own_translator, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(own_translator)
+    tokenizer.add_tokens(["<term>"])
+    tokenizer.save_pretrained(own_translator)
+    spec = describe_text(own_translator, OPTIONS, (16,), tmp_path / "made.json")
+    assert spec.pieces is None
+    assert spec.refused == "the checkpoint has no tokenizer.json"
+
+
+def test_a_tokenizer_that_can_not_be_written_down_refuses_texts_alone(tmp_path):
+    class Custom:
+        def pre_tokenize(self, text: Any) -> None: ...
+
+    made = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    made.pre_tokenizer = PreTokenizer.custom(Custom())
+    own = SimpleNamespace(backend_tokenizer=made)
+    assert not make_tokenizer_file(tmp_path, own, tmp_path / "made.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "vocabulary", "told"),
+    [
+        (b"", None, "without pieces"),
+        (b"junk", None, "expected a SentencePiece model"),
+        (None, b"[]", "expected ids by their pieces"),
+        (None, b'{"</s>": "0", "<unk>": 1}', "expected an id"),
+        (None, b'{"</s>": 0.5, "<unk>": 1}', "expected an id"),
+        (None, b'{"</s>": -1, "<unk>": 1}', "expected an id"),
+        (None, b'{"\\ud800": 0, "<unk>": 1}', "surrogates not allowed"),
+        (None, b"[" * 100_000, "expected a SentencePiece model"),
+        (None, b'{"a": 0}', "<unk>"),
+    ],
+)
+def test_damaged_pieces_are_refused_when_they_are_opened(
+    translator, tmp_path, model: bytes | None, vocabulary: bytes | None, told: str
+):
+    _, _, folder = translator
+    spec = describe_text(folder, OPTIONS, (16,), tmp_path / "made.json")
+    assert spec.pieces is not None
+    read = read_from(folder, tmp_path / "made.json")
+    given = {"source.spm": model, "vocab.json": vocabulary}
+
+    def read_damaged(name: str) -> bytes | None:
+        return read(name) if given.get(name) is None else given[name]
+
+    special = {name: place for name, place in spec.pieces.special.items() if name != "<unk>"}
+    spec = dataclasses.replace(spec, pieces=dataclasses.replace(spec.pieces, special=special))
+    with pytest.raises(ValueError, match=told):
+        open_tokenizer(spec, read_damaged)
+
+
+@pytest.mark.parametrize(
+    "change", [{"special": {}}, {"special": {"": 0}}, {"added": {"a": -1}}, {"unknown": "\ud800"}]
+)
+def test_pieces_that_no_tokenizer_has_are_refused(change: dict[str, Any]):
+    fields: dict[str, Any] = {"model": "m", "vocabulary": "v", "end": (), "unknown": "u"}
+    with pytest.raises(ManifestError, match="pieces expected"):
+        PieceSpec(**{**fields, "added": {}, "special": {"</s>": 0}, **change})
 
 
 def test_m2m100_begins_with_the_language_of_its_source(translator, tmp_path):

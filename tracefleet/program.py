@@ -24,7 +24,7 @@ USE, CONVERT, KEEP = "use what is published", "convert", "look after a store"
 #: Errors of Python itself, whose messages we write: their names would say nothing.
 _UNNAMED = ("ValueError", "OSError", "FileNotFoundError", "ImportError", "ModuleNotFoundError")
 #: What the extra ``run`` installs.
-_OF_RUN = ("torch", "numpy", "tokenizers", "safetensors")
+_OF_RUN = ("torch", "numpy", "tokenizers", "sentencepiece", "safetensors")
 
 
 class UsageError(Exception):
@@ -51,9 +51,6 @@ class Parser(argparse.ArgumentParser):
         # What is wrong with one value is told by the message; forty lines of usage would hide it.
         one_value = message.startswith("argument ")
         usage = "" if one_value else self.format_usage()
-        left = message.removeprefix("unrecognized arguments: ")
-        if left != message and left.replace(" ", "").isdigit():
-            message += "; several numbers are written with commas, such as --lengths 32,64"
         raise UsageError(f"{message} ({self.prog} --help)" if one_value else message, usage=usage)
 
 
@@ -65,6 +62,10 @@ class Commands:
             required=True, metavar="COMMAND", parser_class=Parser
         )
         self.groups: dict[str, list[tuple[str, str]]] = {}
+
+    def usage(self, name: str) -> str:
+        """Return the lines that show how a command is used."""
+        return self._subparsers.choices[name].format_usage()
 
     @property
     def names(self) -> list[str]:
@@ -144,7 +145,10 @@ class Program(Parser):
 
     def _call(self, words: Sequence[str]) -> int:
         self._check_name(words)
-        arguments = self.parse_args(words)
+        arguments, left = self.parse_known_args(words)
+        if left:
+            name = first_word(words) or ""
+            raise UsageError(_explain_left(left, words), usage=self.commands.usage(name))
         if hasattr(arguments, "quiet"):
             _show_progress(quiet=arguments.quiet)
         code: int = arguments.command(arguments)
@@ -160,6 +164,16 @@ class Program(Parser):
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "expected " + ", ".join(names)
         raise UsageError(f"{name}: no command of {self.prog}; {hint}", usage=self.format_usage())
+
+
+def _explain_left(left: Sequence[str], words: Sequence[str]) -> str:
+    """Say what is wrong with words that no argument takes."""
+    message = f"unrecognized arguments: {' '.join(left)}"
+    if any(word.startswith("-") for word in left):
+        return message
+    if "--lengths" in words and all(word.isdigit() for word in left):
+        return f"{message}; several numbers are written with commas: --lengths 32,64"
+    return f"{message}; words stand together, such as STORE SOURCE, before or after the options"
 
 
 def first_word(words: Sequence[str]) -> str | None:

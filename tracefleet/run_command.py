@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--new-tokens", type=_parse_count, metavar="N", help="most tokens of a generated answer"
     )
     parser.add_argument(
-        "--first-token", metavar="TOKEN", help="token that answers begin with, such as a language"
+        "--first-token",
+        metavar="TOKEN",
+        help="token or id that answers begin with",
     )
     parser.add_argument("--device", help="device to run on, such as cuda (default: the CPU)")
     parser.add_argument(
@@ -88,6 +90,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     model = open_selected(store, selection, device=arguments.device)
     is_raw = arguments.raw or arguments.decoder_ids
     search = _read_search(arguments, manifest)
+    _refuse_idle(arguments, manifest, is_raw=bool(is_raw))
     if texts is None and manifest.generation is not None and not is_raw:
         _print_ids(arguments, manifest, _generate_ids(model, arguments, search))
     elif texts is None or is_raw or not answers_texts(manifest):
@@ -96,6 +99,24 @@ def run_command(arguments: argparse.Namespace) -> int:
         ask = functools.partial(_ask, model, arguments, search)
         _answer(arguments, texts, ask)
     return 0
+
+
+def _refuse_idle(arguments: argparse.Namespace, manifest: Manifest, *, is_raw: bool) -> None:
+    """Refuse options that would have no effect."""
+    generates = manifest.generation is not None and not is_raw
+    texts = not arguments.ids and not is_raw
+    if manifest.variant.task == "text2text-generation" and texts:
+        find_generation(manifest)
+    idle = []
+    if arguments.ids:
+        idle += ["truncate", "prompt_name"]
+    if generates or is_raw or arguments.ids:
+        idle.append("top_k")
+    if is_raw:
+        idle += ["beams", "new_tokens", "first_token"]
+    given = [f"--{name.replace('_', '-')}" for name in idle if getattr(arguments, name)]
+    if given:
+        arguments.refuse(f"{', '.join(given)}: expected none with what is asked for here")
 
 
 def _answer(
@@ -123,10 +144,11 @@ def _generate_ids(model: Model, arguments: argparse.Namespace, search: dict[str,
 
 def _read_search(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, Any]:
     """Return what was said of a search; refuse it where nothing is generated."""
+    first = arguments.first_token
     said = {
         "num_beams": arguments.beams,
         "max_new_tokens": arguments.new_tokens,
-        "first_token": arguments.first_token,
+        "first_token": int(first) if first is not None and first.isdigit() else first,
     }
     search = {name: value for name, value in said.items() if value is not None}
     if search:

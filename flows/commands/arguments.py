@@ -45,7 +45,10 @@ def add_place(
         left = [name for name in names if getattr(options, name) is None]
         if len(options.words) != len(left):
             got = " ".join(options.words) or "none"
-            options.refuse(f"expected {' '.join(left).upper() or 'no further words'}, got {got}")
+            lacking = " and ".join(left[len(options.words) :]).upper()
+            told = f": {lacking} is missing" if lacking else ""
+            wanted = " ".join(left).upper() or "no further words"
+            options.refuse(f"expected {wanted}, got {got}{told}")
         for name, word in zip(left, options.words, strict=True):
             setattr(options, name, word)
 

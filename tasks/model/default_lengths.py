@@ -18,7 +18,7 @@ from tasks.model.heads import SAMPLE_TASKS
 from tasks.model.named_task import read_config_json
 from tasks.model.samples import default_sizes
 from tasks.model.vocabulary import read_json
-from tracefleet.text.files import SENTENCE_CONFIGS, SENTENCE_SIMILARITY
+from tracefleet.text.files import SENTENCE_SIMILARITY, read_sentence_limit
 
 _SHORTEST = 32
 _LONGEST = 512
@@ -92,11 +92,14 @@ def _find_sentence_limit(folder: Path, task: str) -> Iterator[tuple[str, int]]:
     """Yield where sentence-transformers cuts a text: nothing longer is ever asked of it."""
     if task != SENTENCE_SIMILARITY:
         return
-    for name in SENTENCE_CONFIGS:
-        most = read_json(folder / name).get("max_seq_length")
-        if isinstance(most, int) and most > 0:
-            yield "max_seq_length", most
-            return
+
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    most = read_sentence_limit(read)
+    if most is not None:
+        yield "max_seq_length", most
 
 
 def find_positions(config: dict[str, Any]) -> int | None:

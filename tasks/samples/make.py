@@ -68,7 +68,8 @@ def make_samples(
     report_progress("real inputs")
     is_text, written = options.task not in SAMPLE_TASKS, path.with_name(FILE)
     spec = describe_text(folder, options, lengths, written) if is_text else None
-    known = Samples(text=spec, tokenizer=written if written.is_file() else None)
+    is_right = spec is not None and spec.refused is None and written.is_file()
+    known = Samples(text=spec, tokenizer=written if is_right else None)
     try:
         made = list(_make_all(folder, options, facts, lengths))
     except NoSamples as found:

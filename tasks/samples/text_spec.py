@@ -25,6 +25,8 @@ from tracefleet.text.tokenize import TOKENIZER, Row
 _NONE = "the checkpoint has no tokenizer"
 _UNLOADABLE = "transformers can't load the checkpoint's tokenizer"
 _OTHER = "its tokenizer.json makes other ids than its tokenizer in transformers"
+#: What `clean_up_tokenization_spaces` of transformers changes.
+_SPACED = "Is it ? Yes , it 's here ! We do n't ."
 _OTHER_TEXT = "its tokenizer.json makes another text of ids than its tokenizer in transformers"
 _UNREADABLE = "its tokenizer.json can't be read"
 #: transformers writes a number like this where a tokenizer has no limit.
@@ -74,12 +76,23 @@ def _correct(spec: TextSpec, own: Any, task: str) -> TextSpec:
         "special": special,
         "truncation_side": own.truncation_side,
         "padding_side": own.padding_side,
-        "clean_up_spaces": own.clean_up_tokenization_spaces is True,
+        "clean_up_spaces": _cleans_up(own),
     }
     limit = own.model_max_length
     if task != SENTENCE_SIMILARITY:
         known["max_tokens"] = int(limit) if 0 < limit < _NO_LIMIT else None
     return dataclasses.replace(spec, **known)
+
+
+def _cleans_up(own: Any) -> bool:
+    """Tell whether decoding takes the spaces before punctuation away: some only say so."""
+    if own.clean_up_tokenization_spaces is not True:
+        return False
+    try:
+        ids = own(_SPACED, add_special_tokens=False)["input_ids"]
+        return " ?" not in own.decode(ids, skip_special_tokens=True)
+    except Exception:  # it takes no text, as the comparison will show
+        return True
 
 
 def _compare(
@@ -90,7 +103,8 @@ def _compare(
         tokenizer = open_tokenizer(dataclasses.replace(spec, lower_case=False), read)
     except ValueError:
         return _UNREADABLE
-    assert tokenizer is not None
+    if tokenizer is None:
+        return _UNREADABLE
     for row, most in _list_rows(task, lengths[-1]):
         if spec.pieces is not None and not isinstance(row, str):
             continue
@@ -115,6 +129,7 @@ def _list_rows(task: str, largest: int) -> Iterator[tuple[Row, int]]:
     """Yield the gate's short texts, pairs and a passage that has to be cut."""
     for text in (*list_texts(task), *PAIRS, write_passage(task, times=1 + largest // 100)):
         yield (text.text if text.pair is None else (text.text, text.pair)), largest
+    yield _SPACED, largest
 
 
 def _encode_own(own: Any, row: Row, most: int) -> tuple[list[int], list[int] | None] | None:

@@ -35,7 +35,7 @@ def read_from(folder: Path, made: Path) -> ReadFile:
 
 
 def describe_pieces(folder: Path, own: Any) -> PieceSpec | None:
-    """Return what a tokenizer of pieces does; None: it is another one, or lacks a file.
+    """Return what a tokenizer of pieces does; None: it is another one, or does more than pieces.
 
     Args:
         folder: Folder of the checkpoint.
@@ -47,6 +47,9 @@ def describe_pieces(folder: Path, own: Any) -> PieceSpec | None:
         return None
     if not all((folder / name).is_file() for name in (model, _VOCABULARY)):
         return None
+    added = dict(getattr(own, "lang_token_to_id", {}))
+    if own.get_added_vocab().keys() - {*own.all_special_tokens, *added}:
+        return None
     special = zip(own.all_special_tokens, own.all_special_ids, strict=True)
     begin = getattr(own, "prefix_tokens", ())
     return PieceSpec(
@@ -56,7 +59,7 @@ def describe_pieces(folder: Path, own: Any) -> PieceSpec | None:
         end=(str(own.eos_token),),
         unknown=str(own.unk_token),
         special={str(token): place for token, place in special},
-        added=dict(getattr(own, "lang_token_to_id", {})),
+        added=added,
         codes=model == _MODELS["MarianTokenizer"],
     )
 
@@ -74,7 +77,11 @@ def make_tokenizer_file(folder: Path, own: Any, target: Path) -> bool:
     made = getattr(own, "backend_tokenizer", None)
     if made is None:
         return False
-    made.no_truncation()
-    made.no_padding()
-    made.save(str(target))
+    try:
+        made.no_truncation()
+        made.no_padding()
+        made.save(str(target))
+    except Exception:  # RoFormer's is partly written in Python; the library has no error of its own
+        logger.warning("no tokenizer.json can be made of the checkpoint's tokenizer", exc_info=True)
+        return False
     return True

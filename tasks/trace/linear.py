@@ -29,13 +29,15 @@ def fast_linear() -> Iterator[None]:
     original, scripted = torch.nn.functional.linear, _script()
 
     def linear(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002  torch's own name
-        if input.dim() < 2 or {input.dtype, weight.dtype} != {torch.float32}:
-            return original(input, weight, bias)
-        return scripted(input, weight, bias)
+        if _fits(input, weight, bias):
+            return scripted(input, weight, bias)
+        return original(input, weight, bias)
 
     def multiply(self: Any, x: Any) -> Any:
         return linear(x, self.weight.t(), self.bias)
 
+    # What a model scripts while it is recorded gets torch's own.
+    torch.jit._builtins._register_builtin(linear, "aten::linear")
     forward = Conv1D.forward
     torch.nn.functional.linear, Conv1D.forward = linear, multiply
     try:
@@ -44,14 +46,36 @@ def fast_linear() -> Iterator[None]:
         torch.nn.functional.linear, Conv1D.forward = original, forward
 
 
+def _fits(x: Any, weight: Any, bias: Any) -> bool:
+    """Tell whether oneDNN takes a layer as torch does: rows, a matrix, a number for each column."""
+    import torch
+
+    if x.dim() < 2 or weight.dim() != 2 or weight.dtype != torch.float32:
+        return False
+    return bias is None or _read_shape(bias) == _read_shape(weight)[:1]
+
+
+def _read_shape(tensor: Any) -> tuple[int, ...]:
+    """Return a shape as numbers: while torch traces, it hands out tensors and warns of them."""
+    import torch
+
+    tracer: Any = torch._C
+    state = tracer._get_tracing_state()
+    tracer._set_tracing_state(None)
+    try:
+        return tuple(tensor.shape)
+    finally:
+        tracer._set_tracing_state(state)
+
+
 def _script() -> Any:
     """Return the function that stands in the archive: oneDNN's on a CPU, torch's own elsewhere."""
     import torch
     from torch import Tensor
 
     def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
-        # An expert that gets no tokens has no rows, which oneDNN does not take.
-        if x.is_cpu and x.numel() > 0:
+        # An expert that gets no tokens has no rows, and under autocast x may be of another type.
+        if x.is_cpu and x.numel() > 0 and x.dtype == torch.float32 and weight.dtype == x.dtype:
             found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return found
         return torch._C._nn.linear(x, weight, bias)

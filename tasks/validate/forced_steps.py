@@ -118,6 +118,19 @@ def _run(
             call.own = _take_own(reference, held, position, size)
         _force_token(call, held, position)
         yield compare(_step(module, call).float(), expected[position], tolerance, scale=scale)
+        yield _compare_written(call, held, position, tolerance)
+
+
+def _compare_written(
+    call: _Call, held: dict[str, torch.Tensor], position: int, tolerance: Tolerance
+) -> Difference:
+    """Compare the keys and values that a step wrote at its position with eager's."""
+    import torch
+
+    got = torch.cat([one[:, :, position].flatten() for one in call.own])
+    own = [held[f"{OWN}{place}"] for place in range(len(call.own))]
+    expected = torch.cat([one[:, :, position].flatten() for one in own])
+    return compare(got.float(), expected.float(), tolerance)
 
 
 def _belongs(position: int, size: int, lengths: tuple[int, ...]) -> bool:

@@ -36,12 +36,14 @@ class Case:
         limit: Most new tokens.
         rows: Places of the rows that show it; None: every row does.
         needed: How many of them have to prove something; the others are spare.
+        longer: Ids of an answer below which a row does not show it.
     """
 
     name: str
     limit: int
     rows: tuple[int, ...] | None = None
     needed: int = 1
+    longer: int = 0
 
 
 def make_cases(
@@ -58,7 +60,8 @@ def make_cases(
     yield Case(name="one-token", limit=limit, rows=(0, 2)), few
     yield Case(name="longest", limit=limit), draw_rows(facts, [longest, longest])
     if shortest < longest:
-        grown = Case(name="grown-cache", limit=min(longest, shortest + SHORT_LIMIT))
+        limit = min(longest, shortest + SHORT_LIMIT)
+        grown = Case(name="grown-cache", limit=limit, longer=shortest + 1)
         yield grown, draw_rows(facts, [shortest, 1])
     texts = list(_read_texts(facts, longest, samples))
     if texts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import cut, example_feed, pad_right, random_feed, tokens_of
-from tasks.samples.make import Samples
+from tasks.samples.make import Samples, read_feeds
 from tasks.samples.texts import PASSAGE
 from tasks.validate.general import general_probes, padded_probe
 from tasks.validate.left_padding import left_padded_probes
@@ -23,6 +23,7 @@ from tasks.validate.probes import (
     probes_of_one_length,
 )
 from tasks.validate.real import read_passages, real_probes
+from tracefleet.lengths import smallest_fit
 from tracefleet.manifest_types import General
 from tracefleet.verdict_types import Tolerance
 
@@ -84,7 +85,7 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
                 plan.batch,
                 length,
                 measure=not plan.is_general,
-                fresh=_count_fresh(plan),
+                fresh=_count_fresh(plan, length),
             )
     if plan.general is None:
         yield from _far_padding_probes(plan)
@@ -96,11 +97,15 @@ def plan_probes(plan: ProbePlan) -> Iterator[Probe]:
     yield from real_probes(plan.facts, plan.samples, plan.lengths, plan.whole, plan.general)
 
 
-def _count_fresh(plan: ProbePlan) -> int:
+def _count_fresh(plan: ProbePlan, length: int) -> int:
     """Return how many inputs are drawn for one length: half of them beside as many real texts."""
-    texts = () if plan.samples is None else plan.samples.texts
-    short = [text for text in texts if not text.name.startswith(PASSAGE)]
-    return FRESH_SEEDS // 2 if len(short) >= FRESH_SEEDS else FRESH_SEEDS
+    feeds = {} if plan.samples is None else read_feeds(plan.samples, plan.facts.inputs)
+    texts = 0
+    for name, feed in feeds.items():
+        tokens = max(tokens_of(plan.facts, feed).values(), default=0)
+        fits = tokens <= plan.lengths[-1] and smallest_fit(plan.lengths, tokens) == length
+        texts += fits and not name.startswith(PASSAGE)
+    return FRESH_SEEDS // 2 if texts >= FRESH_SEEDS else FRESH_SEEDS
 
 
 def first_probe(plan: ProbePlan) -> Probe:

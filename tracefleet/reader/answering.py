@@ -30,7 +30,7 @@ class Answering(ABC):
         """Run rows one by one; see `Model`."""
 
     @abstractmethod
-    def write(self, rows: list[Row], *, truncate: bool) -> list[str]:
+    def _write(self, rows: list[Row], *, truncate: bool) -> list[str]:
         """Answer texts with texts; see `Generating`."""
 
     @property

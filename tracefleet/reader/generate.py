@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.manifest import Manifest
-from tracefleet.reader.search import Asked, find_generation, search
+from tracefleet.reader.search import AS_CONFIGURED, Search, cut_answer, find_generation, search
 from tracefleet.reader.texts import Texts
 from tracefleet.text.rows import is_single, is_text, read_rows
 from tracefleet.text.tokenize import Row
@@ -79,7 +79,7 @@ class Generating:
             given = {"input_ids": input_ids, "attention_mask": attention_mask}
         find_generation(self.manifest)
         first = _find_token(self._texts, first_token)
-        asked = (max_new_tokens, num_beams, first)
+        asked = Search(max_new_tokens=max_new_tokens, num_beams=num_beams, first_token=first)
         if is_text(given.get("input_ids")):
             return self._answer(given, asked, truncate, prompt, prompt_name)
         if truncate or prompt or prompt_name:
@@ -92,7 +92,7 @@ class Generating:
     def _answer(
         self,
         given: Mapping[str, Any],
-        asked: Asked,
+        asked: Search,
         truncate: bool,
         prompt: str | None,
         prompt_name: str | None,
@@ -101,23 +101,14 @@ class Generating:
         if given["attention_mask"] is not None:
             raise ValueError("attention_mask: expected none beside texts, which bring their own")
         rows = self._texts.prompted(read_rows(given["input_ids"]), prompt, prompt_name)
-        answers = self.write(rows, truncate=truncate, asked=asked)
+        answers = self._write(rows, truncate=truncate, asked=asked)
         return answers[0] if is_single(given["input_ids"]) else answers
 
-    def write(
-        self, rows: list[Row], *, truncate: bool, asked: Asked = (None, None, None)
+    def _write(
+        self, rows: list[Row], *, truncate: bool, asked: Search = AS_CONFIGURED
     ) -> list[str]:
-        """Answer each text with a text; those of nearly the same length run together.
-
-        Args:
-            rows: texts, prompts included.
-            truncate: whether they are cut to the largest standard length.
-            asked: most new ids, beams and first id; None: as the config says.
-
-        Raises:
-            As ``generate`` does.
-        """
-        find_generation(self.manifest)
+        """Answer each text with a text; those of nearly the same length run together."""
+        made = find_generation(self.manifest)
         if any(not isinstance(row, str) for row in rows):
             raise ValueError("text2text-generation: expected texts, got pairs of texts")
         encodings = self._texts.encode(rows, truncate=truncate)
@@ -128,7 +119,7 @@ class Generating:
             given = self._texts.feed([encodings[place] for place in places])
             found = search(self.manifest, self._module, self.device, given, asked)
             for place, ids in zip(places, found.tolist(), strict=True):
-                answers[place] = self._texts.decode(ids)
+                answers[place] = self._texts.decode(cut_answer(ids, made.eos))
         return answers
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
 from typing import Any
 
 _NAME = "_linear_pointwise"
+#: What keeps definitions alive, by namespace.
+_defined: dict[str, Any] = {}
+_lock = threading.Lock()
 _SCHEMA = (
     f"{_NAME}(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm) -> Tensor"
 )
 
 
-@lru_cache
 def provide_linear(namespace: str = "mkldnn") -> Any:
     """Define oneDNN's linear layer by torch's own, if this torch was built without it.
 
@@ -24,6 +26,13 @@ def provide_linear(namespace: str = "mkldnn") -> Any:
     Returns:
         What keeps the definition alive; None: it was there.
     """
+    with _lock:
+        if namespace not in _defined:
+            _defined[namespace] = _define(namespace)
+    return _defined[namespace]
+
+
+def _define(namespace: str) -> Any:
     import torch
 
     if hasattr(getattr(torch.ops, namespace), _NAME):

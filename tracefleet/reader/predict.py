@@ -35,7 +35,7 @@ class Runnable(Protocol):
     def stream(self, rows: Iterable[Any], *, window: int) -> Iterator[Outputs]:
         """Run rows and yield each one's outputs, without batch axis and padding."""
 
-    def write(self, rows: list[Row], *, truncate: bool) -> list[str]:
+    def _write(self, rows: list[Row], *, truncate: bool) -> list[str]:
         """Return the text that an encoder-decoder writes for each text."""
 
 
@@ -196,7 +196,7 @@ def _choose(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> lis
 
 
 def _write(model: Runnable, texts: Texts, rows: list[Row], asked: Asked) -> list[Any]:
-    return list(model.write(rows, truncate=asked.truncate))
+    return list(model._write(rows, truncate=asked.truncate))
 
 
 def _stack(model: Runnable, feed: dict[str, list[list[int]]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracefleet.errors import AnswerTooLongError, NoGenerationError
@@ -14,8 +15,23 @@ from tracefleet.reader.inputs import arrange
 if TYPE_CHECKING:
     import torch
 
-#: Most new ids, beams and first id of a call; None: as the config says.
-Asked = tuple[int | None, int | None, int | None]
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a call says of its search; None: as the config says.
+
+    Attributes:
+        max_new_tokens: most ids of an answer, beside the first one.
+        num_beams: number of beams.
+        first_token: id that answers begin with after the start.
+    """
+
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    first_token: int | None = None
+
+
+AS_CONFIGURED = Search()
 _ENCODER = ("input_ids", "attention_mask")
 #: The encoder runs every row as it is.
 _AS_IT_IS = General(shortest=1, rows=1, tokens=1)
@@ -26,7 +42,7 @@ def search(
     module: torch.jit.ScriptModule,
     device: str,
     given: Mapping[str, Any],
-    asked: Asked,
+    asked: Search,
 ) -> torch.Tensor:
     """Run the bundle's search.
 
@@ -37,9 +53,9 @@ def search(
     """
     import torch
 
-    made, (limit, beams, first) = find_generation(manifest), asked
-    limit = made.max_new_tokens if limit is None else limit
-    beams = made.num_beams if beams is None else beams
+    made, first = find_generation(manifest), asked.first_token
+    limit = made.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
+    beams = made.num_beams if asked.num_beams is None else asked.num_beams
     _check_numbers(limit, beams, manifest.lengths[-1])
     more = [] if first is None else [_check_first(first)]
     tensors = [tensor.to(device) for tensor in _arrange(manifest, given)]
@@ -54,6 +70,14 @@ def search(
                 f"{int(tensors[0].max())}). Use the tokenizer of {manifest.source}."
             ) from error
     return answer
+
+
+def cut_answer(ids: list[int], eos: tuple[int, ...]) -> list[int]:
+    """Return an answer up to its end; its first id, the start, may be an end itself."""
+    for place, one in enumerate(ids[1:], 1):
+        if one in eos:
+            return ids[: place + 1]
+    return ids
 
 
 def find_generation(manifest: Manifest) -> Generation:

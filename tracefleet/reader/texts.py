@@ -69,7 +69,9 @@ class Texts:
             raise self.refuse(_OLD)
         tokenizer = open_tokenizer(spec, self._read)
         if tokenizer is None:
-            raise self.refuse(f"it was published without {TOKENIZER}")
+            pieces = spec.pieces
+            wanted = TOKENIZER if pieces is None else f"{pieces.model} and {pieces.vocabulary}"
+            raise self.refuse(f"it was published without {wanted}")
         return tokenizer
 
     def refuse(self, reason: str) -> TextRefusedError:

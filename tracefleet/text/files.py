@@ -61,12 +61,21 @@ def _read(read: ReadFile, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def read_sentence_limit(read: ReadFile) -> int | None:
+    """Return sentence-transformers' ``max_seq_length``; None: no file says one."""
+    return _limit(_read_sentence_config(read).get("max_seq_length"))
+
+
+def _read_sentence_config(read: ReadFile) -> dict[str, Any]:
+    configs = [_read(read, name) for name in SENTENCE_CONFIGS]
+    return next(filter(None, configs), {})
+
+
 def _read_sentence(
     read: ReadFile, config: dict[str, Any], tokenizer_limit: int | None
 ) -> dict[str, Any]:
     """Return what sentence-transformers 6.2 does to a text around its tokenizer."""
-    configs = [_read(read, name) for name in SENTENCE_CONFIGS]
-    found = next(filter(None, configs), {})
+    found = _read_sentence_config(read)
     limit = _limit(found.get("max_seq_length")) or tokenizer_limit
     positions = _limit(config.get("max_position_embeddings"))
     limits = [one for one in (limit, positions) if one is not None]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tracefleet.text.spec import PieceSpec
-from tracefleet.text.tokenize import Row
+from tracefleet.text.tokenize import Row, clean_up_spaces
 
 _SPACE = "▁"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
@@ -40,7 +40,10 @@ class PieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self._model = SentencePieceProcessor(model_proto=model)
+        if self._model.get_piece_size() == 0:
+            raise ValueError("a model without pieces")
         known: dict[str, int] = json.loads(vocabulary)
+        _check_ids(known)
         self._ids = {**known, **spec.added, **spec.special}
         self._unknown = self._ids[spec.unknown]
         self._pieces = {place: piece for piece, place in self._ids.items()}
@@ -59,12 +62,12 @@ class PieceTokenizer:
         return [self._encode(place, row, most, side) for place, row in enumerate(rows)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool, clean_up: bool) -> str:
-        """Return the text of ids; special tokens are always left out, and spaces stay."""
+        """Return the text of ids; special tokens are always left out."""
         special = set(self._special.values())
         unknown = self._spec.unknown
         pieces = [self._pieces.get(one, unknown) for one in ids if one not in special]
-        text: str = self._model.decode_pieces(pieces)
-        return text.replace(_SPACE, " ").strip()
+        text = str(self._model.decode_pieces(pieces)).replace(_SPACE, " ").strip()
+        return clean_up_spaces(text) if clean_up else text
 
     def find_id(self, token: str | None) -> int | None:
         """Return the id of a token; None: the vocabulary has none."""
@@ -78,7 +81,7 @@ class PieceTokenizer:
         room = None if most is None else max(0, most - len(spec.begin) - len(spec.end))
         if room is not None and len(ids) > room:
             ids = ids[len(ids) - room :] if side == "left" else ids[:room]
-        whole = [*map(self._find, spec.begin), *ids, *map(self._find, spec.end)]
+        whole = [*map(self._find, spec.begin), *ids, *map(self._find, spec.end)][:most]
         return Encoded(ids=whole, type_ids=[0] * len(whole))
 
     def _cut(self, place: int, text: str) -> list[str]:
@@ -105,3 +108,13 @@ class PieceTokenizer:
 
     def _find(self, piece: str) -> int:
         return self._ids.get(piece, self._unknown)
+
+
+def _check_ids(known: object) -> None:
+    """Refuse what is no table of ids by their pieces."""
+    if not isinstance(known, dict):
+        raise ValueError(f"expected ids by their pieces, got {type(known).__name__}")
+    for piece, place in known.items():
+        if type(place) is not int or place < 0:
+            raise ValueError(f"expected an id for {piece!r}, got {place!r}")
+        piece.encode()

@@ -35,6 +35,18 @@ class PieceSpec:
     added: dict[str, int]
     codes: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no tokenizer has."""
+        tokens = {**self.added, **self.special}
+        if not self.special or not all(tokens) or min(tokens.values()) < 0:
+            raise ManifestError("text: pieces expected special tokens and their ids, got others")
+        try:
+            "".join((*tokens, *self.begin, *self.end, self.unknown)).encode()
+        except UnicodeEncodeError as error:
+            raise ManifestError(
+                f"text: pieces expected tokens that UTF-8 can hold: {error}"
+            ) from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:

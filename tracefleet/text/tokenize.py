@@ -78,7 +78,7 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool, clean_up: bool) -> str:
         """Return the text of ids, as ``transformers``' tokenizers decode it."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
-        return _clean_up(text) if clean_up else text
+        return clean_up_spaces(text) if clean_up else text
 
     def join_tokens(self, tokens: Sequence[str]) -> str:
         """Return the text of tokens as the vocabulary spells them."""
@@ -169,7 +169,8 @@ def _refuse_surrogates(place: int, row: Row) -> None:
 _SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
-def _clean_up(text: str) -> str:
+def clean_up_spaces(text: str) -> str:
+    """Return decoded text without the spaces before punctuation, as transformers removes them."""
     for spaced in _SPACED:
         text = text.replace(spaced, spaced.strip())
     return text
