@@ -62,6 +62,7 @@ class Job:
         may_be_general: Whether one graph may serve every shape, if that is proved.
         samples: Real inputs of the checkpoint; empty: none were made yet.
         generation: How the artifact's ``generate`` searches; ``none``: it has no such method.
+        fast_linear: Whether a bundle's float32 linear layers are oneDNN's.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Job:
     may_be_general: bool = True
     samples: Samples = NO_SAMPLES
     generation: Choice = "none"
+    fast_linear: bool = True
 
     def without_padding(self) -> Job:
         """Return the job without padding, for a model whose outputs depend on it."""

@@ -31,6 +31,9 @@ from tracefleet.manifest import program_path
 from tracefleet.manifest_types import Toolchain
 
 logger = logging.getLogger(__name__)
+#: A wrong graph is further from eager than so many tolerances; other kernels' rounding is not.
+#: Of ten architectures that oneDNN's took over 1e-5, the worst was at 1.8e-5 (docs/architectures).
+_ROUNDING = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,10 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
         try:
             report = steps.child("validate", validate_bundle, traced.file.path, reference)
         except NumericsMismatchError as error:
+            if job.fast_linear and _is_rounding(error.report):
+                logger.info("oneDNN rounds this model's layers too far from eager: torch's own")
+                job = replace(job, fast_linear=False)
+                continue
             narrower = _narrow(reach, traced)
             if narrower is None:
                 raise _refusal(error, job, traced) from None
@@ -89,6 +96,18 @@ def prove_bundle(job: Job, steps: Steps) -> Proved:
             traced = replace(traced, without_generation=lacking or traced.without_generation)
             facts = job.requiring(reference.required).facts
             return Proved(facts=facts, traced=traced, report=report, samples=job.samples)
+
+
+def _is_rounding(report: ValidationReport | None) -> bool:
+    """Tell whether a bundle failed by little alone: some models make much of the last bits."""
+    if report is None:
+        return False
+    failed = [one.difference for one in report.probes if not one.difference.passed]
+    # A check that is no probe failed too: a weight, or a planted fault that was not seen.
+    if not failed or len(failed) != len(report.failures):
+        return False
+    most = _ROUNDING * report.tolerance.rtol
+    return all(one.max_rel <= most and not one.reason for one in failed)
 
 
 def _narrow(reach: Reach, traced: TraceResult) -> Reach | None:
@@ -165,6 +184,7 @@ def _trace(job: Job, steps: Steps, reach: Reach) -> TraceResult:
         job.work / "model.pt",
         reach,
         job.generation,
+        job.fast_linear,
     )
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from tasks.sweep.configs import KV_HEADS, LAYER_COUNTS, LIMITS, OVERRIDES, ROLES, VOCABULARY
 
+#: Ids that a search forces: a model without them can't generate.
+_FORCED = frozenset({"forced_bos_token_id", "forced_eos_token_id"})
+
 
 def make_tiny_config(model_type: str, task: str) -> Any:
     """Return the type's config with the smallest sizes that keep every kind of layer.
@@ -129,6 +132,9 @@ def _move_token_ids(declared: dict[str, Any], default: dict[str, Any]) -> dict[s
             chosen[name] = moved[-1] = 0 if 0 not in _find_small_ids(default) else 9
     if default.get("is_encoder_decoder") and "decoder_start_token_id" not in chosen:
         chosen["decoder_start_token_id"] = chosen.get("pad_token_id", 0)
+    for name in _FORCED.intersection(declared):
+        if type(default.get(name)) is int:
+            chosen[name] = moved.get(default[name], chosen.get("eos_token_id", 0))
     # Ids of image, audio and video tokens go behind the vocabulary: no probe may draw one, since
     # it announces features that are not in the inputs.
     behind = [n for n in declared if n.endswith(("_token_id", "_token_index")) and n not in chosen]

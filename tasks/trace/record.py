@@ -11,6 +11,7 @@ megabytes, and only a fresh process makes the same bytes twice (class names coun
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import warnings
@@ -104,6 +105,7 @@ def trace_checkpoint(
     target: Path,
     reach: Reach = Reach.GENERAL,
     choice: Choice = "none",
+    fast: bool = True,
 ) -> TraceResult:
     """Load, untie, trace and write one bundle for all lengths; the whole job of one child.
 
@@ -116,6 +118,7 @@ def trace_checkpoint(
         target: File of the bundle; its name should be ``model.pt``.
         reach: What one graph may serve at most, if its programs at other shapes are equal.
         choice: How the bundle's ``generate`` searches; ``none``: it has no such method.
+        fast: Whether float32 linear layers are oneDNN's, which rounds otherwise than eager.
 
     Raises:
         UnsupportedCheckpointError: Eager can't run it from ids, or int8 has nothing to quantise.
@@ -132,7 +135,7 @@ def trace_checkpoint(
         quantise(model)
     # A caller who computes gradients gets none: oneDNN's layers have no backward pass.
     model.requires_grad_(False)
-    record = functools.partial(trace_lengths, model, facts, outputs)
+    record = functools.partial(trace_lengths, model, facts, outputs, fast=fast)
     traced = record(lengths[:1], batch)
     one = OneGraph(traced, lengths, batch, record)
     shared = reach >= Reach.SHARED and one.serves_every_length()
@@ -194,6 +197,8 @@ def trace_lengths(
     lengths: tuple[int, ...],
     batch: int,
     more: Mapping[str, tuple[Any, ...]] | None = None,
+    *,
+    fast: bool = True,
 ) -> torch.jit.ScriptModule:
     """Trace an untied model in eval mode; see ``trace_checkpoint`` for the arguments.
 
@@ -212,7 +217,8 @@ def trace_lengths(
     }
     examples |= more or {}
     try:
-        with torch.no_grad(), warnings.catch_warnings(), recordable(model), fast_linear():
+        layers = fast_linear() if fast else contextlib.nullcontext()
+        with torch.no_grad(), warnings.catch_warnings(), recordable(model), layers:
             # Most of these warnings are noise (1,019 of 1,022 sound models emit them); the gate
             # decides on numbers instead.
             warnings.simplefilter("ignore")

@@ -60,8 +60,8 @@ def make_cases(
     yield Case(name="one-token", limit=limit, rows=(0, 2)), few
     yield Case(name="longest", limit=limit), draw_rows(facts, [longest, longest])
     if shortest < longest:
-        limit = min(longest, shortest + SHORT_LIMIT)
-        grown = Case(name="grown-cache", limit=limit, longer=shortest + 1)
+        more = min(longest, shortest + SHORT_LIMIT)
+        grown = Case(name="grown-cache", limit=more, longer=shortest + 1)
         yield grown, draw_rows(facts, [shortest, 1])
     texts = list(_read_texts(facts, longest, samples))
     if texts:

@@ -162,6 +162,9 @@ def _force(
     own = _generate(model, feed, min(LIMIT, most), 1, NearTies(2, generation.eos))
     others = draw_tokens(facts, 2, most + LIMIT)
     tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
+    # SeamlessM4T counts positions without padding in one pass, and with it step by step.
+    is_padding = (tokens == generation.pad) & (torch.arange(tokens.shape[1]) > 0)
+    tokens = tokens.masked_fill(is_padding, int(others[0, -1]))
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     outputs = model(
         **feed, decoder_input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True
