@@ -261,9 +261,9 @@ def test_one_length_is_compared_with_another_one_and_another_batch(
     calls = []
     original = trace.trace_lengths
 
-    def count(model, facts, outputs, lengths, batch):
+    def count(model, facts, outputs, lengths, batch, **more):
         calls.append((lengths, batch))
-        return original(model, facts, outputs, lengths, batch)
+        return original(model, facts, outputs, lengths, batch, **more)
 
     monkeypatch.setattr(trace, "trace_lengths", count)
     folder, options = checkpoint("bert"), LoadOptions(task="feature-extraction")
