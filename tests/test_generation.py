@@ -285,7 +285,13 @@ def test_a_search_that_differs_stops_the_line(checkpoint, tmp_path):
     assert not list((tmp_path / "store").rglob("manifest.json"))
 
 
-def _convert_with(gate: Any, folder: Path, store: Path) -> Any:
+def test_int8_that_rounds_to_other_levels_has_a_forward_alone(checkpoint, tmp_path):
+    manifest = _convert_with(_find_a_difference, checkpoint("t5"), tmp_path, dtype="int8")
+    assert manifest.generation is None
+    assert manifest.without_generation.startswith("int8: expected steps with the levels")
+
+
+def _convert_with(gate: Any, folder: Path, store: Path, **more: Any) -> Any:
     """Convert with another gate of generation."""
 
     def run(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -293,7 +299,7 @@ def _convert_with(gate: Any, folder: Path, store: Path) -> Any:
         return child.run(chosen, *arguments, **options)
 
     fields = {"source": f"file://{folder}", "task": TASK, "lengths": LENGTHS, "store": str(store)}
-    return convert(make_request(fields), Steps(run=run)).manifest
+    return convert(make_request({**fields, **more}), Steps(run=run)).manifest
 
 
 def _prove_nothing(*_: Any) -> None:

@@ -5,24 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tasks.backends.base import Job
+from tasks.errors import GenerationError, NumericsMismatchError
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.generation import validate_generation
 from tasks.validate.generation_reference import compute_generation
 from tracefleet.generation_types import Generation, GenerationVerdict
+from tracefleet.manifest_types import INT8
 
 
 def prove_generation(job: Job, traced: TraceResult, steps: Steps) -> TraceResult:
     """Return the result with the verdict on ``generate``; as it is where there is none.
 
     Raises:
-        GenerationError: Eager can't generate, or its answers prove too little.
+        GenerationError: Eager can't generate, its answers prove too little, or int8 rounds its
+            steps to other levels than eager's.
         NumericsMismatchError: The artifact generates something else.
         ConversionCrashedError: The limits of a child are too small for it.
     """
     if traced.generation is None:
         return traced
-    verdict = _run_gate(job, traced, traced.generation, steps)
+    try:
+        verdict = _run_gate(job, traced, traced.generation, steps)
+    except NumericsMismatchError as error:
+        if job.options.dtype != INT8:
+            raise
+        # A value between two levels goes to either by its last bit, which no tolerance can bound.
+        raise GenerationError(
+            "int8: expected steps with the levels of eager's pass over all tokens, got others; "
+            "nothing shows that its answers are right. Convert with float32 to generate."
+        ) from error
     return replace(traced, generation=replace(traced.generation, verdict=verdict))
 
 
