@@ -18,6 +18,7 @@ from tasks.validate.forced_steps import check_steps
 from tasks.validate.generation_cases import RANDOM_ROWS, Case
 from tasks.validate.generation_reference import GenerationReference
 from tracefleet.generation_types import GenerationVerdict
+from tracefleet.reader.search import cut_answer
 from tracefleet.verdict_types import Tolerance
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _compare(
         return
     proved, eos = 0, reference.generation.eos
     for row, pair in enumerate(zip(got.tolist(), expected.tolist(), strict=True)):
-        one, two = (_cut(answer, eos) for answer in pair)
+        one, two = (cut_answer(answer, eos) for answer in pair)
         if float(ties[row]) < findings.near:
             findings.near_ties += 1
         elif one != two:
@@ -123,14 +124,6 @@ def _compare(
         findings.failures[where] = f"expected {expected[:, -3:].tolist()} at the ends"
     if proved < case.needed:
         findings.unproved.append(where)
-
-
-def _cut(row: list[int], eos: tuple[int, ...]) -> list[int]:
-    """Return an answer up to its end; its first id, the start, may be an end itself."""
-    for place, one in enumerate(row[1:], 1):
-        if one in eos:
-            return row[: place + 1]
-    return row
 
 
 def _refuse(findings: _Findings) -> None:
