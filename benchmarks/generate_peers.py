@@ -63,5 +63,8 @@ class _Words:
         self.pad_token = self.bos_token = self._names[config.pad_token_id]
         self.unk_token = self._names[3]
 
+    def convert_ids_to_tokens(self, place: int) -> str:
+        return self._names[place]
+
     def get_vocab(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self._names)}

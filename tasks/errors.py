@@ -66,7 +66,7 @@ class TraceError(ConversionError):
 
 
 class GenerationError(ConversionError):
-    """The artifact can't generate as the checkpoint does; its one forward is not concerned."""
+    """Generation can't be recorded or proved, and is left out; its one forward is not concerned."""
 
 
 class NumericsMismatchError(ConversionError):

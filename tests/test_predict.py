@@ -381,7 +381,7 @@ def test_a_tokenizer_that_does_more_than_its_file_is_refused_and_ids_work(
     )
     monkeypatch.setattr(text_spec, "load_own_tokenizer", load)
     spec = text_spec.describe_text(folder, options, (16, 32), tmp_path / "made.json")
-    assert spec.refused == "its tokenizer.json makes other ids than its tokenizer in transformers"
+    assert spec.refused == "its tokenizer's files make other ids than its tokenizer in transformers"
 
 
 def test_a_conversion_without_a_tokenizer_refuses_texts_and_takes_ids(tmp_path: Path):

@@ -32,7 +32,7 @@ from tracefleet.manifest_types import Toolchain
 
 logger = logging.getLogger(__name__)
 #: A wrong graph is further from eager than so many tolerances; other kernels' rounding is not.
-#: Of ten architectures that oneDNN's took over 1e-5, the worst was at 1.8e-5 (docs/architectures).
+#: Of the sweep's nine cases that oneDNN's took over 1e-5, the worst was at 1.8e-5.
 _ROUNDING = 10.0
 
 

@@ -18,7 +18,7 @@ from tasks.model.heads import SAMPLE_TASKS
 from tasks.model.named_task import read_config_json
 from tasks.model.samples import default_sizes
 from tasks.model.vocabulary import read_json
-from tracefleet.text.files import SENTENCE_SIMILARITY, read_sentence_limit
+from tracefleet.text.files import SENTENCE_SIMILARITY, read_sentence_limit, reading
 
 _SHORTEST = 32
 _LONGEST = 512
@@ -92,12 +92,7 @@ def _find_sentence_limit(folder: Path, task: str) -> Iterator[tuple[str, int]]:
     """Yield where sentence-transformers cuts a text: nothing longer is ever asked of it."""
     if task != SENTENCE_SIMILARITY:
         return
-
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        return path.read_bytes() if path.is_file() else None
-
-    most = read_sentence_limit(read)
+    most = read_sentence_limit(reading(folder))
     if most is not None:
         yield "max_seq_length", most
 

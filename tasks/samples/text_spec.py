@@ -24,10 +24,10 @@ from tracefleet.text.tokenize import TOKENIZER, Row
 
 _NONE = "the checkpoint has no tokenizer"
 _UNLOADABLE = "transformers can't load the checkpoint's tokenizer"
-_OTHER = "its tokenizer.json makes other ids than its tokenizer in transformers"
+_OTHER = "its tokenizer's files make other ids than its tokenizer in transformers"
 #: What `clean_up_tokenization_spaces` of transformers changes.
 _SPACED = "Is it ? Yes , it 's here ! We do n't ."
-_OTHER_TEXT = "its tokenizer.json makes another text of ids than its tokenizer in transformers"
+_OTHER_TEXT = "its tokenizer's files make another text of ids than its tokenizer in transformers"
 _UNREADABLE = "its tokenizer.json can't be read"
 #: transformers writes a number like this where a tokenizer has no limit.
 _NO_LIMIT = 10**9

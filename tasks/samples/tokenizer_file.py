@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from tracefleet.text.files import ReadFile
+from tracefleet.text.files import ReadFile, reading
 from tracefleet.text.spec import PieceSpec
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,11 @@ _MODELS = {"MarianTokenizer": "source.spm", "M2M100Tokenizer": "sentencepiece.bp
 
 def read_from(folder: Path, made: Path) -> ReadFile:
     """Return a function that reads a checkpoint's files, and ``tokenizer.json`` that was made."""
+    own, beside = reading(folder), reading(made.parent)
 
     def read(name: str) -> bytes | None:
-        path = folder / name
-        if name == FILE and not path.is_file():
-            path = made
-        return path.read_bytes() if path.is_file() else None
+        found = own(name)
+        return beside(made.name) if found is None and name == FILE else found
 
     return read
 

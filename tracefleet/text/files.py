@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tracefleet.text.spec import ROLES, SIDES, TextSpec
@@ -59,6 +60,16 @@ def _read(read: ReadFile, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def reading(folder: Path) -> ReadFile:
+    """Return a function that reads a folder's files."""
+
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    return read
 
 
 def read_sentence_limit(read: ReadFile) -> int | None:
