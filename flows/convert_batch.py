@@ -81,8 +81,8 @@ def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = 
         try:
             with tags(*([] if fleet is None else [fleet_tag(fleet)])):
                 ends = Counter(_convert_all(entries, backend, own))
-            if ends["cancelled"]:
-                stop_if_cancelled(always=True)
+            # As in a fleet: "completed" would be refused.
+            stop_if_cancelled(always=True)
         except RunCancelledError as error:
             return end_cancelled(error)
     counts = ", ".join(f"{number} {end}" for end, number in ends.items())

@@ -92,7 +92,8 @@ def convert_fleet(
             for row in convert_entries(work, fleet=own, **options):
                 ended[row.name] = row
                 shown.tell(row)
-            stop_if_cancelled()
+            # The server would refuse "completed" of a run that it was asked to cancel meanwhile.
+            stop_if_cancelled(always=True)
     except RunCancelledError as error:
         return cast("FleetFacts", end_cancelled(error))
     # As in the fleet file, whichever ended first: reports of two days can be compared.

@@ -16,8 +16,10 @@ from prefect.settings import (
     PREFECT_LOGGING_TO_API_ENABLED,
     temporary_settings,
 )
+from prefect.states import Cancelling
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import convert_batch as batch
 from flows import convert_checkpoint as single
 from flows import convert_fleet as module
 from flows.collect_garbage import collect_garbage
@@ -217,3 +219,23 @@ def test_a_failed_entry_crosses_processes_with_its_row():
     facts = FleetFacts(name="f", run="r", started=now, finished=now, rows=(row,))
     assert pickle.loads(pickle.dumps(FleetError("m", facts))).facts == facts
     assert json.dumps(facts.rows[0].name)
+
+
+def _ask_to_cancel(run: Any) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling())
+
+
+@pytest.mark.usefixtures("_server")
+def test_a_batch_that_is_cancelled_while_its_last_conversion_ends(monkeypatch):
+    """A server refuses "completed" then, and the run would be `Cancelling` for five minutes."""
+
+    def convert_the_last(entries: list[Any], backend: str, own: Any) -> Iterator[str]:
+        yield "completed"
+        _ask_to_cancel(own)
+
+    monkeypatch.setattr(batch, "_convert_all", convert_the_last)
+    state: Any = batch.convert_batch([], "jit", return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    assert run.state_name == "Cancelled"

@@ -211,10 +211,11 @@ def cancel(client: SyncPrefectClient, run: FlowRun) -> None:
     wanted: State[Any] = Cancelling() if running else Cancelled(message="It was not begun.")
     try:
         client.set_flow_run_state(run.id, wanted)
-        before = client.read_flow_run_states(run.id)[-2:-1]
         # A batch looks for itself too: the server lets one that has ended begin to end again.
-        if before and before[0].is_final():
-            client.set_flow_run_state(run.id, Cancelled(message=before[0].message), force=True)
+        ended = [state for state in client.read_flow_run_states(run.id) if state.is_final()]
+        now = client.read_flow_run(run.id).state
+        if ended and now is not None and not now.is_final():
+            client.set_flow_run_state(run.id, Cancelled(message=ended[-1].message), force=True)
     except Exception:
         logger.warning("%s could not be cancelled", run.name, exc_info=True)
 
