@@ -80,6 +80,21 @@ def warm_up() -> None:
         forkserver.ensure_running()
 
 
+def share_cores(jobs: int) -> None:
+    """Share the cores among conversions that run at the same time, unless the environment says.
+
+    Two conversions with a thread for each core take longer than one after the other, most of all
+    while idle threads spin (measured on two cores: twice the wall time, 2.6 times the CPU).
+
+    Args:
+        jobs: Conversions at a time; to be called before the first child starts.
+    """
+    if jobs > 1:
+        cores = len(os.sched_getaffinity(0))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def stop() -> None:
     """End every child that a thread of this process waits for; called at shutdown."""
     _stopping.set()

@@ -93,6 +93,26 @@ def test_threads_are_the_requests_and_prefect_is_not_imported(tmp_path):
     assert not prefect
 
 
+@pytest.mark.parametrize(
+    ("jobs", "given", "threads", "policy"),
+    [
+        (1, {}, None, None),
+        (2, {}, "4", "PASSIVE"),
+        (64, {}, "1", "PASSIVE"),
+        (2, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE"),
+    ],
+)
+def test_cores_are_shared_among_conversions_at_a_time(
+    jobs: int, given: dict[str, str], threads: str | None, policy: str | None, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    environment: dict[str, str] = dict(given)
+    monkeypatch.setattr(os, "environ", environment)
+    child.share_cores(jobs)
+    assert environment.get("OMP_NUM_THREADS") == threads
+    assert environment.get("OMP_WAIT_POLICY") == policy
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
 def test_a_signal_is_named_with_the_last_words(number, tmp_path):
     with pytest.raises(ConversionCrashedError, match="trial") as caught:

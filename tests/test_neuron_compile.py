@@ -13,7 +13,7 @@ from tasks import child
 from tasks.backends import neuron, neuronx, programs
 from tasks.backends.base import Job
 from tasks.backends.options import NeuronOptions, NeuronxOptions
-from tasks.backends.programs import Prepared
+from tasks.backends.programs import Prepared, Program
 from tasks.backends.triage import find_cause, triage
 from tasks.child import Limits
 from tasks.errors import (
@@ -63,7 +63,7 @@ def _compile(job: Job, prepared: Prepared, backend: str = "neuronx", timeout: fl
         COMPILERS[backend].compile,
         job,
         prepared,
-        8,
+        Program(length=8),
         log,
         limits=Limits(timeout=timeout, threads=1),
         log=log,

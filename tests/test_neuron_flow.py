@@ -35,6 +35,7 @@ from tracefleet.errors import (
     ManifestError,
     NoSuchVariantError,
 )
+from tracefleet.program_files import FORWARD, find_programs
 from tracefleet.published import select
 from tracefleet.store import open_writable
 
@@ -77,7 +78,7 @@ def test_inf2(checkpoint, store, name: str):
         assert result.publication.channel == "latest"
         assert [length.length for length in manifest.validation.lengths] == list(LENGTHS)
         assert set(manifest.validation.negative_controls) == {"wrong-weight", "dropped-mask"}
-        assert [f.path for f in manifest.programs.values()] == [
+        assert [f.path for f in find_programs(manifest)[FORWARD].values()] == [
             f"model/length-{n}.pt" for n in LENGTHS
         ]
         assert manifest.options["neuronx.auto_cast"] == "none"

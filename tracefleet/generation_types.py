@@ -41,7 +41,8 @@ class Generation:
         start: first id of every answer.
         pad: id that fills up an answer that ended.
         eos: ids that end an answer.
-        layers: layers of the decoder: ``step`` takes two tensors for each, and two of the source.
+        layers: layers of the decoder whose keys and values ``step`` takes, two tensors for each and
+            two of the source; 0: Neuron's programs, which take all ids of an answer anew.
         options: constants of the search that are not their defaults, in JSON, by their name.
         verdict: what the gate found out.
     """
@@ -57,7 +58,12 @@ class Generation:
 
     def __post_init__(self) -> None:
         """Refuse what no search has."""
-        for name in ("num_beams", "max_new_tokens", "layers"):
+        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("layers", 0)):
             value = getattr(self, name)
-            if value < 1:
-                raise ManifestError(f"generation: {name} expected at least 1, got {value}")
+            if value < least:
+                raise ManifestError(f"generation: {name} expected at least {least}, got {value}")
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many tensors a search holds: the decoder's own, and the source's."""
+        return (2 * self.layers, 2 * self.layers) if self.layers else (1, 1)

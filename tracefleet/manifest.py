@@ -174,22 +174,6 @@ class Manifest:
         return bundles[0]
 
     @property
-    def programs(self) -> dict[int, FileEntry]:
-        """The archive of each standard length, of conversions that have one for each.
-
-        Raises:
-            ManifestError: a length has no archive, or an archive belongs to no length.
-        """
-        found = {file.path: file for file in self.archives}
-        paths = {length: program_path(length) for length in self.lengths}
-        if found.keys() != set(paths.values()):
-            raise ManifestError(
-                f"manifest: expected {sorted(paths.values())}, a program for each length, got "
-                f"{sorted(found)}. This conversion can't be opened on Neuron."
-            )
-        return {length: found[path] for length, path in paths.items()}
-
-    @property
     def file_name(self) -> str:
         """Name of the manifest in its conversion's folder.
 
@@ -292,8 +276,3 @@ def _refuse_later_fields(schema: int, raw: dict[str, Any], names: Iterable[str])
     for name in names:
         if name in raw:
             raise ManifestError(f"manifest: schema {schema} has no field {name}; got one")
-
-
-def program_path(length: int) -> str:
-    """Return the path of one standard length's program in its conversion's folder."""
-    return f"model/length-{length}.pt"

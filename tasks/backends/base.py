@@ -1,7 +1,7 @@
 """Types of backends: a backend, the job that it gets, and what it returns.
 
-``tasks.backends.registry`` finds backends by name; ``tasks.backends.prove`` has their two
-procedures.
+``tasks.backends.registry`` finds backends by name; ``tasks.backends.prove`` and ``prove_programs``
+have their two procedures.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Candidate:
 
     Attributes:
         manifest: Manifest of the candidate.
-        programs: Program of each standard length on this machine, every byte checked.
+        programs: Programs on this machine by their published paths, every byte checked.
     """
 
     manifest: Manifest
-    programs: dict[int, Path]
+    programs: dict[str, Path]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Prove a traced bundle's ``generate``, after its ``forward`` was proved."""
+"""Prove ``generate``, after ``forward`` was proved: a bundle's here, programs' beside theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.errors import GenerationError, NumericsMismatchError
 from tasks.steps import Steps
 from tasks.trace.record import TraceResult
 from tasks.validate.generation import validate_generation
-from tasks.validate.generation_reference import compute_generation
+from tasks.validate.generation_reference import GenerationReference, compute_generation
 from tracefleet.generation_types import Generation, GenerationVerdict
 from tracefleet.manifest_types import INT8
 
@@ -41,7 +41,18 @@ def prove_generation(job: Job, traced: TraceResult, steps: Steps) -> TraceResult
 def _run_gate(
     job: Job, traced: TraceResult, generation: Generation, steps: Steps
 ) -> GenerationVerdict:
-    reference = steps.child(
+    reference = compute_answers(job, generation, steps)
+    arguments = (traced.file.path, reference, job.tolerance)
+    return steps.child("generation", validate_generation, *arguments)
+
+
+def compute_answers(job: Job, generation: Generation, steps: Steps) -> GenerationReference:
+    """Return what eager generates.
+
+    Raises:
+        GenerationError: Eager can't generate.
+    """
+    return steps.child(
         "generation-reference",
         compute_generation,
         job.folder,
@@ -53,5 +64,3 @@ def _run_gate(
         job.samples,
         job.work / "generation.safetensors",
     )
-    arguments = (traced.file.path, reference, job.tolerance)
-    return steps.child("generation", validate_generation, *arguments)

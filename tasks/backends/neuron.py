@@ -13,14 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.backends import host, programs
+from tasks.backends import device_gate, host, programs
 from tasks.backends.base import Backend, Job
+from tasks.backends.compiling import compile_program
 from tasks.backends.options import NeuronOptions
-from tasks.backends.programs import Prepared
-from tasks.backends.prove import Compiler, prove_programs
+from tasks.backends.programs import Prepared, Program
+from tasks.backends.prove_programs import Compiler, prove_programs
 from tasks.child_main import report_progress
 from tasks.errors import CompilationError
 from tasks.trace.bundle import TracedFile
+from tracefleet.program_files import FORWARD
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +47,16 @@ def prepare(job: Job, log: Path) -> Prepared:
     return programs.prepare(job, log)
 
 
-def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> TracedFile:
-    """See ``programs.compile_program``.
+def compile_one(job: Job, prepared: Prepared, program: Program, log: Path) -> TracedFile:
+    """See ``compiling.compile_program``.
 
     Raises:
         CompilationError: Reason ``device coverage``: too much of the model stayed on the CPU.
     """
     assert isinstance(job.compiling, NeuronOptions)
     options = job.compiling
+    # A search's position has no rows, which would be split.
+    dynamic = options.dynamic_batch and program.part == FORWARD
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
         compiled: torch.jit.ScriptModule = host.import_runtime(_NAME).trace(
@@ -61,13 +65,13 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
             compiler_args=options.compiler_args,
             compiler_workdir=str(workdir),
             fallback=options.fallback,
-            dynamic_batch_size=options.dynamic_batch,
+            dynamic_batch_size=dynamic,
             separate_weights=_separates_weights(options, module),
         )
         _check_coverage(module, feed, compiled, options.min_coverage)
         return compiled
 
-    return programs.compile_program(job, prepared, length, log, compile_module)
+    return compile_program(job, prepared, program, log, compile_module)
 
 
 def measure_coverage(
@@ -134,8 +138,9 @@ COMPILER = Compiler(
     toolchain=partial(host.toolchain, _NAME),
     has_device=partial(host.has_device, _NAME),
     prepare=prepare,
-    compile=compile_length,
-    validate=partial(programs.validate_programs, backend=_NAME),
+    compile=compile_one,
+    validate=partial(device_gate.validate_programs, backend=_NAME),
+    validate_search=partial(device_gate.validate_search, backend=_NAME),
 )
 NEURON = Backend(
     name=_NAME,

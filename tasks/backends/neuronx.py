@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.backends import host, programs
+from tasks.backends import device_gate, host, programs
 from tasks.backends.base import Backend, Job
+from tasks.backends.compiling import compile_program
 from tasks.backends.options import NeuronxOptions
-from tasks.backends.programs import Prepared
-from tasks.backends.prove import Compiler, prove_programs
+from tasks.backends.programs import Prepared, Program
+from tasks.backends.prove_programs import Compiler, prove_programs
 from tasks.errors import CompilationError
 from tasks.trace.bundle import TracedFile
+from tracefleet.program_files import FORWARD
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +41,12 @@ def prepare(job: Job, log: Path) -> Prepared:
     return programs.prepare(job, log, _analyze if options.analyze else None)
 
 
-def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> TracedFile:
-    """See ``programs.compile_program``."""
+def compile_one(job: Job, prepared: Prepared, program: Program, log: Path) -> TracedFile:
+    """See ``compiling.compile_program``."""
     _set_platform(job)
     options = _options(job)
+    # A search's position has no rows, which would be split.
+    dynamic = options.dynamic_batch and program.part == FORWARD
 
     def compile_module(module: nn.Module, feed: Feed, workdir: Path) -> torch.jit.ScriptModule:
         package = host.import_runtime(_NAME)
@@ -55,9 +59,9 @@ def compile_length(job: Job, prepared: Prepared, length: int, log: Path) -> Trac
             # Without a device only this, with an explicit target, compiles (aws-neuron-sdk #910).
             cpu_backend=not job.device,
         )
-        return package.dynamic_batch(compiled) if options.dynamic_batch else compiled
+        return package.dynamic_batch(compiled) if dynamic else compiled
 
-    return programs.compile_program(job, prepared, length, log, compile_module)
+    return compile_program(job, prepared, program, log, compile_module)
 
 
 def _options(job: Job) -> NeuronxOptions:
@@ -89,8 +93,9 @@ COMPILER = Compiler(
     toolchain=partial(host.toolchain, _NAME),
     has_device=partial(host.has_device, _NAME),
     prepare=prepare,
-    compile=compile_length,
-    validate=partial(programs.validate_programs, backend=_NAME),
+    compile=compile_one,
+    validate=partial(device_gate.validate_programs, backend=_NAME),
+    validate_search=partial(device_gate.validate_search, backend=_NAME),
 )
 NEURONX = Backend(
     name=_NAME,

@@ -6,12 +6,12 @@ that the loop lacks would change the answers: it is refused by name, never ignor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 from tasks.errors import GenerationError
+from tracefleet.decoding import Decoding
 
 #: What a request says: the checkpoint's own search, greedy search instead, or no generation.
 Choice = Literal["own", "greedy", "none"]
@@ -60,51 +60,6 @@ _IN_OTHER_WORDS = (
     *("decoder_start_token_id", "pad_token_id", "eos_token_id", "bad_words_ids"),
     "max_new_tokens",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """Constants of a checkpoint's search, under transformers' names where they mean the same.
-
-    Attributes:
-        start: First id of the decoder.
-        pad: Id that fills up a row that has ended.
-        eos: Ids that end a row.
-        fill: Id that fills up a beam's row; transformers takes the end's where the padding's is 0.
-        bad_words: Sequences that never come out.
-        max_length: Most ids of an answer, the first one included, of a call that says nothing.
-        early_stopping: ``true``: beams stop at as many ends as beams; ``false``: where the best
-            open beam can't win, by its present length; ``never``: by the largest length.
-    """
-
-    start: int
-    pad: int
-    eos: tuple[int, ...]
-    fill: int
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    max_length: int = 20
-    num_beams: int = 1
-    early_stopping: str = "false"
-    length_penalty: float = 1.0
-    min_length: int = 0
-    min_new_tokens: int = 0
-    no_repeat_ngram_size: int = 0
-    encoder_no_repeat_ngram_size: int = 0
-    repetition_penalty: float = 1.0
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: tuple[int, ...] = ()
-    suppress_tokens: tuple[int, ...] = ()
-    begin_suppress_tokens: tuple[int, ...] = ()
-    renormalize_logits: bool = False
-
-    def describe(self) -> dict[str, str]:
-        """Return every constant that is not its default, in JSON, for the manifest."""
-        described = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                described[field.name] = json.dumps(value)
-        return described
 
 
 def read_decoding(config: Any, choice: Choice) -> Decoding:

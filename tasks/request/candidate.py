@@ -18,6 +18,7 @@ from tracefleet.channel import conversion_folder
 from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest import CANDIDATE, Manifest, parse
 from tracefleet.manifest_types import JIT
+from tracefleet.program_files import find_programs
 from tracefleet.store import ReadableStore, open_store
 
 _CONVERSION = re.compile(r"(?P<store>.+)/(?P<folder>conversions/[^/]+/(?P<key>[0-9a-f]{64}))/?")
@@ -79,6 +80,7 @@ def request_fields(manifest: Manifest) -> dict[str, Any]:
         "dtype": variant.dtype,
         "batch": variant.batch,
         **compiling,
+        "generation": options.get("generation", "own"),
         "rtol": options.get("rtol"),
         "accept_tolerance_risk": options.get("accept_tolerance_risk") == "true",
     }
@@ -106,11 +108,12 @@ def download_programs(
         return None
     folder = conversion_folder(manifest.source, manifest.key)
     programs = {}
-    for length, file in manifest.programs.items():
-        programs[length] = work / "candidate" / file.path
-        programs[length].parent.mkdir(parents=True, exist_ok=True)
-        path = f"{folder}/{file.path}"
-        store.download_to(path, programs[length], size=file.size, sha256=file.sha256)
+    for files in find_programs(manifest).values():
+        for file in files.values():
+            target = programs[file.path] = work / "candidate" / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path = f"{folder}/{file.path}"
+            store.download_to(path, target, size=file.size, sha256=file.sha256)
     return Candidate(manifest=manifest, programs=programs)
 
 

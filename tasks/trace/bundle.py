@@ -7,8 +7,8 @@ The bundle's contract with consumers (Python, C++, Triton):
   attribute ``token_budget`` allows. Else it routes to the smallest standard length that fits, pads
   on the right, runs the traced batch as often as the rows need, and slices the outputs back.
 * ``forward_<length>(<inputs>)``: exactly the traced batch and length; anything else raises.
-* ``generate(…)`` of encoder-decoders (``tasks.trace.search_script``), and its pieces ``encode``,
-  ``prefill`` and ``step`` (``tasks.trace.generation``).
+* ``generate(…)`` of encoder-decoders (``tracefleet.reader.search_script``), and its pieces
+  ``encode``, ``prefill`` and ``step`` (``tasks.trace.generation``).
 
 The archive is written in one streaming pass: graph and structure come from a skeleton whose
 weights are on the meta device, each tensor's bytes from the live model, and the digest is computed

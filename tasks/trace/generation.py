@@ -26,11 +26,12 @@ from tasks.child_main import report_progress
 from tasks.errors import ConversionError, GenerationError, first_line
 from tasks.model.facts import ModelFacts
 from tasks.model.feeds import make_uneven_feed
-from tasks.model.generation import Choice, Decoding, read_decoding
+from tasks.model.generation import Choice, read_decoding
 from tasks.model.state import sparing_buffers
 from tasks.trace.compare import same_method
-from tasks.trace.search_script import search_source
+from tracefleet.decoding import Decoding
 from tracefleet.generation_types import Generation
+from tracefleet.reader.search_script import search_source
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +190,7 @@ def add_generation(
     """
     report_progress("recording its generation")
     try:
-        _check_version()
+        check_version()
         decoding = read_decoding(getattr(model, "generation_config", None), choice)
         examples, layers = _make_examples(model, facts, decoding, _SHAPE)
         found = record(examples)
@@ -200,11 +201,16 @@ def add_generation(
     for name in METHODS:
         if not same_method(found, other, name):
             return traced, Search(missing=f"the programs of {name} at two shapes differ")
-    source = tuple(search_source(decoding, layers, lengths))
-    return found, Search(source=source, generation=_describe(decoding, layers, lengths[-1]))
+    made = describe_generation(decoding, layers, lengths[-1])
+    return found, Search(source=tuple(search_source(decoding, made.held, lengths)), generation=made)
 
 
-def _check_version() -> None:
+def check_version() -> None:
+    """Refuse a transformers whose search is another one.
+
+    Raises:
+        GenerationError: It is.
+    """
     installed = version("transformers")
     if int(installed.partition(".")[0]) < _TRANSFORMERS:
         raise GenerationError(
@@ -213,7 +219,8 @@ def _check_version() -> None:
         )
 
 
-def _describe(decoding: Decoding, layers: int, capacity: int) -> Generation:
+def describe_generation(decoding: Decoding, layers: int, capacity: int) -> Generation:
+    """Return what a manifest says of a search, before it is proved."""
     return Generation(
         num_beams=decoding.num_beams,
         max_new_tokens=max(1, min(decoding.max_length - 1, capacity)),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.child_main import report_progress
 from tasks.errors import GenerationError, NumericsMismatchError, last_line
 from tasks.validate.forced_steps import check_steps
-from tasks.validate.generation_cases import RANDOM_ROWS, Case
+from tasks.validate.generation_cases import CUT_OFF, RANDOM, RANDOM_ROWS, Case
 from tasks.validate.generation_reference import GenerationReference
 from tracefleet.generation_types import GenerationVerdict
 from tracefleet.reader.search import cut_answer
@@ -41,14 +41,29 @@ def validate_generation(
         tolerance: Bound on a step's error.
 
     Raises:
-        NumericsMismatchError: A check failed, or the gate missed a planted fault.
-        GenerationError: Too many rows are near ties to prove anything.
+        NumericsMismatchError: A check failed.
+        GenerationError: Too many rows are near ties to prove anything, or a planted fault was not
+            seen.
+    """
+    import torch
+
+    return judge_generation(torch.jit.load(bundle).eval(), reference, tolerance)
+
+
+def judge_generation(
+    module: Any, reference: GenerationReference, tolerance: Tolerance
+) -> GenerationVerdict:
+    """Run the gate of ``generate`` on a loaded module that has a bundle's methods.
+
+    Raises:
+        NumericsMismatchError: A check failed.
+        GenerationError: Too many rows are near ties to prove anything, or a planted fault was not
+            seen.
     """
     import torch
     from safetensors.torch import load_file
 
     report_progress("validating generation")
-    module: Any = torch.jit.load(bundle).eval()
     held = load_file(reference.path)
     with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         steps = check_steps(module, reference, held, tolerance)
@@ -56,7 +71,7 @@ def validate_generation(
         for case in reference.cases:
             for beams in reference.beams:
                 _compare(module, reference, held, case, beams, findings)
-    _refuse(findings)
+    _refuse(reference, findings, steps.missed)
     unproved = [name for name in (_EARLY, _LIMIT) if name not in findings.seen]
     return GenerationVerdict(
         max_rel_error=steps.max_rel_error,
@@ -102,7 +117,7 @@ def _compare(
 
     ids, mask = held[f"{case.name}/input_ids"], held[f"{case.name}/attention_mask"]
     expected, ties = held[f"{case.name}/{beams}"], held[f"{case.name}/{beams}/ties"]
-    where = f"{case.name} with {beams} beam(s)"
+    where = _name(case.name, beams)
     try:
         got = module.generate(ids, mask, case.limit, beams)
     except RuntimeError as error:
@@ -126,7 +141,7 @@ def _compare(
         findings.unproved.append(where)
 
 
-def _refuse(findings: _Findings) -> None:
+def _refuse(reference: GenerationReference, findings: _Findings, missed: tuple[str, ...]) -> None:
     """Refuse what failed, and what proves too little."""
     if findings.failures:
         shown = [f"{name} ({found})" for name, found in findings.failures.items()][:_SHOWN]
@@ -135,8 +150,19 @@ def _refuse(findings: _Findings) -> None:
             f"{'; '.join(shown)}. Nothing was published. Ask for generation 'none' "
             "(--generation none) to publish its one forward alone."
         )
-    if any(name.startswith("random") for name in findings.unproved):
+    if missed:
         raise GenerationError(
-            f"generate: expected {RANDOM_ROWS} random rows whose choices are clear, got too few: "
-            "the others are near ties, which prove nothing."
+            f"generate: expected planted faults to be seen, got none of {', '.join(missed)} within "
+            "this tolerance: nothing shows that its answers are right. Convert with float32, or "
+            "without a cast, to generate."
         )
+    for beams in reference.beams:
+        if {_name(RANDOM, beams), _name(CUT_OFF, beams)} <= set(findings.unproved):
+            raise GenerationError(
+                f"generate: expected {RANDOM_ROWS} random rows whose choices are clear, got too "
+                "few: the others are near ties, which prove nothing."
+            )
+
+
+def _name(case: str, beams: int) -> str:
+    return f"{case} with {beams} beam(s)"

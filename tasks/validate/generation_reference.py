@@ -27,6 +27,7 @@ from tasks.validate.generation_cases import (
     draw_tokens,
     make_cases,
 )
+from tasks.validate.level_noise import QUIET, Noise, measure_noise
 from tasks.validate.near_ties import NearTies
 from tracefleet.generation_types import Generation
 from tracefleet.manifest_types import INT8
@@ -55,6 +56,7 @@ class GenerationReference:
         beams: Numbers of beams, ascending.
         lengths: Standard lengths: the sizes of a cache.
         generation: What the bundle's ``generate`` does.
+        noise: How far eager's own steps are from its pass over all tokens, in int8.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class GenerationReference:
     beams: tuple[int, ...]
     lengths: tuple[int, ...]
     generation: Generation
+    noise: Noise = QUIET
 
 
 def compute_generation(
@@ -103,6 +106,7 @@ def compute_generation(
     try:
         with torch.no_grad():
             tensors = _force(model, facts, generation, lengths)
+            noise = _measure_noise(model, tensors, lengths) if options.dtype == INT8 else QUIET
             for case, feed in cases:
                 tensors |= _answer(model, generation, case, feed, beams)
     except GenerationError:
@@ -117,7 +121,7 @@ def compute_generation(
     save_file(whole, target)
     made = tuple(case for case, _ in cases)
     return GenerationReference(
-        path=target, cases=made, beams=beams, lengths=lengths, generation=generation
+        path=target, cases=made, beams=beams, lengths=lengths, generation=generation, noise=noise
     )
 
 
@@ -156,8 +160,8 @@ def _force(
 ) -> dict[str, torch.Tensor]:
     """Compute logits, keys and values of some tokens in one pass: eager's answer, then other ids.
 
-    Keys and values are those of the decoder itself, ``forced/own/<n>`` of shape ``(2, heads,
-    tokens, width)``: a step anywhere can begin with eager's.
+    What a search holds of its own, ``forced/own/<n>``, is keys and values of shape ``(2, heads,
+    tokens, width)``, or the tokens as ``(2, 1, tokens, 1)``: a step anywhere can begin with it.
     """
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -169,7 +173,7 @@ def _force(
     tokens = torch.cat([own, others[:, own.shape[1] :]], 1)[:, :most]
     # SeamlessM4T counts positions without padding in one pass, and with it step by step.
     is_padding = (tokens == generation.pad) & (torch.arange(tokens.shape[1]) > 0)
-    tokens = tokens.masked_fill(is_padding, int(others[0, -1]))
+    tokens = _tell_apart(tokens.masked_fill(is_padding, int(others[0, -1])), others)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     # Without a cache T5Gemma hides padding among the decoder's ids, which generating does not.
     given = {**feed, "decoder_input_ids": tokens, "return_dict": True}
@@ -183,6 +187,28 @@ def _force(
         )
     kept = logits[:, list(choose_positions(lengths))]
     tensors = {f"forced/{name}": tensor for name, tensor in feed.items()}
-    for place, layer in enumerate(cache.self_attention_cache.layers):
-        tensors |= {f"{OWN}{2 * place}": layer.keys, f"{OWN}{2 * place + 1}": layer.values}
+    for place, own in enumerate(_list_own(generation, tokens, cache)):
+        tensors[f"{OWN}{place}"] = own
     return {**tensors, "forced/tokens": tokens, "forced/logits": kept}
+
+
+def _list_own(generation: Generation, tokens: torch.Tensor, cache: Any) -> list[torch.Tensor]:
+    """Return what a search holds after these tokens: keys and values, or the tokens themselves."""
+    if not generation.layers:
+        return [tokens[:, None, :, None]]
+    layers = cache.self_attention_cache.layers
+    return [held for layer in layers for held in (layer.keys, layer.values)]
+
+
+def _measure_noise(model: Any, tensors: dict[str, torch.Tensor], lengths: tuple[int, ...]) -> Noise:
+    count = sum(name.startswith(OWN) for name in tensors)
+    own = [tensors[f"{OWN}{place}"] for place in range(count)]
+    return measure_noise(model, tensors, own, choose_positions(lengths))
+
+
+def _tell_apart(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return tokens whose two rows differ soon: where they are equal, so is what swaps them."""
+    if tokens.shape[1] > 1 and bool(tokens[0, 1] == tokens[1, 1]):
+        tokens = tokens.clone()
+        tokens[1, 1] = next(one for one in others[1] if one != tokens[0, 1])
+    return tokens

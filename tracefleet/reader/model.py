@@ -46,7 +46,7 @@ class Model(Generating, Answering):
         self,
         manifest: Manifest,
         module: torch.jit.ScriptModule,
-        programs: Mapping[int, torch.jit.ScriptModule] | None = None,
+        programs: Sequence[torch.jit.ScriptModule] = (),
         *,
         device: str = CPU,
         proof: Proof | None = None,
@@ -58,7 +58,7 @@ class Model(Generating, Answering):
         self._read, self._texts = read, Texts(manifest, read)
         self.on_run: Callable[[Run], None] | None = None
         self._module = module
-        self._programs = programs or {}
+        self._programs = programs
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -211,7 +211,7 @@ def find_placement(runtime: Any) -> Any:
 
 
 def replace_weights(
-    programs: Mapping[int, torch.jit.ScriptModule], weights: Mapping[str, torch.Tensor]
+    programs: Iterable[torch.jit.ScriptModule], weights: Mapping[str, torch.Tensor]
 ) -> None:
     """Replace every program's weights in place; the weights must be separate from the programs.
 
@@ -222,7 +222,7 @@ def replace_weights(
     runtime = import_runtime("neuronx")
     # The recorded module holds the checkpoint's model under this name.
     named = {f"model.{name}": tensor for name, tensor in weights.items()}
-    for program in programs.values():
+    for program in programs:
         runtime.replace_weights(program, named)
 
 

@@ -18,10 +18,12 @@ from tracefleet import published
 from tracefleet.errors import ArtifactError, BackendUnavailableError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
 from tracefleet.manifest_types import INT8, JIT, FileEntry
+from tracefleet.program_files import FORWARD, find_programs
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
 from tracefleet.reader.model import Model
 from tracefleet.reader.operators import provide_linear
+from tracefleet.reader.padded import write_search
 from tracefleet.reader.placing import Proof, check_device, find_proof, place
 from tracefleet.reader.programs import compose
 from tracefleet.store import ReadableStore
@@ -142,21 +144,37 @@ def _open_bundle(
 def _open_programs(
     store: ReadableStore, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
 ) -> Model:
-    """Load the program of each length, after every byte of all of them was checked."""
+    """Load every program, after every byte of all of them was checked."""
     backend = manifest.variant.backend
     neuron.check_host(backend, manifest.toolchain, neuron.target_of(manifest))
-    with ExitStack() as stack:
-        handles = {
-            length: stack.enter_context(open_verified(store, selection, file))
-            for length, file in manifest.programs.items()
-        }
-        programs = {
-            length: neuron.load(backend, _find_path(handle), cores=cores)
-            for length, handle in handles.items()
-        }
-    module = compose(programs, manifest.inputs, manifest.outputs, manifest.variant.batch)
+    loaded = _load_programs(store, selection, manifest, cores)
+    batch, search = manifest.variant.batch, None
+    if manifest.generation is not None:
+        search = write_search(loaded, manifest.generation, batch)
+    module = compose(loaded[FORWARD], manifest.inputs, manifest.outputs, batch, search)
     proof = Proof(found=manifest.validation.verdict == VALIDATED)
+    programs = [program for part in loaded.values() for program in part.values()]
     return Model(manifest, module, programs, proof=proof, read=partial(_read, store, selection))
+
+
+def _load_programs(
+    store: ReadableStore, selection: Selection, manifest: Manifest, cores: tuple[int, int] | None
+) -> dict[str, dict[int, torch.jit.ScriptModule]]:
+    """Return the loaded program of each part and length."""
+    handles: dict[str, dict[int, BufferedReader]] = {}
+    loaded: dict[str, dict[int, torch.jit.ScriptModule]] = {}
+    with ExitStack() as stack:
+        for part, files in find_programs(manifest).items():
+            opened = [
+                stack.enter_context(open_verified(store, selection, f)) for f in files.values()
+            ]
+            handles[part] = dict(zip(files, opened, strict=True))
+        for part, held in handles.items():
+            loaded[part] = {}
+            for length, handle in held.items():
+                found = _find_path(handle)
+                loaded[part][length] = neuron.load(manifest.variant.backend, found, cores=cores)
+    return loaded
 
 
 def _read(store: ReadableStore, selection: Selection, file: FileEntry) -> bytes:

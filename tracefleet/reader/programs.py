@@ -7,11 +7,13 @@ and so does the gate, which thus validates what consumers call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tracefleet.manifest_types import InputSpec, OutputSpec
 from tracefleet.reader.dispatcher import dispatcher_source
+from tracefleet.reader.padded import PaddedSearch
+from tracefleet.reader.script import returns_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,7 @@ def compose(
     inputs: tuple[InputSpec, ...],
     outputs: tuple[OutputSpec, ...],
     batch: int,
+    search: PaddedSearch | None = None,
 ) -> torch.jit.ScriptModule:
     """Return a module with ``forward`` and ``forward_<length>`` over loaded programs.
 
@@ -30,7 +33,23 @@ def compose(
         inputs: arguments of every program, in order.
         outputs: elements of the tuple that each returns.
         batch: rows in one call of a program.
+        search: what gives it ``generate`` too; None: it has none.
     """
+    modules = {f"length_{length}": program for length, program in programs.items()}
+    sources = [
+        _write_call(length, program, inputs, outputs) for length, program in programs.items()
+    ]
+    graphs = {length: f"_traced_{length}" for length in programs}
+    sources += dispatcher_source(inputs, outputs, graphs, batch)
+    if search is None:
+        return join(modules, sources)
+    return join({**modules, **search.modules}, [*sources, *search.sources])
+
+
+def join(
+    modules: Mapping[str, torch.jit.ScriptModule], sources: Iterable[str]
+) -> torch.jit.ScriptModule:
+    """Return a module that holds others by their names, with methods that call them."""
     import torch
 
     # Defined anew for each call: TorchScript would add the methods to a type that is shared.
@@ -38,13 +57,10 @@ def compose(
         """Holder of the programs."""
 
     holder = Programs()
-    for length, program in programs.items():
-        holder.add_module(f"length_{length}", program)
+    for name, program in modules.items():
+        holder.add_module(name, program)
     module: torch.jit.ScriptModule = torch.jit.script(holder.eval())
-    for length, program in programs.items():
-        module.define(_write_call(length, program, inputs, outputs))
-    graphs = {length: f"_traced_{length}" for length in programs}
-    for source in dispatcher_source(inputs, outputs, graphs, batch):
+    for source in sources:
         module.define(source)
     return module
 
@@ -59,9 +75,7 @@ def _write_call(
     arguments = ", ".join(f"{spec.name}: Tensor" for spec in inputs)
     names = ", ".join(spec.name for spec in inputs)
     returned = ", ".join(["Tensor"] * len(outputs))
-    (result,) = program._c._get_method("forward").schema.returns
     call = f"self.length_{length}({names})"
-    # A program with one output may return it without a tuple around it.
-    if str(result.type) == "Tensor":
+    if returns_tensor(program):
         call = f"({call},)"
     return f"def _traced_{length}(self, {arguments}) -> Tuple[{returned}]:\n    return {call}\n"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tracefleet.manifest_types import InputSpec, OutputSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_signature(
@@ -75,3 +80,9 @@ def write_shape_checks(inputs: tuple[InputSpec, ...]) -> list[str]:
             f'and equal for all inputs, got " + str({spec.name}.size()))',
         ]
     return lines
+
+
+def returns_tensor(program: torch.jit.ScriptModule) -> bool:
+    """Tell whether a program returns its one output without a tuple around it."""
+    (result,) = program._c._get_method("forward").schema.returns
+    return str(result.type) == "Tensor"

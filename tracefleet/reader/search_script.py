@@ -1,5 +1,7 @@
 """TorchScript of ``generate``: greedy and beam search over ``encode``, ``prefill`` and ``step``.
 
+A bundle is saved with it; Neuron's programs get it when they are loaded.
+
 The search is transformers 5's (``GenerationMixin._sample`` without sampling, ``_beam_search``): the
 same operators on the same shapes, so that ties break alike. What it does otherwise changes no id: a
 row's cross keys and values are computed once and never reordered, and caches grow through the
@@ -8,8 +10,8 @@ standard lengths. Nothing is kept in the module: many threads may call it at onc
 
 from __future__ import annotations
 
-from tasks.model.generation import Decoding
-from tasks.trace.scores_script import is_one_of, write_scores
+from tracefleet.decoding import Decoding
+from tracefleet.reader.scores_script import is_one_of, write_scores
 
 _GENERATE = """
 def generate(self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int,
@@ -137,21 +139,25 @@ def _search_beams(self, input_ids: Tensor, attention_mask: Tensor, max_new_token
 """
 
 
-def search_source(decoding: Decoding, layers: int, capacities: tuple[int, ...]) -> list[str]:
+def search_source(
+    decoding: Decoding, held: tuple[int, int], capacities: tuple[int, ...]
+) -> list[str]:
     """Return the methods to define, in order; ``generate`` is the last.
 
     Args:
-        decoding: Constants of the search.
-        layers: Layers of the decoder; each has keys and values of its own and of the source.
-        capacities: Standard lengths, ascending: sizes of a cache, and the longest source.
+        decoding: constants of the search.
+        held: how many tensors ``prefill`` returns after its logits: the decoder's own, which
+            ``step`` writes to, and the source's.
+        capacities: standard lengths, ascending: sizes of a cache, and the longest source.
     """
+    own, cross = held
     first = decoding.forced_bos_token_id
     words = {
         "longest": capacities[-1],
         # The smallest that fits comes last.
         "capacities": list(reversed(capacities)),
-        "own": _list_found(1, 2 * layers),
-        "cross": _list_found(1 + 2 * layers, 2 * layers),
+        "own": _list_found(1, own),
+        "cross": _list_found(1 + own, cross),
         "ended": is_one_of("token", decoding.eos),
         "first": -1 if first is None else first,
         # transformers keeps so many candidates that enough stay open if every end is among them.

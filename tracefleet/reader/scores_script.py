@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.model.generation import Decoding
+from tracefleet.decoding import Decoding
 
 _HEAD = """
 def _score(self, scores: Tensor, ids: Tensor, source: Tensor, max_new_tokens: int,
