@@ -51,7 +51,7 @@ def convert(
         if source.is_local:
             steps.here("confirm", fetch, source)  # it is read in place: did anybody write to it?
         made = (proved.traced, proved.inputs, checkpoint.folder, steps.work)
-        files = collect_files(*made, proved.samples.tokenizer)
+        files = collect_files(*made, request.known_lengths, proved.samples)
         entries = describe_files(files, proved.traced.files)
         verdict = validation_of(proved.report, request.tolerance)
         found = (proved.traced, proved.inputs, entries, verdict)

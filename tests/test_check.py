@@ -155,7 +155,7 @@ def test_a_conversion_without_samples_says_why(copied, capsys):
 
 def test_damaged_and_foreign_samples_are_refused(copied):
     store, folder, manifest = copied
-    path = next(store.rglob("samples/*.safetensors"))
+    path = next(store.rglob("model/samples-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DigestMismatchError):
         tracefleet.check(tracefleet.open(store, folder))
@@ -414,7 +414,7 @@ def test_a_type_that_json_lacks_is_refused_before_anything_is_sent(published, se
     store, folder, manifest = copied
     from tracefleet.published import select
     from tracefleet.store import open_store
-    from tracefleet.triton import check_server
+    from tracefleet.triton.check import check_server
 
     outputs = tuple(dataclasses.replace(spec, dtype="bfloat16") for spec in manifest.outputs)
     forge_manifest(store, dataclasses.replace(manifest, outputs=outputs))

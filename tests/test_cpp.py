@@ -54,7 +54,7 @@ def test_cpp_computes_what_python_computes_and_refuses_what_is_too_long(tmp_path
         arguments = [str(binary), str(archive), "--check", str(samples)]
         return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
-    (samples,) = (tmp_path / "store").rglob("samples/*.safetensors")
+    (samples,) = (tmp_path / "store").rglob("model/samples-*.safetensors")
     right = check(bundle, samples)
     assert right.returncode == 0, right.stdout + right.stderr
     assert " same\n" in right.stdout

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.errors import NumericsMismatchError, PublishConflictError
 from tasks.publish.conversion import attest, publish
-from tasks.publish.files import collect_files, describe_files, make_triton_config
+from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import find_published
 from tasks.publish.identity import RECIPE, Identity
 from tasks.trace.bundle import TracedFile
@@ -26,6 +26,7 @@ from tracefleet.manifest_types import (
     Variant,
 )
 from tracefleet.store import open_writable
+from tracefleet.triton.config import make_config
 from tracefleet.verdict_types import LengthVerdict, Tolerance, Validation
 
 INPUTS = (
@@ -60,7 +61,7 @@ def _conversion(
     (folder / "config.json").write_text("{}")
     (folder / "vocab.txt").write_text("")  # empty: some consumers choke on empty files
     (folder / "model.pt").write_bytes(content)
-    (folder / "config.pbtxt").write_bytes(make_triton_config(INPUTS, OUTPUTS))
+    (folder / "config.pbtxt").write_bytes(make_config(INPUTS, OUTPUTS, (8,)).encode())
     bundle = TracedFile(
         path=folder / "model.pt",
         size=len(content),
@@ -77,7 +78,7 @@ def _conversion(
         shared=True,
         has_topk_or_sort=False,
     )
-    files = collect_files(traced, INPUTS, folder, folder)
+    files = collect_files(traced, INPUTS, folder, folder, (8,))
     toolchain = Toolchain(python="3.11", torch="2.13.0", transformers="5.23.0")
     variant = Variant(task="fill-mask")
     source = "file:///models/tiny"
@@ -298,7 +299,8 @@ def test_an_attestation_names_the_manifest(tmp_path):
 
 
 def test_triton_reads_names_types_and_dynamic_axes():
-    text = make_triton_config(INPUTS, OUTPUTS).decode()
-    assert 'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1, -1 ] } ]' in text
-    assert 'output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, -1, 256 ] } ]' in text
-    assert "max_batch_size: 0" in text
+    text = make_config(INPUTS, OUTPUTS, (8,))
+    name = OUTPUTS[0].name
+    assert 'input [ { name: "input_ids" data_type: TYPE_INT64 dims: [ -1 ] } ]' in text
+    assert f'output [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ -1, 256 ] }} ]' in text
+    assert "max_batch_size: 64" in text

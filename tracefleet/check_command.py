@@ -20,7 +20,7 @@ from tracefleet.published import Selection, find, load_manifest, resolve
 from tracefleet.reader.open import open_selected
 from tracefleet.selecting import read_filters, select_one
 from tracefleet.store import ReadableStore, open_existing
-from tracefleet.triton import check_server
+from tracefleet.triton.check import check_server
 
 DESCRIPTION = """\
 Run a conversion's golden samples on this machine, and compare with what eager computed where it was

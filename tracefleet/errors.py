@@ -10,6 +10,7 @@
     ├── AnswerTooLongError    more new tokens were asked for than the largest standard length
     ├── NoGenerationError     a conversion that does not generate; the message has the reason
     ├── NoSamplesError        a conversion without golden samples can't be checked with them
+    ├── NoFormError           a conversion that another form, such as Triton's, can't carry
     ├── BenchError            a comparison that was asked for and can't be made here
     └── StoreError            a store that can't be opened, read or written
         └── StoreUnavailableError   transient: network, capacity, another writer
@@ -93,6 +94,10 @@ class NoGenerationError(ArtifactError):
 
 class NoSamplesError(ArtifactError):
     """A conversion was published without golden samples, so that there is nothing to check."""
+
+
+class NoFormError(ArtifactError):
+    """A conversion can't be given the form that was asked for; the message has the reason."""
 
 
 class BenchError(ArtifactError, ValueError):

@@ -1,8 +1,9 @@
-"""``tracefleet pull``: copy conversions into folders, or print URLs to download them from."""
+"""``tracefleet pull``: copy conversions into folders or a model repository, or print their URLs."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,27 @@ from tracefleet.printing import print_json
 from tracefleet.published import Selection, find, load_manifest, select
 from tracefleet.pull import pull
 from tracefleet.selecting import read_filters
+from tracefleet.spelling import option
 from tracefleet.store import ReadableStore, open_existing
+from tracefleet.triton.config import Serving
+from tracefleet.triton.repository import add_model, check_form, check_model_name, name_models
+
+_FOLDER, _TRITON = "folder", "triton"
 
 EPILOG = """\
 With one SOURCE, or in a store of one, DIR is its conversion's folder: a Triton model repository
 with its manifest. With several, or a store of several, DIR holds a folder for each, named as in the
 store.
 
+With --as triton DIR is a model repository with a model for each conversion, under a readable name;
+a later pull adds the channel's newer number as a version. It may be there already.
+
 exit codes: 0 done; 1 damage or an error (see standard error); 2 wrong usage.
 
 examples:
   tracefleet pull ./store org/name --to ./model
   tracefleet pull s3://bucket/models --to ./models
+  tracefleet pull ./store org/name other/name --to ./repository --as triton
   tracefleet pull s3://bucket/models org/name --presign --expires 600
 """
 
@@ -35,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     add = parser.add_argument
     add("sources", metavar="SOURCE", nargs="*", help=f"{source}; left out: all sources")
     add("--to", type=Path, metavar="DIR", help="folder to create, absent or empty")
+    text = "folder: as in the store; triton: a model repository (default: folder)"
+    add("--as", dest="form", choices=(_FOLDER, _TRITON), default=_FOLDER, help=text)
+    text = "name of the model (default: the conversion's name, or its source's last word)"
+    add("--model-name", metavar="NAME", type=option(check_model_name, "--model-name"), help=text)
+    add("--gpu", action="store_true", help="triton: run on the host's GPUs (default: its CPU)")
+    text = "triton: calls at a time of a model, which share its weights (default: 2)"
+    add("--instances", type=int, default=2, metavar="N", help=text)
     add("--presign", action="store_true", help="print URLs of the files instead (s3:// stores)")
     text = "validity of the URLs in seconds (default: 3600)"
     add("--expires", type=int, default=3600, metavar="S", help=text)
@@ -48,8 +65,14 @@ def pull_command(arguments: argparse.Namespace) -> int:
         sources = _find_sources(store, filters)
     alone = len(sources) == 1
     # All are chosen before the first is copied: a source that is not there costs no time.
+    chosen = [select(store, source, **filters) for source in sources]
     found = []
-    for one in [select(store, source, **filters) for source in sources]:
+    if arguments.form == _TRITON:
+        if not arguments.sources:
+            chosen = _prefer_names(store, chosen, filters)
+        found = _write_repository(store, chosen, arguments)
+        chosen = []
+    for one in chosen:
         if target is None:
             found.append(_presign(store, one, arguments))
         else:
@@ -69,6 +92,16 @@ def _find_sources(store: ReadableStore, filters: dict[str, Any]) -> list[str]:
     return sources
 
 
+def _prefer_names(
+    store: ReadableStore, chosen: list[Selection], filters: dict[str, Any]
+) -> list[Selection]:
+    """Return the conversions by the names that they are published under, where they have some."""
+    slugs = sorted({one.slug for one in find(store, None, **filters)})
+    named = [select(store, slug, **filters) for slug in slugs if is_name(slug)]
+    keys = {one.entry.key for one in named}
+    return [*named, *(one for one in chosen if one.entry.key not in keys)]
+
+
 def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
     """Return the sources and the target; none of the latter: URLs are asked for."""
     sources, target = list(arguments.sources), arguments.to
@@ -77,7 +110,38 @@ def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]
         print(f"pull: the folder's new form is --to {target}", file=sys.stderr)
     if (target is None) != arguments.presign:
         arguments.refuse("pull: expected either --to DIR or --presign")
+    if arguments.form == _TRITON and target is None:
+        arguments.refuse("pull: --as triton expected --to DIR, got --presign")
+    for name in ("model_name", "gpu"):
+        if getattr(arguments, name) and arguments.form != _TRITON:
+            arguments.refuse(f"pull: --{name.replace('_', '-')} expected --as triton beside it")
+    if arguments.model_name is not None and len(sources) > 1:
+        arguments.refuse("pull: --model-name expected one SOURCE, got several")
+    if arguments.instances < 1:
+        arguments.refuse(f"pull: --instances expected at least 1, got {arguments.instances}")
     return sources, target
+
+
+def _write_repository(
+    store: ReadableStore, chosen: list[Selection], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Write a model for each conversion; all are looked at before the first is written."""
+    pairs = [(one, load_manifest(store, one)) for one in chosen]
+    models = name_models(pairs)
+    if arguments.model_name is not None:
+        models = [dataclasses.replace(models[0], name=arguments.model_name)]
+    serving = Serving(gpu=arguments.gpu, instances=arguments.instances)
+    for model in models:
+        check_form(store, model, gpu=serving.gpu)
+    found = []
+    for model in models:
+        files = add_model(store, model, arguments.to, serving)
+        version = model.selection.number
+        if not arguments.json:
+            print(f"{arguments.to / model.name}: version {version} of {model.manifest.source}")
+        row = {"model": model.name, "version": version, "key": model.manifest.key}
+        found.append({**row, "files": [str(file) for file in files]})
+    return found
 
 
 def _copy(

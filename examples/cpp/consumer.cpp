@@ -2,7 +2,7 @@
 // few values. Build and run: make cpp
 //
 //   consumer model.pt INPUTS ID [ID …]
-//   consumer model.pt --check samples/….safetensors
+//   consumer model.pt --check samples-….safetensors
 //   consumer model.pt --generate TOKENS BEAMS ID [ID …]
 //
 // INPUTS is the number of inputs in the manifest (ids, then a mask of ones, then zeros). --check
@@ -56,7 +56,7 @@ static void generate(torch::jit::Module& bundle, const at::Tensor& row, int64_t 
 int main(int argc, char** argv) {
   if (argc < 4) {
     std::cerr << "usage: consumer model.pt INPUTS ID [ID ...]\n"
-                 "       consumer model.pt --check samples/....safetensors\n"
+                 "       consumer model.pt --check samples-....safetensors\n"
                  "       consumer model.pt --generate TOKENS BEAMS ID [ID ...]\n";
     return 2;
   }

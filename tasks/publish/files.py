@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.fetch.needed import CONFIG, PROCESSOR, TOKENIZER
+from tasks.samples.make import NO_SAMPLES, Samples
 from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, BUNDLE_PATH
-from tracefleet.manifest_types import FileEntry, InputSpec, OutputSpec
+from tracefleet.manifest_types import FileEntry, InputSpec
 from tracefleet.text.tokenize import TOKENIZER as TOKENIZER_PATH
+from tracefleet.triton.config import LABELS, find_obstacle, format_labels, make_config
 
-_TRITON_TYPES = {
-    "int64": "TYPE_INT64",
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "bool": "TYPE_BOOL",
-}
 _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain", ".pbtxt": "text/plain"}
 
 
@@ -28,7 +23,8 @@ def collect_files(
     inputs: tuple[InputSpec, ...],
     checkpoint: Path,
     work: Path,
-    tokenizer: Path | None = None,
+    lengths: tuple[int, ...],
+    samples: Samples = NO_SAMPLES,
 ) -> dict[str, Path]:
     """Map each published path to its local file: archives, Triton's config, the checkpoint's.
 
@@ -37,18 +33,19 @@ def collect_files(
         inputs: Inputs of the artifact.
         checkpoint: Folder of the checkpoint.
         work: Folder for files that are written here.
-        tokenizer: ``tokenizer.json`` that was made for a checkpoint without one.
+        lengths: Standard lengths, ascending.
+        samples: What the manifest says about texts; ``tokenizer.json`` where it had to be made.
     """
     files = {archive.published: archive.path for archive in traced.files}
     if BUNDLE_PATH in files:  # Triton's PyTorch backend runs nothing of Neuron's
-        files["model/config.pbtxt"] = work / "config.pbtxt"
-        files["model/config.pbtxt"].write_bytes(make_triton_config(inputs, traced.outputs))
+        labels = samples.text.labels if samples.text is not None else ()
+        files |= _write_triton(traced, inputs, lengths, labels, work)
     for name in (CONFIG, *TOKENIZER, *PROCESSOR):
         path = checkpoint / name
         if path.is_file() and path.stat().st_size:
             files[f"model/{name}"] = path
-    if tokenizer is not None:
-        files.setdefault(TOKENIZER_PATH, tokenizer)
+    if samples.tokenizer is not None:
+        files.setdefault(TOKENIZER_PATH, samples.tokenizer)
     return files
 
 
@@ -74,26 +71,23 @@ def describe_files(files: dict[str, Path], archives: Sequence[TracedFile]) -> tu
     return tuple(entries)
 
 
-def make_triton_config(inputs: tuple[InputSpec, ...], outputs: tuple[OutputSpec, ...]) -> bytes:
-    """Return ``config.pbtxt``, which makes the conversion's folder a Triton model repository."""
-    # The PyTorch backend completes no config. The dispatcher accepts any batch and length: every
-    # axis that is not fixed is dynamic, and `max_batch_size` is 0.
-    lines = ['platform: "pytorch_libtorch"', 'backend: "pytorch"', "max_batch_size: 0"]
-    for spec in inputs:
-        lines.append(_format_tensor("input", spec.name, spec.dtype, spec.axes))
-    for index, output in enumerate(outputs):
-        lines.append(_format_tensor("output", f"OUTPUT__{index}", output.dtype, output.axes))
-    # The profiling executor takes seconds for the first two calls, and again for new shapes.
-    lines.append('parameters { key: "DISABLE_OPTIMIZED_EXECUTION" value { string_value: "true" } }')
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _format_tensor(kind: str, name: str, dtype: str, axes: tuple[str, ...]) -> str:
-    dims = []
-    for axis in axes:
-        dims.append(axis if axis.isdigit() else "-1")
-    listed = ", ".join(dims)
-    return f'{kind} [ {{ name: "{name}" data_type: {_TRITON_TYPES[dtype]} dims: [ {listed} ] }} ]'
+def _write_triton(
+    traced: TraceResult,
+    inputs: tuple[InputSpec, ...],
+    lengths: tuple[int, ...],
+    labels: tuple[str, ...],
+    work: Path,
+) -> dict[str, Path]:
+    """Write what makes the folder a Triton model repository; nothing where it can't be one."""
+    if find_obstacle(inputs, traced.outputs) is not None:
+        return {}
+    made = make_config(inputs, traced.outputs, lengths, labels)
+    texts = {"config.pbtxt": made}
+    if LABELS in made:
+        texts[LABELS] = format_labels(labels)
+    for name, text in texts.items():
+        (work / name).write_text(text, "utf-8")
+    return {f"model/{name}": work / name for name in texts}
 
 
 def _find_media_type(path: str) -> str:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.publish.files import describe_files, make_triton_config
+from tasks.publish.files import describe_files
 from tasks.publish.find import find_published
 from tasks.publish.identity import Identity
 from tasks.trace.bundle import TracedFile
@@ -21,6 +21,7 @@ from tracefleet.manifest import Manifest
 from tracefleet.published import load_manifest, select
 from tracefleet.store import Store
 from tracefleet.store.streams import CheckedSink
+from tracefleet.triton.config import make_config
 
 
 def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest, dict[str, Path]]:
@@ -30,7 +31,7 @@ def conversion(folder: Path, number: int, *, size: int = 1000) -> tuple[Manifest
     data = random.Random(number).randbytes(size)
     (folder / "model.pt").write_bytes(data)
     (folder / "config.json").write_text(f'{{"n": {number}}}')
-    (folder / "config.pbtxt").write_bytes(make_triton_config(plain.inputs, plain.outputs))
+    (folder / "config.pbtxt").write_bytes(make_config(plain.inputs, plain.outputs, (8,)).encode())
     bundle = TracedFile(
         path=folder / "model.pt",
         size=size,
