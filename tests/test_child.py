@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from tasks import child
 from tasks.child import Limits, run
@@ -69,6 +71,19 @@ def _where() -> tuple[str, bool, int]:
     return sys.modules["__main__"].__name__, "prefect" in sys.modules, torch.get_num_threads()
 
 
+def _list_modules() -> set[str]:
+    return set(sys.modules)
+
+
+def _count_patterns_compiled() -> int:
+    """Return how many regular expressions the first use of the names' mapping compiles."""
+    compiled = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(re, "compile", lambda *_: compiled.append(1))
+        get_checkpoint_conversion_mapping("bert")
+    return len(compiled)
+
+
 def _run(function, *arguments, tmp_path, **limits):
     return run(function, *arguments, limits=Limits(**limits), log=tmp_path / "log", step="trial")
 
@@ -111,6 +126,12 @@ def test_cores_are_shared_among_conversions_at_a_time(
     child.share_cores(jobs)
     assert environment.get("OMP_NUM_THREADS") == threads
     assert environment.get("OMP_WAIT_POLICY") == policy
+
+
+def test_what_every_model_needs_is_there_when_a_child_starts(tmp_path):
+    found = _run(_list_modules, tmp_path=tmp_path).value
+    assert {"transformers.generation.utils", "transformers.modeling_layers"} <= found
+    assert _run(_count_patterns_compiled, tmp_path=tmp_path).value == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])

@@ -9,7 +9,9 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -43,11 +45,9 @@ class Trial:
     url: str
     work: Path
     store: Store
+    context: ForkServerContext
     killed: int = 0
     number: int = 0
-
-    def __post_init__(self) -> None:
-        self.context = crash_child.server()
 
     def run(self, death: Death | None = None, *, seconds: float | None = None) -> None:
         """Publish the next conversion, die on the way, look, publish it again."""
@@ -83,9 +83,16 @@ class Trial:
         assert list(self.store.uploads()) == []
 
 
+@pytest.fixture(scope="module")
+def context() -> Iterator[ForkServerContext]:
+    with crash_child.server() as context:
+        yield context
+
+
 @pytest.fixture
-def trial(store_url: str, tmp_path: Path) -> Trial:
-    return Trial(url=store_url, work=tmp_path / "work", store=crash_child.opened(store_url))
+def trial(store_url: str, tmp_path: Path, context: ForkServerContext) -> Trial:
+    store = crash_child.opened(store_url)
+    return Trial(url=store_url, work=tmp_path / "work", store=store, context=context)
 
 
 def how_long(trial: Trial) -> float:

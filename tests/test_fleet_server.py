@@ -1,35 +1,36 @@
-"""A fleet over a real Prefect server and real workers, and everything that dies under it."""
+"""A fleet over a real Prefect server and real workers: from a request to what is published."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-import yaml
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from infra.automations import DELAY, MISSED, lost_fleets, lost_runs
-from infra.provision import put_automation
-from tests.support import tiny
+from tests.support.fleet_platform import (
+    DEEPER,
+    FLEET,
+    all_of,
+    checkpoints,
+    fleet_file,
+    platform,
+    published,
+    states,
+    store,
+)
 from tests.support.neuron_support import FOLDER as DOUBLE
 from tests.support.neuron_support import store_for_doubles
-from tests.support.postgres import postgres
 from tests.support.prefect_platform import Platform
 from tracefleet.channel import find_variants
 from tracefleet.store import open_store
+
+__all__ = ["checkpoints", "platform", "store"]  # fixtures
 
 pytestmark = [
     pytest.mark.prefect,
@@ -37,89 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-
-#: Layers and lengths enough for a trace that can be hit while it runs.
-DEEP = 12
-SLOW = [8, 32, 64, 96, 120]
-FLEET = ("python", "-m", "flows", "fleet")
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A provisioned server with every deployment, a coordinator and one jit worker."""
-    with postgres() as database:
-        platform = Platform(tmp_path_factory.mktemp("prefect"), database)
-        try:
-            platform.start_server()
-            made = platform.run("python", "-m", "infra.provision")
-            assert made.returncode == 0, made.stderr
-            deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
-            deployed = platform.run("prefect", *deploy)
-            assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-            platform.start_worker("coordinator")
-            platform.jit = platform.start_worker("jit")
-            yield platform
-        finally:
-            platform.stop()
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Callable[..., list[Path]]:
-    """Make so many tiny checkpoints with weights of their own; deep ones take seconds to trace."""
-
-    def make(count: int, *, layers: int = 2) -> list[Path]:
-        torch.manual_seed(0)
-        model = transformers.BertModel(
-            transformers.BertConfig(**{**tiny.BERT, "num_hidden_layers": layers})
-        )
-        folders = [tmp_path / "models" / f"bert-{index}" for index in range(count)]
-        for index, folder in enumerate(folders):
-            with torch.no_grad():
-                model.embeddings.word_embeddings.weight.normal_(std=1 + index)
-            model.save_pretrained(folder)
-        return folders
-
-    return make
-
-
-@pytest.fixture
-def store(tmp_path: Path, platform: Platform) -> str:
-    platform.forget()
-    return f"file://{tmp_path}/store"
-
-
-def fleet_file(folder: Path, entries: dict[str, dict[str, Any]], **defaults: Any) -> str:
-    path = folder / "fleet.yaml"
-    common = {"task": "feature-extraction", "lengths": [8, 16], **defaults}
-    path.write_text(yaml.safe_dump({"defaults": common, "entries": entries}))
-    return str(path)
-
-
-def all_of(folders: list[Path]) -> dict[str, dict[str, Any]]:
-    return {folder.name: {"source": f"file://{folder}"} for folder in folders}
-
-
-def published(store: str) -> int:
-    return len(list(find_variants(open_store(store))))
-
-
-def tracing(platform: Platform, store: str) -> str:
-    """Wait until a conversion is being traced; return the identifier of its run."""
-    platform.wait(platform.traces)
-    running = (run for run in platform.conversions(store) if run["state_name"] == "Running")
-    return str(next(running)["id"])
-
-
-def start_fleet(platform: Platform, fleet: str) -> str:
-    """Have a coordinator's worker run a fleet; return the identifier of its run."""
-    run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--param", f"fleet={fleet}")
-    started = platform.run(*run)
-    (parent,) = set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", started.stdout))
-    return str(parent)
-
-
-def states(platform: Platform, store: str) -> Counter[str]:
-    return Counter(run["state_name"] for run in platform.conversions(store))
 
 
 def test_what_is_deployed(platform: Platform):
@@ -271,82 +189,15 @@ def _channels(store: str) -> Counter[tuple[str, str]]:
     return Counter((one.variant.split(".")[1], one.channel) for one in found)
 
 
-def test_a_killed_batch_costs_no_conversion(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    """What it had converted is not repeated, and what was under way goes alone."""
-    fleet = fleet_file(tmp_path, all_of(checkpoints(4, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet, "--places", "1") as process:
-        platform.wait(lambda: published(store) == 1)
-        run = tracing(platform, store)
-        platform.process_of(platform.batch_of(run)).kill()
-        told, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, told
-    assert states(platform, store) == {"Crashed": 1, "Completed": 4}
-    assert [len(batch["parameters"]["entries"]) for batch in platform.batches(store)] in (
-        [4, 2, 1],
-        [4, 1, 2],
-    )
-    assert published(store) == 4
-
-
-@pytest.fixture
-def impatient(platform: Platform) -> Iterator[None]:
-    """Call a run lost after one heartbeat that is missing; they come every 30 s at most."""
-
-    def allow(missed: timedelta, delay: timedelta) -> None:
-        with (
-            temporary_settings({PREFECT_API_URL: platform.url}),
-            get_client(sync_client=True) as client,
-        ):
-            assert put_automation(client, lost_runs(missed)) == "updated"
-            assert put_automation(client, lost_fleets(delay)) == "updated"
-
-    allow(timedelta(seconds=40), timedelta(seconds=10))
-    yield
-    allow(MISSED, DELAY)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_lost_host_is_detected_and_another_takes_over(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(1, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet) as process:
-        tracing(platform, store)
-        assert platform.jit
-        platform.lose(platform.jit)
-        assert states(platform, store) == {"Running": 1}
-        platform.jit = platform.start_worker("jit")
-        told, _ = process.communicate(timeout=480)
-    assert process.returncode == 0, told
-    assert states(platform, store) == {"Crashed": 1, "Completed": 1}
-    assert published(store) == 1
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_lost_fleet_is_scheduled_again_and_joins_its_runs(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(2, layers=DEEP)), store=store, lengths=SLOW)
-    parent = start_fleet(platform, fleet)
-    tracing(platform, store)
-    platform.process_of(parent).kill()
-    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Completed")
-    assert platform.ask(f"flow_runs/{parent}")["run_count"] == 2
-    assert states(platform, store) == {"Completed": 2}
-    assert published(store) == 2
-
-
 def test_two_fleets_at_once_share_their_runs(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
     """Also where they overlap in part, so that their batches are others."""
-    entries = all_of(checkpoints(5, layers=DEEP))
+    entries = all_of(checkpoints(5, layers=DEEPER))
     same, other = tmp_path / "same", tmp_path / "other"
     for folder, names in ((same, sorted(entries)[:3]), (other, sorted(entries)[1:])):
         folder.mkdir()
-        fleet_file(folder, {name: entries[name] for name in names}, store=store, lengths=SLOW)
+        fleet_file(folder, {name: entries[name] for name in names}, store=store)
     with contextlib.ExitStack() as stack:
         files = (same, same, other)
         fleets = [platform.running(*FLEET, str(folder / "fleet.yaml")) for folder in files]
@@ -400,82 +251,6 @@ def test_a_place_that_is_free_takes_work_over(
     assert alone > shared
 
 
-def test_a_cancelled_fleet_stops_its_runs(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(6, layers=DEEP)), store=store, lengths=SLOW)
-    parent = start_fleet(platform, fleet)
-    tracing(platform, store)
-    platform.cancel(parent)
-    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
-    over = {"Cancelled", "Completed"}
-    platform.wait(lambda: set(states(platform, store)) <= over)
-    seen = states(platform, store)
-    assert seen["Cancelled"] >= 1
-    assert published(store) == seen["Completed"]
-    assert list(open_store(store).walk("publishing")) == []
-    verified = platform.run("tracefleet", "verify", store)  # fails for an empty store too
-    assert (verified.returncode == 0) == (published(store) > 0), verified.stdout
-
-
-def test_one_conversion_that_is_cancelled_ends_alone(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet, "--places", "1") as process:
-        run = tracing(platform, store)
-        platform.cancel(run)
-        told, _ = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert "3 entries: 0 fresh, 2 published, 0 failed, 1 cancelled" in told
-    assert states(platform, store) == {"Cancelled": 1, "Completed": 2}
-    assert platform.ask(f"flow_runs/{run}")["state_name"] == "Cancelled"
-    assert [batch["state_name"] for batch in platform.batches(store)] == ["Completed"]
-
-
-def test_what_lost_batches_left_behind_is_ended_by_the_next_fleet(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(2, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet, "--places", "1") as process:
-        run = tracing(platform, store)
-        process.kill()
-        platform.process_of(platform.batch_of(run)).kill()
-    batch = platform.batch_of(run)
-    platform.wait(lambda: platform.ask(f"flow_runs/{batch}")["state_name"] == "Crashed")
-    assert platform.ask(f"flow_runs/{run}")["state_name"] == "Running"
-    again = platform.run(*FLEET, fleet)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert states(platform, store) == {"Crashed": 1, "Completed": 2}
-
-
-def test_a_fleet_that_is_terminated_takes_its_runs_along(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet) as process:
-        tracing(platform, store)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode != 0
-    platform.wait(lambda: set(states(platform, store)) <= {"Cancelled", "Completed"})
-    assert states(platform, store)["Cancelled"] >= 1
-
-
-def test_a_server_that_restarts_costs_nothing(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    fleet = fleet_file(tmp_path, all_of(checkpoints(3, layers=DEEP)), store=store, lengths=SLOW)
-    with platform.running(*FLEET, fleet) as process:
-        tracing(platform, store)
-        platform.stop_server()
-        platform.start_server()
-        told, _ = process.communicate(timeout=480)
-    assert process.returncode == 0, told
-    assert "3 published" in told
-    assert published(store) == 3
-
-
 def test_a_worker_of_prefect_3_8_serves_this_server(
     platform: Platform, checkpoints, store: str, tmp_path: Path
 ):
@@ -502,32 +277,3 @@ def test_a_worker_of_prefect_3_8_serves_this_server(
     assert states(platform, store) == {"Completed": 3}
     platform.lose(platform.jit)
     platform.jit = platform.start_worker("jit")
-
-
-def test_a_fleet_is_cancelled_after_an_outage_too(
-    platform: Platform, checkpoints, store: str, tmp_path: Path
-):
-    """Prefect's observers have given up by then: the runs look for themselves."""
-    fleet = fleet_file(tmp_path, all_of(checkpoints(8, layers=DEEP)), store=store, lengths=SLOW)
-    parent = start_fleet(platform, fleet)
-    tracing(platform, store)
-    platform.stop_server()
-    time.sleep(40)
-    platform.start_server()
-    before = published(store)
-    platform.wait(lambda: published(store) > before)
-    platform.cancel(parent)
-    at_cancel = published(store)
-    platform.wait(lambda: platform.ask(f"flow_runs/{parent}")["state_name"] == "Cancelled")
-    platform.wait(lambda: set(states(platform, store)) <= {"Cancelled", "Completed"}, 30)
-    assert published(store) <= at_cancel + 2  # what was in its last step in either place
-
-    def batches() -> set[str]:
-        return {batch["state_name"] for batch in platform.batches(store)}
-
-    # The server's own clean-up would take five minutes.
-    # One of them may have been done before the cancel.
-    with contextlib.suppress(AssertionError):
-        platform.wait(lambda: batches() <= {"Cancelled", "Completed"}, 30)
-    assert batches() <= {"Cancelled", "Completed"}
-    assert "Cancelled" in batches()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from tasks.model.load import load_eager
 from tasks.publish.channels import promote
 from tasks.publish.conversion import publish
 from tasks.steps import Steps
+from tests.support import tiny
 from tests.support.neuron_support import NO_DEVICE, names, on, request, store_for_doubles
 from tracefleet.errors import (
     InputTooLongError,
@@ -159,13 +161,28 @@ def _no_child(*_: object, step: str, **__: object) -> child.Outcome[None]:
 # --- without a device ----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def compiled(_saved, tmp_path_factory):
+    """Compile where there is no device; return the store and what came of it."""
+    work = tmp_path_factory.mktemp("compiled")
+    store = store_for_doubles(work)
+    with pytest.MonkeyPatch.context() as patched, on(**NO_DEVICE):
+        patched.setenv("TRACEFLEET_CACHE", str(work / "cache"))
+        result = convert(request(tiny.save("bert-cls", _saved), store))
+    return store, result
+
+
 @pytest.fixture
-def candidate(checkpoint, store):
-    """Compile where there is no device; return what came of it and what asked for it."""
+def candidate(compiled, checkpoint, store):
+    """Return what was compiled without a device, in a store of its own, and what asked for it."""
+    original, result = compiled
+    shutil.copytree(
+        original.removeprefix("file://"), store.removeprefix("file://"), dirs_exist_ok=True
+    )
+    url = result.publication.url.replace(original, store)
+    publication = dataclasses.replace(result.publication, url=url)
     asked = request(checkpoint("bert-cls"), store)
-    with on(**NO_DEVICE):
-        result = convert(asked)
-    return result, asked
+    return dataclasses.replace(result, publication=publication), asked
 
 
 def test_without_a_device_it_is_a_candidate_and_never_latest(candidate, store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -63,12 +64,18 @@ def log_of(store: Store, folder: str) -> list[tuple[str, int | None]]:
     return [(entry.key, entry.previous) for entry in entries]
 
 
+@pytest.fixture(scope="module")
+def context() -> Iterator[ForkServerContext]:
+    with crash_child.server() as context:
+        yield context
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("store_url", ["file", "swift", "moto"], indirect=True)
 def test_of_one_key_there_is_one_manifest_and_no_update_of_the_channel_is_lost(
-    store_url: str, tmp_path: Path
+    store_url: str, tmp_path: Path, context: ForkServerContext
 ):
-    store, context = crash_child.opened(store_url), crash_child.server()
+    store = crash_child.opened(store_url)
     calm = FileStore(root=tmp_path / "calm")
     groups: list[set[str]] = []  # in each round first the common one, then everybody's own
     for round_ in range(ROUNDS):

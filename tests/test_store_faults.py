@@ -5,6 +5,7 @@ Each test looks at what the proxy saw: a fault that was never met proves nothing
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable
 from io import BytesIO
@@ -36,6 +37,7 @@ from tracefleet.manifest import Manifest
 from tracefleet.store import s3_client
 from tracefleet.store.folder import FileStore
 from tracefleet.store.s3 import S3Store
+from tracefleet.store.s3_client import Connection
 
 BUNDLE_BYTES = 12_000_000  # three parts
 #: Shortened from the minute that is right for real networks.
@@ -61,12 +63,20 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
 class Faulty:
     """A store behind a proxy, and the same store without one."""
 
-    def __init__(self, server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):
+    def __init__(
+        self,
+        server: S3Server,
+        proxy: FaultProxy,
+        monkeypatch: pytest.MonkeyPatch,
+        connection: Connection | None = None,
+    ):
         self.proxy = proxy
         url = f"s3://{server.bucket}/{uuid.uuid4().hex}"
         for name, value in server.env().items():
             monkeypatch.setenv(name, value)
         self.straight = S3Store.at(url)
+        if connection is not None:
+            self.straight.root._connections[os.getpid()] = connection
         # Both clients connect to the server itself, now.
         self.straight.check_writable()
         self.straight.names("")
@@ -81,10 +91,27 @@ class Faulty:
         return len(self.proxy.faults())
 
 
+@pytest.fixture(scope="module")
+def straight(swift_server: S3Server) -> Connection:
+    """Clients of the server itself, connected: they meet no fault, and creating them is slow."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in swift_server.env().items():
+            patched.setenv(name, value)
+        store = S3Store.at(f"s3://{swift_server.bucket}/straight")
+        store.check_writable()
+        store.names("")
+        return store.root.connection
+
+
 @pytest.fixture
-def faulty(swift_server: S3Server, monkeypatch: pytest.MonkeyPatch, old: Conversion):
+def faulty(
+    swift_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    old: Conversion,
+    straight: Connection,
+):
     with FaultProxy(swift_server.url) as proxy:
-        faulty = Faulty(swift_server, proxy, monkeypatch)
+        faulty = Faulty(swift_server, proxy, monkeypatch, straight)
         publish(faulty.straight, *old, channel="latest")
         yield faulty
 

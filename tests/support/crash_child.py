@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -44,13 +46,25 @@ class Death:
     count: Path
 
 
-def server() -> ForkServerContext:
-    """Return what starts children in milliseconds."""
+@contextmanager
+def server() -> Iterator[ForkServerContext]:
+    """Yield what starts children in milliseconds.
+
+    A process has one fork server, which imports what its first user asked for. With that of
+    conversions each publisher would import boto3 and s3fs itself, and with this one each child of
+    a conversion torch: so it is ended before and after.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(
         ["tests.support.crash_child", "boto3", "s3fs", "aiobotocore.session"]
     )
-    return context
+    _end_fork_server()
+    yield context
+    _end_fork_server()
+
+
+def _end_fork_server() -> None:
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
 
 
 def start(

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from tests.support.s3_servers import free_port
 ROOT = Path(__file__).parent.parent.parent
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 180.0
+#: Between two questions: the server works for each.
+_POLL_SECONDS = 0.5
+#: Most runs in one answer (Prefect's ``PREFECT_API_DEFAULT_LIMIT``).
+_PAGE = 200
 
 
 class Platform:
@@ -49,6 +54,8 @@ class Platform:
         if database is not None:
             self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         (folder / "tmp").mkdir()
+        self._client = httpx.Client(base_url=self.url, timeout=30)
+        self._since: str | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._workers: list[subprocess.Popen[bytes]] = []
         self.jit: subprocess.Popen[bytes] | None = None
@@ -87,6 +94,7 @@ class Platform:
         for process in (*self._workers, self._server):
             if process is not None and process.poll() is None:
                 self.lose(process)
+        self._client.close()
 
     def run(self, *command: str, timeout: float = 480) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment to its end."""
@@ -120,7 +128,7 @@ class Platform:
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return what the API answers, to a GET or with a body to a POST."""
         method = "GET" if body is None else "POST"
-        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30)
+        answer = self._client.request(method, path, json=body)
         answer.raise_for_status()
         return answer.json()
 
@@ -140,9 +148,13 @@ class Platform:
         return [run for run in runs if run["parameters"]["entries"][0]["request"]["store"] == store]
 
     def _runs(self, flow: str) -> list[dict[str, Any]]:
-        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
-        found: list[dict[str, Any]] = []
-        while page := self.ask("flow_runs/filter", {**wanted, "offset": len(found)}):
+        wanted: dict[str, Any] = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+        if self._since is not None:
+            wanted["flow_runs"] = {"expected_start_time": {"after_": self._since}}
+        found: list[dict[str, Any]] = self.ask("flow_runs/filter", wanted)
+        while len(found) % _PAGE == 0 and (
+            page := self.ask("flow_runs/filter", {**wanted, "offset": len(found)})
+        ):
             found += page
         return found
 
@@ -151,25 +163,32 @@ class Platform:
         task = self.ask(f"flow_runs/{conversion}")["parent_task_run_id"]
         return str(self.ask(f"task_runs/{task}")["flow_run_id"])
 
-    def wait(self, until: Callable[[], Any], seconds: float = 120) -> Any:
+    def wait(
+        self, until: Callable[[], Any], seconds: float = 120, *, every: float = _POLL_SECONDS
+    ) -> Any:
         """Return the first true answer, or fail."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if answer := until():
                 return answer
-            time.sleep(0.2)
+            time.sleep(every)
         logs = "\n".join(self._tail(path) for path in sorted(self.folder.glob("*.log")))
         raise AssertionError(f"not within {seconds} s: {until}\n{logs}")
 
     def forget(self) -> None:
-        """Remove what runs that were killed left in the temporary folder."""
+        """Pass over all runs until now, and remove what those that were killed left behind."""
+        self._since = datetime.now(UTC).isoformat()
         for left in (self.folder / "tmp").glob("tracefleet-*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def traces(self) -> bool:
-        """Whether a child is tracing at this moment: it has a log and the next step has none."""
-        begun = (self.folder / "tmp").glob("tracefleet-*/trace.log")
-        return any(not log.with_name("reference.log").exists() for log in begun)
+    def traced(self) -> psutil.Process | None:
+        """Return a child that is tracing at this moment: its log is its standard output."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError):
+                log = Path(f"/proc/{process.pid}/fd/1").readlink()
+                if log.name == "trace.log" and log.is_relative_to(self.folder / "tmp"):
+                    return process
+        return None
 
     def process_of(self, run: str) -> psutil.Process:
         """Return the process of a flow run, which its worker started."""
