@@ -186,7 +186,7 @@ def validate_programs(
     except errors.BackendUnavailableError as error:
         raise BackendUnavailableError(str(error)) from error
     except errors.ArtifactError as error:
-        raise TraceError(str(error)) from error
+        raise TraceError(str(error), lasting=False) from error
     specs = input_specs(reference.plan.facts)
     return judge(compose(loaded, specs, reference.outputs, reference.plan.batch), reference)
 
