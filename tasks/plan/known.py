@@ -24,7 +24,7 @@ from tracefleet.store import ReadableStore, Stored
 logger = logging.getLogger(__name__)
 #: Records of one source that are read where the toolchain is not known here, the newest first.
 _MOST_READ = 50
-_NOTE = 200
+_NOTE = 400
 
 
 @dataclass(frozen=True, kw_only=True)
