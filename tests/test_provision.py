@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.events.schemas.automations import EventTrigger
 
 from flows.engine import settings as engine
 from flows.engine.names import KNOWN_REFUSALS
@@ -51,7 +52,9 @@ def test_what_is_scheduled_again_is_tagged():
 def test_a_fleet_that_ends_with_known_refusals_is_over_for_every_automation():
     # Automations know states by their names alone.
     for make in AUTOMATIONS:
-        assert f"prefect.flow-run.{KNOWN_REFUSALS}" in make().trigger.expect
+        trigger = make().trigger
+        assert isinstance(trigger, EventTrigger)
+        assert f"prefect.flow-run.{KNOWN_REFUSALS}" in trigger.expect
 
 
 @pytest.mark.parametrize(

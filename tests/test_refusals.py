@@ -57,6 +57,7 @@ from tasks.request.identify import identify
 from tests.support.fetch_support import safetensors, whole
 from tests.support.s3_servers import S3Server
 from tests.test_plan import make_wanted, plan_one, publish, save
+from tracefleet.canonical import canonical_json
 from tracefleet.channel import find_variants
 from tracefleet.cli import main
 from tracefleet.errors import ManifestError, StoreError, StoreUnavailableError
@@ -103,7 +104,7 @@ def refuse(store: Store, wanted: ConversionRequest, **changes: Any) -> Attempt:
 
 
 def write(store: Store, path: str, value: Any) -> None:
-    data = value if isinstance(value, bytes) else refusals.canonical_json(value)
+    data = value if isinstance(value, bytes) else canonical_json(value)
     store.put_over(path, data)
 
 
