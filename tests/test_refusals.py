@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,7 @@ def caused(error: ConversionError, cause: BaseException) -> ConversionError:
         CompilationError("no", reason="unknown"),
         UnsafeCheckpointError("damaged on the way", lasting=False),
         UnsupportedCheckpointError("got RuntimeError: DefaultCPUAllocator: can't allocate memory"),
+        NumericsMismatchError("one probe", SimpleNamespace(failures=["x: raised: out of memory"])),
         caused(UnsupportedCheckpointError("x"), MemoryError()),
         caused(UnsupportedCheckpointError("x"), ImportError("needs einops")),
         caused(TraceError("x"), OSError(errno.ENOSPC, "No space left on device")),
