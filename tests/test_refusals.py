@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from flows.commands.plan import table
 from flows.convert import convert
 from flows.engine import remembering as writing
 from flows.engine.remembering import remember_invalid, remembering
@@ -56,10 +57,11 @@ from tasks.request.attempt import make_attempt
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify
 from tests.support.fetch_support import safetensors, whole
+from tests.support.reader_support import example_manifest
 from tests.support.s3_servers import S3Server
 from tests.test_plan import make_wanted, plan_one, publish, save
 from tracefleet.canonical import canonical_json
-from tracefleet.channel import find_variants
+from tracefleet.channel import conversion_folder, find_variants
 from tracefleet.cli import main
 from tracefleet.errors import ManifestError, StoreError, StoreUnavailableError
 from tracefleet.store import Store, open_existing, open_writable
@@ -420,6 +422,38 @@ def test_a_record_that_was_moved_is_broken(folder, source):
     other = attempt_of(wanted, threads=7)
     write(folder, attempt_of(wanted).path, forged(other))
     assert "expected the record of that name" in plan_one(wanted).why[1]
+
+
+def test_a_broken_record_is_told_beside_what_a_plan_refuses(folder, tmp_path, caplog):
+    bare = make_wanted(save(tmp_path / "bare", {"config.json": b"{}"}), folder)
+    row = plan_one(bare)
+    assert row.attempt is not None
+    write(folder, row.attempt.path, b"{}")
+    shown = table([plan_one(bare)])
+    assert "UnsupportedCheckpointError; a record of a refusal counts for nothing" in shown
+    assert "counts for nothing" in caplog.text
+    remember_invalid(row)
+    assert "refused  UnsupportedCheckpointError since 20" in table([plan_one(bare)])
+
+
+def test_a_record_hides_no_conversion_that_is_wrong(folder, source):
+    """Published without a verdict: the attempt finds it and says so, whatever a record says."""
+    wanted = make_wanted(source, folder)
+    attempt = refuse(folder, wanted)
+    assert plan_one(wanted).state == "refused", "the control"
+    identity = identify(wanted, resolve(wanted.source), toolchain())
+    names = [field.name for field in dataclasses.fields(identity)]
+    parts = {name: getattr(identity, name) for name in names}
+    manifest = example_manifest(key=attempt.key, files=(), **parts)
+    unproved = dataclasses.replace(manifest.validation, negative_controls=())
+    manifest = dataclasses.replace(manifest, validation=unproved)
+    where = f"{conversion_folder(identity.source, identity.key)}/manifest.json"
+    folder.put_new(where, manifest.to_bytes())
+    row = plan_one(wanted)
+    assert row.state == "missing"
+    assert "a caught negative control" in row.why[1]
+    folder.put_over(where, b"{}")
+    assert plan_one(wanted).state == "missing"
 
 
 def test_links_and_pipes_in_place_of_records_hold_up_no_plan(folder, source, tmp_path):

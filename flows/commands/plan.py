@@ -135,22 +135,22 @@ def _row_as_json(row: PlanRow) -> dict[str, Any]:
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
-    why = _refused(row) or row.error or "; ".join([*row.why, *_defaults(row)]) or "-"
+    why = "; ".join([*_error(row), *row.why, *_defaults(row)]) or "-"
     number = "-" if row.number is None else str(row.number)
     commit = "-" if row.commit is None else row.commit[:7]
     return row.name, row.state, why, number, commit
 
 
-def _refused(row: PlanRow) -> str:
-    """Say since when an entry is refused, and for what."""
-    if row.since is None:
-        return ""
-    return "; ".join([f"{row.error} since {row.since[:10]}", *row.why])
+def _error(row: PlanRow) -> list[str]:
+    """Say for what an entry is refused, and since when."""
+    if row.error is None:
+        return []
+    return [row.error if row.since is None else f"{row.error} since {row.since[:10]}"]
 
 
 def _defaults(row: PlanRow) -> list[str]:
     """Say which lengths an entry gets that names none."""
-    if row.request.lengths is not None or row.lengths is None:
+    if row.request.lengths is not None or row.lengths is None or row.error is not None:
         return []
     return [f"lengths {','.join(map(str, row.lengths))} by default"]
 

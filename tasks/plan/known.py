@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 
+from tasks.errors import ConversionError
 from tasks.plan.freshness import describe_unchecked
 from tasks.plan.row import PlanRow
 from tasks.publish.find import find_published
@@ -64,8 +65,9 @@ class KnownRefusals:
             known = self.find(row.attempt)
         except StoreUnavailableError:
             raise
-        except ArtifactError as error:
+        except (ArtifactError, ConversionError) as error:
             note = f"a record of a refusal counts for nothing: {one_line(str(error))[:_NOTE]}"
+            logger.warning("%s: %s", row.name, note)
             return dataclasses.replace(row, why=(*row.why, note))
         return row if known is None else _refuse(row, known, row.attempt)
 
@@ -77,6 +79,7 @@ class KnownRefusals:
         Raises:
             StoreUnavailableError: the store does not answer.
             ArtifactError: the record is damaged or forged, or the conversion is.
+            NumericsMismatchError: a conversion is published that was not validated.
         """
         if attempt.toolchain is not None or not attempt.is_whole:
             record = self._listed.get(attempt.path)
