@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.engine.record import Conversion, await_device, keep_refused, record, reuse
+from flows.engine.remembering import remembering
 from tasks.backends.registry import find_backend
 from tasks.fetch.checkpoint import fetch, fetch_description, resolve
 from tasks.model.preflight import inspect
@@ -40,13 +41,14 @@ def convert(
             return await_device(
                 store, candidate, required=given is not None, name=request.publish_as
             )
-        described = steps.here("describe", fetch_description, source)
-        refuse_early(described, request)
-        known = (described, request.load_options, request.known_lengths)
-        facts = steps.child("inspect", inspect, *known)
-        checkpoint = steps.here("fetch", fetch, source)  # every byte verified
-        job = make_job(request, checkpoint.folder, facts, steps.work, store, candidate, identity)
-        with keep_refused(store, identity, steps):
+        with remembering(store, request, source, identity), keep_refused(store, identity, steps):
+            described = steps.here("describe", fetch_description, source)
+            refuse_early(described, request)
+            known = (described, request.load_options, request.known_lengths)
+            facts = steps.child("inspect", inspect, *known)
+            checkpoint = steps.here("fetch", fetch, source)  # every byte verified
+            place = (checkpoint.folder, facts, steps.work)
+            job = make_job(request, *place, store, candidate, identity)
             proved = backend.prove(job, steps)  # untie, trace, validate
         if source.is_local:
             steps.here("confirm", fetch, source)  # it is read in place: did anybody write to it?

@@ -29,7 +29,10 @@ DELAY = timedelta(seconds=60)
 #: takes longer.
 NEVER_BEGAN = timedelta(minutes=5)
 _STATE = "prefect.flow-run."
-_FINAL = {_STATE + name for name in ("Completed", "Failed", "Crashed", "Cancelled")}
+#: `KnownRefusals`: how a fleet completes where all that is not current was refused before.
+_FINAL = {
+    _STATE + name for name in ("Completed", "KnownRefusals", "Failed", "Crashed", "Cancelled")
+}
 _ALIVE = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
 
 

@@ -21,7 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ConversionCrashedError, ConversionError, first_line
+from tasks.errors import ConversionCrashedError, ConversionError, first_line, settle_lasting
 
 logger = logging.getLogger(__name__)
 _TAIL_LINES = 20
@@ -87,6 +87,7 @@ def _call(
     try:
         value = function(*arguments)
     except ConversionError as error:
+        settle_lasting(error)
         return error
     except Exception as error:
         traceback.print_exc()

@@ -16,11 +16,25 @@
     └── FleetError                  some entries of a fleet failed; the others are published
 
 Network and capacity errors keep their library's type: those are what Prefect retries.
+
+A refusal that is ``lasting`` follows from the checkpoint, the request and the versions alone, so
+that a fleet remembers it (``tasks.publish.refusals``). By type: what can't be converted, is unsafe,
+could not be untied or traced, or differs from eager. A numeric mismatch lasts on one kind of CPU;
+another may round otherwise, and a record is of no use for longer than a month. Never a mistake of
+the fleet file, a crash, a timeout, a missing package or device, or another writer's bytes. Where a
+type says too little its error says it itself: bytes that were damaged on the way pass, a length
+over the model's positions lasts.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+#: What a library says when memory or a disk is used up: torch 2.13's allocators, strerror(3).
+_USED_UP = re.compile(
+    r"(?:can't|cannot|unable to) allocate|out of memory|not enough memory|no space left", re.I
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -37,8 +51,55 @@ def last_line(error: BaseException) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
+#: Reasons of compilers (``tasks.backends.triage``) that are the model's own. Not device memory, a
+#: device's own refusal or a share left to the CPU: the host or another process may be the cause.
+_OF_THE_MODEL = frozenset(
+    {
+        "complex numbers",
+        "dynamic shape",
+        "flags",
+        "no target",
+        "too many instructions",
+        "unsupported operator",
+    }
+)
+
+
 class ConversionError(Exception):
-    """Base of every failure that would happen again, so that it is never retried."""
+    """Base of every failure that would happen again, so that it is never retried.
+
+    Attributes:
+        lasting: Whether it follows from the checkpoint, the request and the versions alone.
+    """
+
+    lasting = False
+
+    def __init__(self, *arguments: Any, lasting: bool | None = None) -> None:
+        """Make the error; ``lasting``: said of this one, where its type says another thing."""
+        super().__init__(*arguments)
+        if lasting is not None:
+            self.lasting = lasting
+
+
+def settle_lasting(error: ConversionError) -> None:
+    """Let an error last no more that the host has caused: memory, a disk, a missing package.
+
+    To be called where it was raised: what caused an error is lost between processes.
+    """
+    cause: BaseException | None = error
+    while error.lasting and cause is not None:
+        if _is_of_the_host(cause):
+            error.lasting = False
+        cause = cause.__cause__
+
+
+def _is_of_the_host(error: BaseException) -> bool:
+    # Libraries raise a bare OSError of their own too, about a file that is not as they want it.
+    of_system = isinstance(error, OSError) and error.errno is not None
+    if of_system or isinstance(error, MemoryError | ImportError):
+        return True
+    failures = getattr(getattr(error, "report", None), "failures", ())
+    return any(_USED_UP.search(text) for text in (str(error), *failures))
 
 
 class RequestError(ConversionError):
@@ -48,6 +109,8 @@ class RequestError(ConversionError):
 class UnsupportedCheckpointError(ConversionError):
     """The checkpoint can't be converted for this task; the message names the reason."""
 
+    lasting = True
+
 
 class PaddingChangesError(UnsupportedCheckpointError):
     """Eager's outputs depend on padding, so that a bundle that pads would differ from eager."""
@@ -56,13 +119,19 @@ class PaddingChangesError(UnsupportedCheckpointError):
 class UnsafeCheckpointError(ConversionError):
     """The checkpoint needs pickle or remote code without permission, or its bytes are damaged."""
 
+    lasting = True
+
 
 class TiedWeightsError(ConversionError):
     """Untying left a shared storage behind, or changed an output bit."""
 
+    lasting = True
+
 
 class TraceError(ConversionError):
     """The model ran eagerly but could not be recorded or saved as TorchScript."""
+
+    lasting = True
 
 
 class GenerationError(ConversionError):
@@ -77,6 +146,8 @@ class NumericsMismatchError(ConversionError):
         refused: Artifact that was refused (``tasks.backends.base.Proved``); None: unknown.
     """
 
+    lasting = True
+
     def __init__(self, message: str, report: Any = None) -> None:
         self.report = report
         self.refused: Any = None
@@ -85,7 +156,7 @@ class NumericsMismatchError(ConversionError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the report when a child's error is pickled."""
         # By default an exception is made again from its message alone.
-        return NumericsMismatchError, (str(self), self.report)
+        return NumericsMismatchError, (str(self), self.report), {"lasting": self.lasting}
 
 
 class BackendUnavailableError(ConversionError):
@@ -115,6 +186,7 @@ class CompilationError(ConversionError):
 
     def __init__(self, message: str, *, reason: str = "", log_tail: str = "") -> None:
         self.reason, self.log_tail = reason, log_tail
+        self.lasting = reason in _OF_THE_MODEL
         super().__init__(message)
 
 

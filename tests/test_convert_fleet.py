@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import StateType
 from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOGGING_TO_API_ENABLED,
@@ -26,12 +28,14 @@ from flows.collect_garbage import collect_garbage
 from flows.commands.fleet import summary
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
+from flows.engine.clock import now as clock
+from flows.engine.names import KNOWN_REFUSALS
 from flows.engine.retries import network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.convert_entries import EntryFailedError
 from tasks.errors import RequestError
 from tasks.fleet.spec import FleetSpec
-from tasks.plan.fleet import PlanRow
+from tasks.plan.fleet import PlanRow, plan
 from tasks.report.fleet.facts import FleetError, FleetFacts
 from tasks.request.conversion import ConversionRequest, make_request
 from tracefleet.errors import StoreError
@@ -116,6 +120,70 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     assert len([*(store / "attestations").rglob("*.json")]) == 1
 
 
+def _count_conversions() -> int:
+    wanted = FlowFilter(name=FlowFilterName(any_=["convert-checkpoint"]))
+    with get_client(sync_client=True) as client:
+        return int(client.count_flow_runs(flow_filter=wanted))
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_was_refused_before_is_no_failure_and_is_not_tried(checkpoint, tmp_path):
+    good, store = f"file://{checkpoint('bert')}", tmp_path / "store"
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    entries: dict[str, dict[str, Any]] = {
+        "good": {"source": good},
+        "headless": {"source": good, "task": "question-answering"},
+        "bare": {"source": f"file://{bare}"},
+    }
+    fleet = spec(store, entries)
+    first: Any = convert_fleet(spec=fleet, jobs=1, return_state=True)
+    assert first.is_failed()
+    assert "got 1 (1 published now); 2 are not: headless" in first.message
+
+    before = _count_conversions()
+    again: Any = convert_fleet(spec=fleet, jobs=1, return_state=True)
+    assert (again.type, again.name) == (StateType.COMPLETED, KNOWN_REFUSALS)
+    assert "2 of 3 entries were refused before and not tried: headless (Unsup" in again.message
+    assert _count_conversions() == before
+    facts: FleetFacts = again.result()
+    assert [row.ending for row in facts.rows] == ["fresh", "refused", "refused"]
+    assert all(row.since and row.next_step and row.error for row in facts.ended("refused"))
+    assert "3 entries: 1 fresh, 0 published, 0 failed, 2 refused" in summary(facts)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(again.state_details.flow_run_id)
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    assert (run.state_name, run.state_type) == (KNOWN_REFUSALS, StateType.COMPLETED)
+    shown = {a["key"]: a["data"] for a in artifacts if a["flow_run_id"] == str(run.id)}
+    assert "headless" in shown["fleet-fleet-refusals"]
+    assert "fleet-fleet-failures" not in shown
+
+    worse = spec(store, {**entries, "gone": {"source": f"file://{tmp_path}/gone"}})
+    new: Any = convert_fleet(spec=worse, jobs=1, return_state=True)
+    assert new.is_failed()
+    assert "1 are not: gone (RequestError), 2 were refused before" in new.message
+    # A folder that is not there may be tomorrow: it is a failure each time.
+    assert convert_fleet(spec=worse, jobs=1, return_state=True).is_failed()
+
+    retried: Any = convert_fleet(spec=fleet, jobs=1, retry_refused=True, return_state=True)
+    assert retried.is_failed()
+    assert _count_conversions() == before + 1
+    _check_that_a_resumed_run_tells_its_own(first, fleet)
+
+
+def _check_that_a_resumed_run_tells_its_own(first: Any, fleet: FleetSpec) -> None:
+    """What a run was refused before its host was lost must not be known when it is resumed."""
+    rows = plan(fleet.requests())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
+        began = module._find_begin(first.state_details.flow_run_id, clock())
+    assert began < first.timestamp
+    for moment, ending in ((began, "failed"), (clock(), "refused")):
+        ended = module._settle_without_work(rows, moment)
+        assert [row.ending for row in ended] == ["fresh", ending, ending]
+
+
 @pytest.mark.usefixtures("_server")
 def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
     fleet = spec(tmp_path / "store", {"good": {"source": f"file://{checkpoint('bert')}"}})
@@ -159,14 +227,14 @@ def test_what_the_network_hid_is_planned_again(checkpoint, tmp_path, monkeypatch
     fleet = spec(tmp_path / "store", {"good": {"source": f"file://{checkpoint('bert')}"}})
     answers = iter(["hidden", "hidden", "seen"])
 
-    def plan(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
+    def planned(requests: dict[str, ConversionRequest], **_: Any) -> list[PlanRow]:
         hidden = {"state": "invalid", "error": "ConnectionError", "transient": True}
         seen = {"state": "fresh", "key": "0" * 64, "task": "feature-extraction"}
         found: Any = hidden if next(answers) == "hidden" else seen
         return [PlanRow(name=name, request=one, **found) for name, one in requests.items()]
 
-    monkeypatch.setattr(module, "plan", plan)
-    monkeypatch.setattr(module, "plan_fleet", network_task(plan, name="plan"))
+    monkeypatch.setattr(module, "plan", planned)
+    monkeypatch.setattr(module, "plan_fleet", network_task(planned, name="plan"))
     again = network_task(module._again, name="plan again", retry_delay_seconds=0)
     monkeypatch.setattr(module, "plan_again", again)
     assert [row.ending for row in convert_fleet(spec=fleet, jobs=1).rows] == ["fresh"]

@@ -115,6 +115,12 @@ def _read(whole: str) -> _Page:
     return read
 
 
+def _refused(name: str, day: str = "2025-12-24", **fields: Any) -> FleetRow:
+    made = {"error": "TraceError", "why": f"why of {name}", "next_step": f"mend {name}"}
+    return _row(name, "refused", **{**made, "since": f"{day}T02:00:00+00:00", **fields})
+
+
+KNOWN = _facts(_fresh("a/fresh"), _refused("a/old"), _refused("a/new", "2026-01-01"))
 ENDINGS: list[tuple[FleetFacts, str, str]] = [
     (MIXED, "✗", "3 of 7 conversions are current: 2 published now, 1 was fresh; 3 failed, 1 canc"),
     (_facts(_fresh("a"), _fresh("b")), "✓", "2 of 2 conversions are current: 2 were fresh."),
@@ -122,6 +128,8 @@ ENDINGS: list[tuple[FleetFacts, str, str]] = [
     (_facts(_failed("a"), _failed("b")), "✗", "0 of 2 conversions are current; 2 failed."),
     (_facts(), "✓", "The fleet has no entries."),
     (_facts(_row("a", "cancelled")), "✗", "0 of 1 conversion is current; 1 cancelled."),
+    (KNOWN, "⊘", "1 of 3 conversions are current: 1 was fresh; 2 refused before."),
+    (_facts(_failed("a"), _refused("b")), "✗", "0 of 2 conversions are current; 1 failed, 1 ref"),
 ]
 
 
@@ -129,12 +137,38 @@ ENDINGS: list[tuple[FleetFacts, str, str]] = [
 def test_every_form_begins_with_the_verdict(facts, sign, headline):
     whole = fleet_report(facts)
     assert _read(whole).open == []
-    color = "failed" if sign == "✗" else "passed"
+    color = {"✗": "failed", "⊘": "known", "✓": "passed"}[sign]
     assert f'class="verdict {color}"><strong>{sign} {headline}' in whole
     assert ("What failed" in whole) == (sign == "✗")
     markdown = fleet_markdown.fleet_markdown(facts, f"{BASE}/index.html")
     assert markdown.startswith(f"# nightly\n\n**{sign} {headline}")
     assert ("## What failed" in markdown) == (sign == "✗")
+
+
+def test_what_was_refused_before_stands_apart_with_since_when_and_why():
+    facts = _facts(*KNOWN.rows, _failed("a/now"))
+    whole = _read(fleet_report(facts)).words
+    text = " ".join(" ".join(whole).split())
+    failed, refused = (
+        text.index("What failed, and what to do"),
+        text.index("What was refused before"),
+    )
+    assert failed < text.index("mend a/now") < refused < text.index("mend a/new")
+    assert text.index("mend a/new") < text.index("mend a/old"), "the latest first"
+    assert "2026-01-01 TraceError why of a/new" in text
+    assert "TraceError since 2025-12-24: why of a/old" in text, "in the table of all"
+    assert "Refused before, for the very same, and not tried: 2 × TraceError." in text
+    markdown = fleet_markdown.fleet_markdown(facts, "")
+    assert "| a/old (fill-mask.jit.float32.b1) | 2025-12-24 | TraceError |" in markdown
+    assert [row["conversion"].split()[0] for row in fleet_markdown.failure_table(facts)] == [
+        "a/now"
+    ]
+    new, old = fleet_markdown.refusal_table(facts)
+    assert (new["since"], old["since"]) == ("2026-01-01", "2025-12-24")
+    endings = [row["ending"] for row in fleet_markdown.fleet_table(facts)]
+    assert endings == ["✗ failed", "⊘ refused", "⊘ refused", ""]
+    assert "What was refused before" not in fleet_report(MIXED)
+    assert fleet_markdown.refusal_table(MIXED) == []
 
 
 def test_failures_come_first_then_what_changed_then_the_totals_then_all():

@@ -219,6 +219,8 @@ RIGHTS = [
     ("s3:DeleteObject", "team/fleet/publishing/x", "Publisher Collector"),
     ("s3:DeleteObject", "team/fleet/collecting/x", "Collector"),
     ("s3:DeleteObject", "team/fleet/conversions/x", "Collector"),
+    ("s3:PutObject", "team/fleet/refusals/x", "Publisher"),
+    ("s3:DeleteObject", "team/fleet/refusals/x", "Collector"),
     ("s3:DeleteObject", "team/fleet/channels/x", ""),
     ("s3:DeleteObject", "team/fleet/attestations/x", ""),
     ("s3:DeleteObject", "team/fleet/reports/x", ""),

@@ -130,6 +130,7 @@ def test_an_entry_is_missing_then_fresh(wanted, store):
         weight_bytes=row.weight_bytes,
         key=manifest.key,
         number=1,
+        attempt=row.attempt,
     )
     assert row.key == manifest.key
 
@@ -532,7 +533,7 @@ def test_the_command_fails_where_a_row_is_invalid_and_says_why(fleet, tmp_path, 
 def test_the_command_prints_json(fleet, capsys, wanted):
     assert main(["plan", str(fleet), "--quiet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["counts"] == {"fresh": 1, "stale": 0, "missing": 1, "invalid": 0}
+    assert found["counts"] == {"fresh": 1, "stale": 0, "missing": 1, "invalid": 0, "refused": 0}
     first = found["rows"][0]
     assert (first["name"], first["state"], first["number"]) == ("good", "fresh", 1)
     assert first["wanted"]["source"] == wanted.source

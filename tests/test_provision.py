@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.events.schemas.automations import EventTrigger
 
 from flows.engine import settings as engine
+from flows.engine.names import KNOWN_REFUSALS
 from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES
 from infra.provision import POOLS, ProvisionError, main, read_pools
 
@@ -45,6 +47,14 @@ def test_what_is_scheduled_again_is_tagged():
     assert all(OURS in of for of in tags.values())
     names = [make().name for make in AUTOMATIONS]
     assert len(set(names)) == len(names)
+
+
+def test_a_fleet_that_ends_with_known_refusals_is_over_for_every_automation():
+    # Automations know states by their names alone.
+    for make in AUTOMATIONS:
+        trigger = make().trigger
+        assert isinstance(trigger, EventTrigger)
+        assert f"prefect.flow-run.{KNOWN_REFUSALS}" in trigger.expect
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, get_args
 
 from flows.commands.arguments import add_output, parse_positive
 from flows.engine import settings
@@ -20,8 +21,11 @@ With a Prefect server configured (PREFECT_API_URL or the active profile) workers
 convert, in batches that are shared evenly over their places. Without one, or with --jobs, all of it
 happens in this process.
 
-exit codes: 0 every entry is current; 1 some failed (the others are published), or the fleet file is
-wrong; 2 wrong usage; 130 interrupted.
+What was refused before for the very same commit, versions, options, permissions and limits is not
+tried again for a month: it is told as refused, apart from failures.
+
+exit codes: 0 every entry is current, or was refused before; 1 some failed now (the others are
+published), or the fleet file is wrong; 2 wrong usage; 130 interrupted.
 
 examples:
   tracefleet fleet examples/fleet.yaml --store ./store --jobs 2
@@ -63,6 +67,7 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="runs that one worker of a process pool takes at a time, as its --limit (default: 2)",
     )
+    add("--retry-refused", action="store_true", help="try again what was refused before, too")
     add_output(fleet)
 
 
@@ -82,6 +87,7 @@ def _fleet(options: argparse.Namespace) -> int:
         in_flight=options.in_flight,
         places=options.places,
         jobs=options.jobs,
+        retry_refused=options.retry_refused,
         return_state=True,
     )
     found = state.result(raise_on_failure=False)
@@ -103,16 +109,20 @@ def summary(facts: FleetFacts) -> str:
     """Return what came of a fleet for a terminal: what changed or failed, then the counts."""
     told = [row for row in facts.rows if row.ending != "fresh"]
     lines = [_line(row) for row in told]
-    counts = (f"{len(facts.ended(kind))} {kind}" for kind in ("fresh", "published", "failed"))
-    stopped = facts.ended("cancelled")
-    lines.append(
-        f"{len(facts.rows)} entries: {', '.join(counts)}"
-        + (f", {len(stopped)} cancelled" if stopped else "")
-        + f" in {(facts.finished - facts.started).total_seconds():.0f} s"
-    )
+    seconds = (facts.finished - facts.started).total_seconds()
+    lines.append(f"{len(facts.rows)} entries: {', '.join(_counts(facts))} in {seconds:.0f} s")
     if facts.report_url:
         lines.append(f"report   {facts.report_url}")
     return "\n".join(lines)
+
+
+def _counts(facts: FleetFacts) -> Iterator[str]:
+    from tasks.report.fleet.facts import Ending
+
+    for kind in get_args(Ending):
+        count = len(facts.ended(kind))
+        if count or kind not in ("cancelled", "refused"):
+            yield f"{count} {kind}"
 
 
 def _line(row: FleetRow) -> str:
@@ -120,4 +130,5 @@ def _line(row: FleetRow) -> str:
         error = f"error {row.worst_error:.1e}" if row.worst_error is not None else ""
         return f"published  {row.name}  {error}  {row.seconds or 0:.1f} s  ({row.why})"
     why = row.why if len(row.why) <= _WHY else row.why[:_WHY] + "…"
-    return f"{row.ending:<9}  {row.name}  {row.error or ''}: {why}"
+    since = f" since {row.since[:10]}" if row.since else ""
+    return f"{row.ending:<9}  {row.name}  {row.error or ''}{since}: {why}"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 EXIT_INVALID = 1
 #: So many rows are shown whole; of more, the fresh ones are only counted.
 _SHORT = 30
-_STATES: tuple[State, ...] = ("fresh", "stale", "missing", "invalid")
+_STATES: tuple[State, ...] = ("fresh", "stale", "missing", "invalid", "refused")
 _COLUMNS = ("name", "state", "why", "number", "commit")
-_NOT_PRINTED = ("request", "weight_bytes")
+_NOT_PRINTED = ("request", "weight_bytes", "attempt", "tried")
 #: Fields of the request that a row of the JSON document repeats, beside name and options.
 _PRINTED = (
     "source",
@@ -38,13 +38,15 @@ _PRINTED = (
 )
 _DESCRIPTION = """\
 Say of every entry of a fleet file whether its published conversion is fresh, stale (and why),
-missing, or the entry invalid. Nothing is converted or written, and no weights are downloaded or
-loaded; those of local folders are hashed once and remembered. A branch that moved, a new
-toolchain, new lengths, new options or a new recipe make an entry stale; nothing else does.
+missing, the entry invalid, or refused before. Nothing is converted or written, and no weights are
+downloaded or loaded; those of local folders are hashed once and remembered. A branch that moved, a
+new toolchain, new lengths, new options or a new recipe make an entry stale; nothing else does. What
+was refused is tried again when one of these, its permissions or its limits change, after a month,
+or with --retry-refused.
 """
 _EPILOG = """\
-exit codes: 0 all entries are fresh, or there is work to do; 1 an entry is invalid, or the fleet
-file or a store can't be read; 2 wrong usage; 130 interrupted.
+exit codes: 0 all entries are fresh, or there is work to do, or some were refused before; 1 an entry
+is invalid, or the fleet file or a store can't be read; 2 wrong usage; 130 interrupted.
 
 examples:
   tracefleet plan examples/fleet.yaml
@@ -57,7 +59,7 @@ def add_command(commands: Any) -> None:
     """Add ``plan`` to the command line."""
     parser = commands.add_parser(
         "plan",
-        help="say what of a fleet is fresh, stale, missing or invalid",
+        help="say what of a fleet is fresh, stale, missing, invalid or refused",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -66,6 +68,7 @@ def add_command(commands: Any) -> None:
     add("fleet", metavar="FLEET", help="fleet file (YAML or JSON): a path, file:// or s3:// URL")
     add("--store", help="look into this store instead of the entries' own")
     add("--all", action="store_true", help=f"show fresh rows too where there are {_SHORT} or more")
+    add("--retry-refused", action="store_true", help="plan as if nothing had been refused before")
     add_output(parser, json="print every row and the counts as JSON")
 
 
@@ -86,7 +89,8 @@ def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
 def summary_line(rows: Sequence[PlanRow]) -> str:
     """Return how many entries there are of each state."""
     counts = Counter(row.state for row in rows)
-    of_each = ", ".join(f"{counts[state]} {state}" for state in _STATES)
+    told = [state for state in _STATES if state != "refused" or counts[state]]
+    of_each = ", ".join(f"{counts[state]} {state}" for state in told)
     return f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}: {of_each}"
 
 
@@ -96,7 +100,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     requests = read_fleet(options.fleet).with_store(options.store).requests()
     with _few_lines():
-        rows = plan(requests)
+        rows = plan(requests, retry_refused=options.retry_refused)
     print(_as_json(rows) if options.json else table(rows, whole=options.all))
     states = {row.state for row in rows}
     return EXIT_INVALID if "invalid" in states else 0
@@ -131,15 +135,22 @@ def _row_as_json(row: PlanRow) -> dict[str, Any]:
 
 
 def _cells(row: PlanRow) -> tuple[str, ...]:
-    why = row.error or "; ".join([*row.why, *_defaults(row)]) or "-"
+    why = "; ".join([*_error(row), *row.why, *_defaults(row)]) or "-"
     number = "-" if row.number is None else str(row.number)
     commit = "-" if row.commit is None else row.commit[:7]
     return row.name, row.state, why, number, commit
 
 
+def _error(row: PlanRow) -> list[str]:
+    """Say for what an entry is refused, and since when."""
+    if row.error is None:
+        return []
+    return [row.error if row.since is None else f"{row.error} since {row.since[:10]}"]
+
+
 def _defaults(row: PlanRow) -> list[str]:
     """Say which lengths an entry gets that names none."""
-    if row.request.lengths is not None or row.lengths is None:
+    if row.request.lengths is not None or row.lengths is None or row.error is not None:
         return []
     return [f"lengths {','.join(map(str, row.lengths))} by default"]
 

@@ -10,6 +10,9 @@ from tasks.request.conversion import ConversionRequest
 
 #: What the tag of every run of one conversion begins with.
 TAG = "conversion:"
+#: How a fleet's state is called where all that is not current was refused before; of type
+#: Completed. Automations know states by their names: infra.automations has it too.
+KNOWN_REFUSALS = "KnownRefusals"
 _COMMIT = 7
 
 

@@ -21,7 +21,12 @@ from prefect.client.orchestration import get_client
 from flows.engine.names import artifact_key
 from tasks.plan.fleet import PlanRow, State
 from tasks.report.fleet.facts import FleetFacts, FleetRow
-from tasks.report.fleet.markdown import failure_table, fleet_markdown, fleet_table
+from tasks.report.fleet.markdown import (
+    failure_table,
+    fleet_markdown,
+    fleet_table,
+    refusal_table,
+)
 from tasks.report.fleet.page import fleet_report
 from tracefleet.store import open_writable
 
@@ -75,7 +80,8 @@ class Progress:
 def plan_table(rows: list[PlanRow]) -> None:
     """Show what there is to do, before it is done."""
     states = Counter(row.state for row in rows)
-    counts = ", ".join(f"{states[state]} {state}" for state in get_args(State))
+    told = [state for state in get_args(State) if state != "refused" or states[state]]
+    counts = ", ".join(f"{states[state]} {state}" for state in told)
     logger.info("plan: %d entries: %s", len(rows), counts)
     work = [row for row in rows if row.state != "fresh"]
     if work:
@@ -125,6 +131,7 @@ def _artifacts(facts: FleetFacts) -> None:
     for name, table, described in (
         ("entries", fleet_table(facts), f"What changed and failed in {run}"),
         ("failures", failure_table(facts), f"Failures of {run}"),
+        ("refusals", refusal_table(facts), f"Refused before {run}, and not tried"),
     ):
         if table:
             _quietly(create_table_artifact, table, key=f"{key}-{name}", description=described)

@@ -69,6 +69,12 @@ def make_invalid_row(row: PlanRow) -> FleetRow:
     )
 
 
+def make_refused_row(row: PlanRow) -> FleetRow:
+    """Return the row of an entry that was refused before, and was not tried."""
+    refused = _add_failure(make_planned_row(row, "refused"), row.error or "", row.message)
+    return replace(refused, since=row.since)
+
+
 def make_failed_row(
     assignment: Assignment,
     error: str,

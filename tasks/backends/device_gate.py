@@ -95,4 +95,4 @@ def _load(
     except errors.BackendUnavailableError as error:
         raise BackendUnavailableError(str(error)) from error
     except errors.ArtifactError as error:
-        raise TraceError(str(error)) from error
+        raise TraceError(str(error), lasting=False) from error

@@ -59,7 +59,8 @@ def file_sha256(path: Path) -> str:
         if _identity(path, os.fstat(file.fileno())) != identity:
             raise UnsafeCheckpointError(
                 f"{path}: expected a file that stays as it is, got one that was written to while "
-                "it was read. Wait until whatever writes it is done, then run again."
+                "it was read. Wait until whatever writes it is done, then run again.",
+                lasting=False,
             )
     if started_ns - max(identity.mtime_ns, identity.ctime_ns) >= _RACY_NS:
         _remember(identity, digest)

@@ -197,7 +197,8 @@ def _verify(folder: Path, file: CheckpointFile) -> CheckpointFile:
         path.unlink(missing_ok=True)
         raise UnsafeCheckpointError(
             f"{file.path}: sha256 expected {file.sha256}, got {got}. It was damaged on the way or "
-            "in the cache, and was removed from the cache; run again to download it afresh."
+            "in the cache, and was removed from the cache; run again to download it afresh.",
+            lasting=False,
         )
     return CheckpointFile(path=file.path, size=file.size, sha256=got)
 

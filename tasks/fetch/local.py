@@ -52,7 +52,8 @@ def fetch(resolved: Resolved) -> tuple[Path, tuple[CheckpointFile, ...]]:
             raise UnsafeCheckpointError(
                 f"{folder / file.path}: expected {file.size} bytes with sha256 {file.sha256}, got "
                 f"{got}. The folder changed since this conversion began; run it again when "
-                "nothing writes there."
+                "nothing writes there.",
+                lasting=False,
             )
     return folder, resolved.files
 

@@ -189,7 +189,8 @@ def _check_unchanged(resolved: Resolved, listing: _Prefix) -> dict[str, _Object]
 def _change_error(resolved: Resolved, got: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{resolved.source}: expected content {resolved.commit}, got {got}. Objects were "
-        "overwritten while they were fetched; nothing was kept. Run again when the upload is done."
+        "overwritten while they were fetched; nothing was kept. Run again when the upload is done.",
+        lasting=False,
     )
 
 

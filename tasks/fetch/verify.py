@@ -48,9 +48,9 @@ def check_safetensors(path: Path) -> frozenset[str]:
 def _check_size(path: Path, size: int) -> None:
     got = path.stat().st_size if path.is_file() else None
     if got != size:
-        raise _make_damage_error(
-            path, f"{size} bytes", "no such file" if got is None else f"{got} bytes"
-        )
+        told = "no such file" if got is None else f"{got} bytes"
+        # A folder is hashed as it is: only a download is of another size than was listed.
+        raise _make_damage_error(path, f"{size} bytes", told, lasting=False)
 
 
 def _check_no_pointer(path: Path) -> None:
@@ -72,8 +72,11 @@ def _check_index(index: Path, tensors: dict[str, frozenset[str]]) -> None:
             )
 
 
-def _make_damage_error(path: Path, expected: str, got: str) -> UnsafeCheckpointError:
+def _make_damage_error(
+    path: Path, expected: str, got: str, *, lasting: bool = True
+) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
         f"{path}: expected {expected}, got {got}. It is truncated, damaged or not what its name "
-        "says; remove it and fetch or copy it again."
+        "says; remove it and fetch or copy it again.",
+        lasting=lasting,
     )

@@ -125,7 +125,8 @@ def check_positions(folder: Path, task: str, lengths: tuple[int, ...]) -> None:
     if longer:
         raise RequestError(
             f"lengths: expected at most {most}, the positions of this {config.get('model_type')}; "
-            f"got {', '.join(map(str, longer))}. Drop the longer lengths, or leave --lengths out."
+            f"got {', '.join(map(str, longer))}. Drop the longer lengths, or leave --lengths out.",
+            lasting=True,
         )
 
 

@@ -50,7 +50,8 @@ def default_task(folder: Path) -> str:
     )
     raise RequestError(
         f"task: expected one in the request, since config.json {why}. Name the task (--task), one "
-        f"of {', '.join(AUTO_CLASSES)}."
+        f"of {', '.join(AUTO_CLASSES)}.",
+        lasting=True,
     )
 
 

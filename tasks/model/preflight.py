@@ -121,5 +121,6 @@ def _check_lengths_fit(facts: ModelFacts, lengths: tuple[int, ...], switch: int 
         why = "" if switch != most else _WHY_NOT_LONGER
         raise RequestError(
             f"lengths: expected at most {most}, the positions of {facts.architecture}; "
-            f"got {', '.join(map(str, longer))}. {why}Drop the longer lengths."
+            f"got {', '.join(map(str, longer))}. {why}Drop the longer lengths.",
+            lasting=True,
         )

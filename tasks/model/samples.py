@@ -221,11 +221,13 @@ def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None
         raise RequestError(
             f"lengths: expected {sample.standard} alone, the size that the processor of "
             f"{kind.__name__} makes ({' × '.join(sample.axes)}); got "
-            f"{', '.join(map(str, lengths))}. Ask for lengths [{sample.standard}]."
+            f"{', '.join(map(str, lengths))}. Ask for lengths [{sample.standard}].",
+            lasting=True,
         )
     if min(lengths) < sample.least:
         raise RequestError(
             f"lengths: expected at least {sample.least} samples, so that an input a quarter "
             f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. A second has as "
-            "many samples as the processor's sampling_rate."
+            "many samples as the processor's sampling_rate.",
+            lasting=True,
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tasks import child
-from tasks.errors import ConversionCrashedError, ConversionError, first_line
+from tasks.errors import ConversionCrashedError, ConversionError, first_line, settle_lasting
 from tasks.fetch.checkpoint import Resolved, fetch_description
 from tasks.model.default_lengths import default_lengths
 from tasks.model.heads import default_task
@@ -91,6 +91,7 @@ def _name_task(folder: Path) -> str | Exception:
     try:
         return default_task(folder)
     except ConversionError as error:
+        settle_lasting(error)
         return error
     except Exception as error:  # a library's own error may not unpickle in the parent
         return ConversionCrashedError(

@@ -1,4 +1,4 @@
-"""Plan a fleet: what is fresh, stale, missing or invalid, without reading weights.
+"""Plan a fleet: what is fresh, stale, missing, invalid or refused, without reading weights.
 
 ``plan`` is called by ``tracefleet plan`` and by the fleet flow. It resolves each checkpoint
 once, lists each store once, and compares what a channel points to with what the request asks for
@@ -8,8 +8,9 @@ store ends the plan.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from typing import Any, NamedTuple
 
@@ -20,8 +21,12 @@ from tasks.fetch.source import Resolved
 from tasks.plan.concurrently import catching_errors, map_concurrently
 from tasks.plan.default_tasks import describe, find_lengths, find_tasks
 from tasks.plan.freshness import State, channel_of, judge, judge_name, newest_numbers
+from tasks.plan.known import KnownRefusals
+from tasks.plan.row import PlanRow
 from tasks.publish.identity import Identity
+from tasks.publish.refusals import is_remembered
 from tasks.publish.schema_limit import read_limit
+from tasks.request.attempt import make_attempt, make_early_attempt
 from tasks.request.conversion import ConversionRequest
 from tasks.request.identify import identify
 from tracefleet.channel import slug_folder
@@ -33,45 +38,6 @@ __all__ = ["PlanRow", "State", "plan"]
 
 #: Source, revision and permissions: entries that share them are resolved together.
 _Checkpoint = tuple[str, str | None, bool, bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """Finding of the plan about one request.
-
-    Attributes:
-        name: Name of the entry in the fleet file.
-        request: The request.
-        state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
-            request was refused, or the published conversion is damaged or withdrawn.
-        why: Reasons for being stale or missing, or notes on a fresh one.
-        source: Source as the hub has it; None: refused before that.
-        commit: Commit that the revision resolved to; None: refused before that.
-        task: Task of the request, or the one of the checkpoint's own files.
-        lengths: Standard lengths of the request, or by default; None: refused before that.
-        weight_bytes: Size of the checkpoint's weights; None: refused before that.
-        key: Conversion key. Where only workers know the toolchain: the key with the toolchain of
-            the current conversion, None if there is none.
-        number: Current number of the channel; None: nothing is published in it.
-        error: Type name of the error that refused it.
-        message: Message of that error.
-        transient: Whether the error came from the network, so that another try may help.
-    """
-
-    name: str
-    request: ConversionRequest
-    state: State
-    why: tuple[str, ...] = ()
-    source: str | None = None
-    commit: str | None = None
-    task: str | None = None
-    lengths: tuple[int, ...] | None = None
-    weight_bytes: int | None = None
-    key: str | None = None
-    number: int | None = None
-    error: str | None = None
-    message: str = ""
-    transient: bool = False
 
 
 class _Lookup(NamedTuple):
@@ -96,12 +62,16 @@ class _Lookup(NamedTuple):
 
 
 def plan(
-    requests: Mapping[str, ConversionRequest], *, on_row: Callable[[PlanRow], None] | None = None
+    requests: Mapping[str, ConversionRequest],
+    *,
+    retry_refused: bool = False,
+    on_row: Callable[[PlanRow], None] | None = None,
 ) -> list[PlanRow]:
     """Return one row for each request, in their order.
 
     Args:
         requests: Requests by the names of their entries.
+        retry_refused: Whether to plan as if nothing had been refused before.
         on_row: Called by the calling thread with each row as soon as it is known.
 
     Raises:
@@ -109,17 +79,21 @@ def plan(
         StoreError: a store can't be opened or listed.
     """
     rows: dict[str, PlanRow] = {}
-    for row in _plan_rows(requests):
+    urls = {request.store for request in requests.values()}
+    stores = {url: open_store(url) for url in urls}
+    known = {url: KnownRefusals(store=store, now=time.time()) for url, store in stores.items()}
+    for found in _plan_rows(requests, stores):
+        row = found if retry_refused else known[found.request.store].spare(found)
         rows[row.name] = row
         if on_row is not None:
             on_row(row)
     return [rows[name] for name in requests]
 
 
-def _plan_rows(requests: Mapping[str, ConversionRequest]) -> Iterator[PlanRow]:
+def _plan_rows(
+    requests: Mapping[str, ConversionRequest], stores: Mapping[str, ReadableStore]
+) -> Iterator[PlanRow]:
     """Yield each row as soon as it is known: refusals first, then those read from channels."""
-    urls = {request.store for request in requests.values()}
-    stores = {url: open_store(url) for url in urls}
     schemas = {url: read_limit(store) for url, store in stores.items()}
     lookups: list[_Lookup] = []
     movers: dict[tuple[str, str], str] = {}
@@ -161,16 +135,19 @@ def _identify(
     for name, request in requests.items():
         found = resolved[_checkpoint_of(request)]
         if isinstance(found, Exception):
-            yield _refuse(name, request, found), None
+            yield _refuse_early(name, request, found, None), None
             continue
         task = request.task or tasks[found]
         if isinstance(task, Exception):
-            yield _refuse(name, request, task, commit=found.commit), None
+            yield _refuse_early(name, request, task, found), None
             continue
         lengths = request.lengths or find_lengths(described[found], task)
         if isinstance(lengths, Exception):
-            yield _refuse(name, request, lengths, commit=found.commit, task=task), None
+            yield _refuse_early(name, request, lengths, found, task), None
             continue
+        whole = request.model_copy(update={"task": task, "lengths": lengths})
+        schema = schemas[request.store]
+        identity = identify(whole, found, toolchains[request.backend], schema=schema)
         row = PlanRow(
             name=name,
             request=request,
@@ -180,10 +157,9 @@ def _identify(
             task=task,
             lengths=lengths,
             weight_bytes=found.weight_bytes,
+            attempt=make_attempt(request, identity),
         )
-        whole = request.model_copy(update={"task": task, "lengths": lengths})
-        schema = schemas[request.store]
-        yield row, identify(whole, found, toolchains[request.backend], schema=schema)
+        yield row, identity
 
 
 def _list_unnamed(
@@ -243,6 +219,21 @@ def _refuse(name: str, request: ConversionRequest, error: Exception, **known: An
         transient=not isinstance(error, ConversionError | ArtifactError),
         **{"task": request.task, **known},
     )
+
+
+def _refuse_early(
+    name: str,
+    request: ConversionRequest,
+    error: Exception,
+    found: Resolved | None,
+    task: str | None = None,
+) -> PlanRow:
+    """Refuse a request whose checkpoint, task or lengths can't be found out."""
+    attempt = None
+    if isinstance(error, ConversionError) and is_remembered(error):
+        attempt = make_early_attempt(request, found, task)
+    known = {"commit": found and found.commit, "task": request.task or task}
+    return _refuse(name, request, error, attempt=attempt, **known)
 
 
 def _read_channels(lookups: list[_Lookup]) -> Iterator[PlanRow]:

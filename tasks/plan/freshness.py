@@ -31,7 +31,7 @@ from tracefleet.manifest_types import JIT, Toolchain
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore
 
-State = Literal["fresh", "stale", "missing", "invalid"]
+State = Literal["fresh", "stale", "missing", "invalid", "refused"]
 
 #: From this number of sources on, the whole store is listed before single sources are.
 _MANY = 20
@@ -182,8 +182,7 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     toolchain = wanted.toolchain or manifest.toolchain
     key = dataclasses.replace(wanted, toolchain=toolchain).key
     number, log = published.number, published.published.folder
-    unchecked = f"toolchain not checked: no {wanted.variant.backend} here"
-    notes = () if wanted.toolchain else (unchecked,)
+    notes = () if wanted.toolchain else (describe_unchecked(wanted.variant.backend),)
     if key == manifest.key:
         return _settle(published, key, notes)
     rolled_back = find_rolled_back_number(store, log, number, published.entry, key)
@@ -200,6 +199,11 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
     # A worker with another toolchain will publish under another key.
     known = key if wanted.toolchain else None
     return Judgement(state="stale", why=why, key=known, number=number)
+
+
+def describe_unchecked(backend: str) -> str:
+    """Say that the toolchain was taken for that of the last run of a backend's workers."""
+    return f"toolchain not checked: no {backend} here"
 
 
 def _load_checked_manifest(store: ReadableStore, published: Selection) -> Manifest:

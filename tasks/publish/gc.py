@@ -2,7 +2,8 @@
 
 It keeps what a channel names, what a running publish claims (``tasks.publish.claim``) and what is
 younger than the grace time. It never touches channels, attestations and reports: they are the
-record of what was published. Called by ``tracefleet gc``.
+record of what was published. Of remembered refusals it removes those that count no more. Called by
+``tracefleet gc``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
+from tasks.publish.refusals import is_aged, list_records
 from tracefleet.channel import parse_entry_path, read_entry, source_slug
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST
@@ -38,13 +40,13 @@ class Garbage:
 
     Attributes:
         kind: Kind: an unreferenced ``conversion``, the ``files`` of a publish that crashed before
-            its manifest, an unfinished ``upload`` or an abandoned ``claim``.
+            its manifest, an unfinished ``upload``, an abandoned ``claim`` or an aged ``refusal``.
         path: Path relative to the store's root.
         files: Number of files.
         size: Their bytes; 0 for uploads, whose size no server reports.
     """
 
-    kind: Literal["conversion", "files", "upload", "claim"]
+    kind: Literal["conversion", "files", "upload", "claim", "refusal"]
     path: str
     files: int
     size: int
@@ -80,7 +82,8 @@ def collect(
         dry_run: Whether to report only what would be removed.
     """
     run = _Run(store=store, before=before, now=now, keep=keep, dry_run=dry_run)
-    for step in (run.collect_conversions, run.collect_uploads, run.collect_claims):
+    steps = (run.collect_conversions, run.collect_uploads, run.collect_claims)
+    for step in (*steps, run.collect_refusals):
         with run.note_errors("gc"):
             step()
     return Collection(removed=tuple(run.removed), kept=tuple(run.kept), damaged=tuple(run.damaged))
@@ -189,10 +192,18 @@ class _Run:
         """Remove claims of publishes that were killed, and marks of collectors that were."""
         old = [claim for claim in self.store.walk(PUBLISHING) if claim.modified < self.before]
         old += [mark for mark in self.store.walk(COLLECTING) if self._is_abandoned(mark)]
+        self._remove_files("claim", old)
+
+    def collect_refusals(self) -> None:
+        """Remove records of refusals that are too old to count, whatever the grace time."""
+        listed = list_records(self.store)
+        self._remove_files("refusal", [one for one in listed if is_aged(one, self.now)])
+
+    def _remove_files(self, kind: Literal["claim", "refusal"], files: list[Stored]) -> None:
         if not self.dry_run:
-            self.store.remove(claim.path for claim in old)
-        for claim in old:
-            self.removed.append(Garbage(kind="claim", path=claim.path, files=1, size=claim.size))
+            self.store.remove(file.path for file in files)
+        for file in files:
+            self.removed.append(Garbage(kind=kind, path=file.path, files=1, size=file.size))
 
     def _find_referenced(self, slug: str, named: _Channels) -> set[str]:
         """Return the keys whose conversions the channels of a source and of names keep.

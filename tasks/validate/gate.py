@@ -115,7 +115,8 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
     except RuntimeError as error:
         raise TraceError(
             f"{bundle.name}: expected the saved bundle to load, got: {error}. "
-            "The archive is not what was traced; nothing is published."
+            "The archive is not what was traced; nothing is published.",
+            lasting=False,
         ) from error
 
 
@@ -127,7 +128,8 @@ def _check_weights(module: torch.jit.ScriptModule, reference: Reference) -> int:
         if reference.weights.get(inner) != digest:
             raise UnsafeCheckpointError(
                 f"{inner}: expected the bundle to hold the reference's value bit for bit, got "
-                "another one. Nothing was published; trace again, and report it if it stays."
+                "another one. Nothing was published; trace again, and report it if it stays.",
+                lasting=False,
             )
     return len(reference.weights)
 

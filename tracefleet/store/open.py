@@ -18,7 +18,15 @@ _SUPPORTED = (
 )
 
 #: What lies in a store's root.
-_FOLDERS = {"conversions", "channels", "attestations", "publishing", "collecting", "schema.json"}
+_FOLDERS = {
+    "conversions",
+    "channels",
+    "attestations",
+    "refusals",
+    "publishing",
+    "collecting",
+    "schema.json",
+}
 
 
 def open_store(url: str | Path) -> ReadableStore:

@@ -9,8 +9,9 @@ from typing import Literal
 from tasks.errors import ConversionError
 
 #: What came of an entry: ``fresh`` (was published already), ``published`` (now), ``failed``
-#: (refused, crashed, or invalid before it began), ``cancelled`` (stopped before its end).
-Ending = Literal["fresh", "published", "failed", "cancelled"]
+#: (refused, crashed, or invalid before it began), ``cancelled`` (stopped before its end),
+#: ``refused`` (the very same was refused before, and was not tried).
+Ending = Literal["fresh", "published", "failed", "cancelled", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class FleetRow:
         why: what made the entry stale or missing, or the failure's message, in one line.
         error: type of the error, such as ``NumericsMismatchError``; None: it did not fail.
         next_step: what a person should do about the failure.
+        since: when it was refused first, in ISO 8601; None: not before this run.
         worst_error: largest relative error over the lengths; None: not measured in this run.
         tolerance: relative tolerance of its gate.
         seconds: wall time of the conversion.
@@ -46,6 +48,7 @@ class FleetRow:
     why: str = ""
     error: str | None = None
     next_step: str = ""
+    since: str | None = None
     worst_error: float | None = None
     tolerance: float | None = None
     seconds: float | None = None

@@ -1,4 +1,4 @@
-"""The report of a fleet run for Prefect's UI: two tables and a summary in markdown.
+"""The report of a fleet run for Prefect's UI: three tables and a summary in markdown.
 
 Prefect has two UIs. The one it opens shows a table artifact's cells as plain text, one line each;
 the older one takes every cell for markdown. So a cell reads well as either: addresses stand bare,
@@ -39,12 +39,13 @@ def fleet_markdown(facts: FleetFacts, report_url: str) -> str:
         words=words,
         safe_url=safe_url,
         unfinished=words.list_unfinished(facts),
+        refused=words.list_refused(facts),
     )
 
 
 def fleet_table(facts: FleetFacts) -> list[dict[str, str]]:
-    """Return a table artifact: what failed and what changed; the fresh ones are one row."""
-    shown = (*words.list_unfinished(facts), *words.list_changed(facts))
+    """Return a table artifact: what failed, changed or is refused; the fresh ones are one row."""
+    shown = (*words.list_unfinished(facts), *words.list_changed(facts), *words.list_refused(facts))
     # The last row is for all that have none.
     kept = shown if len(shown) < _MOST_ROWS else shown[: _MOST_ROWS - 1]
     rows = [_row(row) for row in kept]
@@ -87,6 +88,20 @@ def failure_table(facts: FleetFacts) -> list[dict[str, str]]:
             "run": _address(row.run_url),
         }
         for row in words.list_unfinished(facts)[:_MOST_ROWS]
+    ]
+
+
+def refusal_table(facts: FleetFacts) -> list[dict[str, str]]:
+    """Return a table artifact of what was refused before, and was not tried."""
+    return [
+        {
+            "conversion": _cell(words.title(row)),
+            "since": words.since(row),
+            "type": _cell(words.kind(row)),
+            "reason": _cell(row.why),
+            "next step": _cell(row.next_step),
+        }
+        for row in words.list_refused(facts)[:_MOST_ROWS]
     ]
 
 

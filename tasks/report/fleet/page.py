@@ -1,9 +1,9 @@
 """What a person reads about a fleet run: one self-contained HTML page.
 
-The verdict first, then what failed and what to do about it, what was published and how near it
-came to its tolerance, then everything in one table to sort and search. Without a script the page
-is whole and readable; ``templates/sort.js`` makes buttons of the column heads and shows the search
-field. ``tasks.report.fleet.markdown`` has the same for Prefect's UI.
+The verdict first, then what failed and what to do about it, what was refused before, what was
+published and how near it came to its tolerance, then everything in one table to sort and search.
+Without a script the page is whole and readable; ``templates/sort.js`` makes buttons of the column
+heads and shows the search field. ``tasks.report.fleet.markdown`` has the same for Prefect's UI.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def fleet_report(facts: FleetFacts, base_url: str = "") -> str:
         href=href,
         sort_value=_sort_value,
         unfinished=words.list_unfinished(facts),
+        refused=words.list_refused(facts),
         changed=words.list_changed(facts),
         errors=error_histogram(measured) if measured else None,
         slowest=words.slowest(facts, _SLOWEST),

@@ -10,7 +10,23 @@ from tasks.report.conversion import words
 from tasks.report.conversion.words import figure, number
 from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
 
-SIGNS: dict[Ending, str] = {"published": "✓", "fresh": "·", "failed": "✗", "cancelled": "○"}
+#: Characters of a day in ISO 8601.
+_DAY = 10
+SIGNS: dict[Ending, str] = {
+    "published": "✓",
+    "fresh": "·",
+    "failed": "✗",
+    "cancelled": "○",
+    "refused": "⊘",
+}
+
+
+def verdict(facts: FleetFacts) -> tuple[str, str]:
+    """Return the sign of a run, and the word that its colour goes by."""
+    if list_unfinished(facts):
+        return SIGNS["failed"], "failed"
+    known = facts.ended("refused")
+    return (SIGNS["refused"], "known") if known else (SIGNS["published"], "passed")
 
 
 def headline(facts: FleetFacts) -> str:
@@ -18,7 +34,7 @@ def headline(facts: FleetFacts) -> str:
     if not facts.rows:
         return "The fleet has no entries."
     whole = len(facts.rows)
-    current = whole - len(list_unfinished(facts))
+    current = whole - len(list_unfinished(facts)) - len(facts.ended("refused"))
     are = "conversion is" if whole == 1 else "conversions are"
     sentence = f"{current:,} of {whole:,} {are} current"
     if counts := ", ".join(_current(facts)):
@@ -41,6 +57,8 @@ def _lost(facts: FleetFacts) -> Iterator[str]:
     for ending in endings:
         if count := len(facts.ended(ending)):
             yield f"{count:,} {ending}"
+    if known := len(facts.ended("refused")):
+        yield f"{known:,} refused before"
 
 
 def when(facts: FleetFacts) -> str:
@@ -55,7 +73,8 @@ def title(row: FleetRow) -> str:
 
 def reason(row: FleetRow) -> str:
     """Return why an entry failed or was converted, with the type of its error."""
-    return f"{row.error}: {row.why}" if row.error else row.why
+    known = f" since {since(row)}" if row.since else ""
+    return f"{row.error}{known}: {row.why}" if row.error else row.why
 
 
 def list_unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
@@ -64,6 +83,16 @@ def list_unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
     common = Counter(kind(row) for row in failed)
     ordered = sorted(failed, key=lambda row: (-common[kind(row)], kind(row)))
     return (*ordered, *facts.ended("cancelled"))
+
+
+def list_refused(facts: FleetFacts) -> tuple[FleetRow, ...]:
+    """Return what was refused before and was not tried, the latest first."""
+    return tuple(sorted(facts.ended("refused"), key=lambda row: row.since or "", reverse=True))
+
+
+def since(row: FleetRow) -> str:
+    """Return the day on which an entry was refused first."""
+    return (row.since or "")[:_DAY]
 
 
 def list_changed(facts: FleetFacts) -> tuple[FleetRow, ...]:
@@ -97,13 +126,21 @@ def error(row: FleetRow) -> str:
 
 def highlights(facts: FleetFacts) -> list[str]:
     """Return the next most important facts: failures, the worst error, the slowest, bytes."""
-    return [*_failures(facts), *_worst(facts), *_slowest(facts), *_bytes(facts)]
+    told = (_failures, _refusals, _worst, _slowest, _bytes)
+    return [line for sentences in told for line in sentences(facts)]
 
 
 def _failures(facts: FleetFacts) -> Iterator[str]:
     kinds = Counter(kind(row) for row in facts.ended("failed")).most_common()
     if kinds:
         yield f"Failures: {', '.join(f'{count:,} × {name}' for name, count in kinds)}."
+
+
+def _refusals(facts: FleetFacts) -> Iterator[str]:
+    kinds = Counter(kind(row) for row in facts.ended("refused")).most_common()
+    if kinds:
+        counts = ", ".join(f"{count:,} × {name}" for name, count in kinds)
+        yield f"Refused before, for the very same, and not tried: {counts}."
 
 
 def _worst(facts: FleetFacts) -> Iterator[str]:
