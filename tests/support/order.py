@@ -11,6 +11,7 @@ from __future__ import annotations
 #: waited for come early too.
 SLOW = (
     "test_fleet_server",
+    "test_production",
     "test_sweep",
     "test_neuron_flow",
     "test_store_contract",
