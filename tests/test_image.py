@@ -238,7 +238,7 @@ def test_build_arguments_are_the_dockerfiles():
 
 def test_ports_are_open_to_this_machine_alone():
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 2
+    assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 

@@ -1,13 +1,15 @@
-"""The steps to production on a real Prefect server: promotions, notifications, a consumer."""
+"""The steps to production on a real server: promotions, notifications, metrics, a consumer."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -20,7 +22,9 @@ from tasks.request.conversion import make_request
 from tasks.sweep.tiny import Case, build
 from tests.support.forging import forge_file, scale_weight
 from tests.support.postgres import postgres
-from tests.support.prefect_platform import Platform
+from tests.support.prefect_platform import ROOT, Platform
+from tests.support.prometheus import prometheus
+from tests.support.s3_servers import free_port
 from tests.support.webhook import Webhook, receive
 from tracefleet import Change
 from tracefleet.manifest import Manifest
@@ -31,6 +35,8 @@ pytestmark = pytest.mark.prefect
 
 TASK = "text-classification"
 PRODUCTION = "production"
+DASHBOARD = json.loads((ROOT / "infra" / "dashboard.json").read_text("utf-8"))
+QUERIES = {panel["title"]: panel["targets"][0]["expr"] for panel in DASHBOARD["panels"]}
 
 
 @pytest.fixture(scope="module")
@@ -162,30 +168,60 @@ def test_what_differs_on_the_pool_is_never_promoted(
     assert not list(store.root.glob("channels/*/*/stable"))
 
 
-def test_new_failures_of_a_fleet_are_told_and_success_is_not(
-    platform: Platform,
-    webhook: Webhook,
-    store: FileStore,
-    checkpoint_folder: Path,
-    tmp_path: Path,
-):
-    publish(store, checkpoint_folder, 8)
+@pytest.fixture(scope="module")
+def failed_fleet(
+    platform: Platform, checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FileStore:
+    """A store that two fleets published into: one completed, one had a new failure."""
+    folder = tmp_path_factory.mktemp("fleet")
+    store = FileStore(root=folder / "store")
     platform.start_worker("coordinator")
     good = {"support": {"source": str(checkpoint_folder)}}
-    for entries, state in (
-        (good, "Completed"),
-        ({**good, "bad": {"source": str(tmp_path / "nothing")}}, "Failed"),
-    ):
-        path = tmp_path / f"{state}.yaml"
+    bad = {"bad": {"source": str(folder / "nothing")}}
+    for entries, state in ((good, "Completed"), ({**good, **bad}, "Failed")):
+        path = folder / f"{state}.yaml"
         defaults = {"store": store.url, "lengths": [8], "task": TASK}
         fleet = {"guarded": ["stable"], "defaults": defaults, "entries": entries}
         path.write_text(yaml.safe_dump(fleet))
         wait_for(platform, ask(platform, "convert-fleet/adhoc", fleet=str(path)), state)
+    return store
+
+
+def test_new_failures_of_a_fleet_are_told_and_success_is_not(
+    platform: Platform, webhook: Webhook, failed_fleet: FileStore
+):
     (told,) = platform.wait(lambda: webhook.of("Failed"))
     assert told["text"].startswith("New failures in fleet Failed ")
     assert "1 are not: bad (" in told["message"]
     assert not webhook.of("Completed")
-    assert is_guarded(store, "stable"), "the fleet's file says so"
+    assert is_guarded(failed_fleet, "stable"), "the fleet's file says so"
+
+
+def test_every_query_of_the_dashboard_finds_something(
+    platform: Platform, failed_fleet: FileStore, tmp_path: Path
+):
+    port = free_port()
+    with platform.running("python", "-m", "infra.metrics", "--port", str(port)) as exporter:
+        platform.wait(lambda: _scrape(port))
+        told = _scrape(port)
+        for title, query in QUERIES.items():
+            assert set(re.findall(r"tracefleet_\w+", query)) <= set(re.findall(r"\w+", told)), title
+        with prometheus(tmp_path, f"127.0.0.1:{port}") as server:
+            if server is None:
+                pytest.skip("queries were not run: no prometheus (apt-get install prometheus)")
+            for title, query in QUERIES.items():
+                assert server.query(query), f"{title}: {query} finds nothing in\n{told}"
+            assert server.query("tracefleet_fleet_colours") == [], "the control"
+            (refusals,) = server.query(QUERIES["Refusals by type"])
+            assert refusals["value"][1] == "1"
+        exporter.terminate()
+
+
+def _scrape(port: int) -> str:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    except httpx.HTTPError:
+        return ""
 
 
 def test_a_consumer_changes_when_the_event_comes(

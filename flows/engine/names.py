@@ -10,6 +10,8 @@ from tasks.request.conversion import ConversionRequest
 
 #: What the tag of every run of one conversion begins with.
 TAG = "conversion:"
+#: Event that says how a fleet run ended (``flows.fan_out.figures``).
+FLEET_ENDED = "tracefleet.fleet.ended"
 _COMMIT = 7
 
 
