@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.engine.names import artifact_key
+from flows.engine.release import RELEASE
 from flows.engine.retries import network_task
 from tasks.publish.gc import Collection, collect
 from tracefleet.errors import StoreError
@@ -18,7 +19,7 @@ _DAY = 86400.0
 _ROWS = 200
 
 
-@flow(name="gc", flow_run_name="gc {store}", validate_parameters=True)
+@flow(name="gc", flow_run_name="gc {store}", version=RELEASE, validate_parameters=True)
 def collect_garbage(
     store: str, older_than_days: float = 7, keep: int | None = None, dry_run: bool = False
 ) -> Collection:

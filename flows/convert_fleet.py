@@ -19,6 +19,7 @@ from pydantic import Field
 from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.clock import now
+from flows.engine.release import RELEASE
 from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
@@ -45,7 +46,7 @@ def _run_name() -> str:
     return f"{fleet} {now():%Y-%m-%d %H:%M}"
 
 
-@flow(name="convert-fleet", flow_run_name=_run_name, validate_parameters=True)
+@flow(name="convert-fleet", flow_run_name=_run_name, version=RELEASE, validate_parameters=True)
 def convert_fleet(
     fleet: str | None = None,
     spec: FleetSpec | None = None,

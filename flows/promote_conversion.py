@@ -24,6 +24,7 @@ from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.names import artifact_key
 from flows.engine.prefect_steps import PrefectSteps
+from flows.engine.release import RELEASE
 from tasks.child import Limits
 from tasks.publish.channels import promote
 from tasks.publish.promotion import (
@@ -53,6 +54,7 @@ class Approval(RunInput):
 @flow(
     name="promote-conversion",
     flow_run_name="promote {source} from {channel} to {to}",
+    version=RELEASE,
     validate_parameters=True,
 )
 def promote_conversion(

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from examples.reload_on_event import follow, watch
 from flows.convert import convert
+from flows.engine.release import RELEASE
 from tasks.publish.channels import promote
 from tasks.publish.guard import is_guarded, set_guarded
 from tasks.request.conversion import make_request
@@ -185,6 +186,17 @@ def failed_fleet(
         path.write_text(yaml.safe_dump(fleet))
         wait_for(platform, ask(platform, "convert-fleet/adhoc", fleet=str(path)), state)
     return store
+
+
+def test_deployments_and_runs_tell_version_commit_and_toolchain(
+    platform: Platform, failed_fleet: FileStore
+):
+    deployment = platform.ask("deployments/name/convert-fleet/adhoc")
+    assert deployment["version"] == RELEASE
+    runs = platform.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})
+    versions = {run["name"]: run["flow_version"] for run in runs if run["start_time"]}
+    assert any(name.startswith("support@") for name in versions), "a conversion of a batch"
+    assert set(versions.values()) == {RELEASE}
 
 
 def test_new_failures_of_a_fleet_are_told_and_success_is_not(
