@@ -221,7 +221,7 @@ RIGHTS = [
     ("s3:DeleteObject", "team/fleet/conversions/x", "Collector"),
     ("s3:DeleteObject", "team/fleet/channels/x", ""),
     ("s3:DeleteObject", "team/fleet/attestations/x", ""),
-    ("s3:DeleteObject", "team/fleet/reports/x", ""),
+    ("s3:DeleteObject", "team/fleet/reports/x", "Collector"),
     ("s3:DeleteObjectVersion", "team/fleet/conversions/x", ""),
     ("s3:PutBucketPolicy", "", ""),
     ("kms:Decrypt", KEY_ARN, "Reader Publisher Collector"),

@@ -114,6 +114,12 @@ def _add_gc(commands: Commands) -> None:
         metavar="N",
         help="let only the newest N numbers of each channel hold their conversions (default: all)",
     )
+    gc.add_argument(
+        "--reports-older-than",
+        type=_seconds,
+        metavar="AGE",
+        help="remove older reports, but those of conversions that are there (default: none)",
+    )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
@@ -144,6 +150,7 @@ def _gc(options: argparse.Namespace) -> int:
     from tracefleet.store.folder import FileStore
 
     store, now = open_writable(options.store, check=False), time.time()
+    reports = options.reports_older_than
     if isinstance(store, FileStore) and not store.root.is_dir():
         raise StoreError(f"{store.url}: expected a store, got no folder. Check the path.")
     found = collect(
@@ -151,6 +158,7 @@ def _gc(options: argparse.Namespace) -> int:
         before=now - options.older_than,
         now=now,
         keep=options.keep,
+        reports_before=reports and now - reports,
         dry_run=options.dry_run,
     )
     if options.json:

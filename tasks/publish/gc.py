@@ -1,8 +1,9 @@
 """Collect what nothing references: conversions, files of crashed publishes, unfinished uploads.
 
 It keeps what a channel names, what a running publish claims (``tasks.publish.claim``) and what is
-younger than the grace time. It never touches channels, attestations and reports: they are the
-record of what was published. Called by ``tracefleet gc``.
+younger than the grace time. It never touches channels and attestations: they are the record of what
+was published; reports go only where an age is given (``tasks.publish.old_reports``). Called by
+``tracefleet gc``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
+from tasks.publish.old_reports import find_old_reports
 from tracefleet.channel import parse_entry_path, read_entry, source_slug
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST
@@ -38,13 +40,13 @@ class Garbage:
 
     Attributes:
         kind: Kind: an unreferenced ``conversion``, the ``files`` of a publish that crashed before
-            its manifest, an unfinished ``upload`` or an abandoned ``claim``.
+            its manifest, an unfinished ``upload``, an abandoned ``claim`` or an old ``report``.
         path: Path relative to the store's root.
         files: Number of files.
         size: Their bytes; 0 for uploads, whose size no server reports.
     """
 
-    kind: Literal["conversion", "files", "upload", "claim"]
+    kind: Literal["conversion", "files", "upload", "claim", "report"]
     path: str
     files: int
     size: int
@@ -66,7 +68,13 @@ class Collection:
 
 
 def collect(
-    store: Store, *, before: float, now: float, keep: int | None = None, dry_run: bool = False
+    store: Store,
+    *,
+    before: float,
+    now: float,
+    keep: int | None = None,
+    reports_before: float | None = None,
+    dry_run: bool = False,
 ) -> Collection:
     """Remove what nothing references and nobody has modified since ``before``.
 
@@ -77,12 +85,17 @@ def collect(
         before: End of the grace time, in seconds since the epoch: what is newer stays.
         now: Seconds since the epoch.
         keep: Number of a channel's newest entries that keep their conversions; None: all entries.
+        reports_before: Seconds since the epoch: older reports go, but for those of conversions that
+            are there; None: all reports stay.
         dry_run: Whether to report only what would be removed.
     """
     run = _Run(store=store, before=before, now=now, keep=keep, dry_run=dry_run)
     for step in (run.collect_conversions, run.collect_uploads, run.collect_claims):
         with run.note_errors("gc"):
             step()
+    if reports_before is not None:
+        with run.note_errors("reports"):
+            run.collect_reports(min(reports_before, before))
     return Collection(removed=tuple(run.removed), kept=tuple(run.kept), damaged=tuple(run.damaged))
 
 
@@ -193,6 +206,14 @@ class _Run:
             self.store.remove(claim.path for claim in old)
         for claim in old:
             self.removed.append(Garbage(kind="claim", path=claim.path, files=1, size=claim.size))
+
+    def collect_reports(self, before: float) -> None:
+        """Remove old reports, but for those of conversions that are there."""
+        for folder, files in find_old_reports(self.store, before):
+            if not self.dry_run:
+                self.store.remove(file.path for file in files)
+            size = sum(file.size for file in files)
+            self.removed.append(Garbage(kind="report", path=folder, files=len(files), size=size))
 
     def _find_referenced(self, slug: str, named: _Channels) -> set[str]:
         """Return the keys whose conversions the channels of a source and of names keep.
