@@ -51,8 +51,10 @@ def set_guarded(store: Store, channel: str, *, guarded: bool = True) -> bool:
     """Guard a channel of a store, or lift that; return whether anything changed."""
     if _stands(store, channel, guarded):
         return False
-    # Written over and not removed: publishers may remove nothing but their own claims.
-    store.put_over(_path(channel), canonical_json({"guarded": guarded}))
+    path, data = _path(channel), canonical_json({"guarded": guarded})
+    # A publisher has the right to guard a channel, and none to write over what is there.
+    if not store.put_new(path, data):
+        store.put_over(path, data)
     return True
 
 
