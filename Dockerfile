@@ -44,6 +44,9 @@ RUN cd /opt/venv/lib/python3*/site-packages \
  && rm -r torch/include torch/test torch/share \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && find sympy networkx mpmath -type d -name tests -prune -exec rm -r {} +
+# Which commit this is: shown with each deployment and each run.
+ARG TRACEFLEET_COMMIT=
+RUN printf '%s' "${TRACEFLEET_COMMIT}" > COMMIT
 
 
 FROM build-base AS build-s3
@@ -82,6 +85,7 @@ infra.s3_server --folder /var/lib/tracefleet/s3 --access-key \"$AWS_ACCESS_KEY_I
 
 FROM runtime AS worker
 COPY --from=build /opt/venv /opt/venv
+COPY --from=build /app/COMMIT COMMIT
 COPY tracefleet tracefleet
 COPY tracefleet_pipeline tracefleet_pipeline
 COPY tasks tasks

@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.engine.names import artifact_key
+from flows.engine.release import RELEASE
 from flows.engine.retries import network_task
 from tasks.publish.gc import Collection, collect
 from tracefleet.errors import StoreError
@@ -18,9 +19,13 @@ _DAY = 86400.0
 _ROWS = 200
 
 
-@flow(name="gc", flow_run_name="gc {store}", validate_parameters=True)
+@flow(name="gc", flow_run_name="gc {store}", version=RELEASE, validate_parameters=True)
 def collect_garbage(
-    store: str, older_than_days: float = 7, keep: int | None = None, dry_run: bool = False
+    store: str,
+    older_than_days: float = 7,
+    keep: int | None = None,
+    reports_older_than_days: float | None = None,
+    dry_run: bool = False,
 ) -> Collection:
     """Remove what no channel references: conversions, orphaned files, unfinished uploads.
 
@@ -28,6 +33,8 @@ def collect_garbage(
         store: Root URL of the store.
         older_than_days: Leave alone what is younger; at least an hour (0.042).
         keep: Let only the newest so many numbers of each channel hold their conversions; none: all.
+        reports_older_than_days: Remove older reports, but those of conversions that are there;
+            none: keep all.
         dry_run: Only say what would be removed.
 
     Returns:
@@ -39,17 +46,26 @@ def collect_garbage(
     # A publish may take that long between its first file and its channel.
     if older_than_days * _DAY < 3600:
         raise ValueError(f"older_than_days: expected at least an hour, got {older_than_days}")
-    found: Collection = collect_store(store, older_than_days * _DAY, keep, dry_run)
+    days = reports_older_than_days
+    reports = None if days is None else days * _DAY
+    found: Collection = collect_store(store, older_than_days * _DAY, keep, reports, dry_run)
     _show(store, found, dry_run)
     if found.damaged:
         raise StoreError(f"{store}: gc kept what it could not judge: " + "; ".join(found.damaged))
     return found
 
 
-def _collect(store: str, age: float, keep: int | None, dry_run: bool) -> Collection:
+def _collect(
+    store: str, age: float, keep: int | None, reports: float | None, dry_run: bool
+) -> Collection:
     now = time.time()
     return collect(
-        open_writable(store, check=False), before=now - age, now=now, keep=keep, dry_run=dry_run
+        open_writable(store, check=False),
+        before=now - age,
+        now=now,
+        keep=keep,
+        reports_before=None if reports is None else now - reports,
+        dry_run=dry_run,
     )
 
 

@@ -13,6 +13,7 @@ from tasks.publish.alias import record_alias
 from tasks.publish.conversion import publish, validation_of
 from tasks.publish.files import collect_files, describe_files
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
+from tasks.publish.guard import refuse_publishing
 from tasks.publish.schema_limit import read_limit, refuse_name
 from tasks.request.candidate import read_candidate
 from tasks.request.conversion import ConversionRequest
@@ -30,6 +31,7 @@ def convert(
         backend, store = find_backend(request.backend), open_writable(request.store)
         source = steps.here("resolve", resolve, request.source, **request.permissions)
         request = complete(request, source, steps)
+        refuse_publishing(store, request.channel)
         schema = read_limit(store)
         refuse_name(store, schema, request.publish_as)
         identity = identify(request, source, backend.toolchain(), given, schema=schema)  # -> key

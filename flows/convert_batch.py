@@ -34,6 +34,7 @@ from flows.convert_checkpoint import convert_checkpoint
 from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.names import fleet_tag
+from flows.engine.release import RELEASE
 from tasks.request.conversion import ConversionRequest
 from tracefleet.channel import channel_folder, read_current, slug_folder
 from tracefleet.errors import ArtifactError
@@ -58,7 +59,7 @@ class BatchEntry(BaseModel):
     """Conversion key as planned; none: only the worker knows its toolchain."""
 
 
-@flow(name="convert-batch", validate_parameters=True)
+@flow(name="convert-batch", version=RELEASE, validate_parameters=True)
 def convert_batch(entries: list[BatchEntry], backend: str, fleet: UUID | None = None) -> State[Any]:
     """Convert several checkpoints one after another; each has a run of its own.
 

@@ -14,6 +14,7 @@ from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.names import run_name
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
+from flows.engine.release import RELEASE
 from tasks.errors import RequestError
 from tasks.request.conversion import ConversionRequest, make_request
 
@@ -24,7 +25,7 @@ def _run_name() -> str:
     return run_name(with_backend(request, parameters.get("backend")))
 
 
-@flow(name="convert-checkpoint", flow_run_name=_run_name, validate_parameters=True)
+@flow(name="convert-checkpoint", flow_run_name=_run_name, version=RELEASE, validate_parameters=True)
 def convert_checkpoint(request: ConversionRequest, backend: str | None = None) -> Conversion:
     """Fetch, untie, trace, validate and publish one checkpoint; nothing wrong is ever published.
 

@@ -25,6 +25,7 @@ from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.clock import now
 from flows.engine.names import KNOWN_REFUSALS
+from flows.engine.release import RELEASE
 from flows.engine.remembering import remember_invalid
 from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
@@ -36,6 +37,7 @@ from flows.fan_out.rows import make_invalid_row, make_planned_row, make_refused_
 from tasks.errors import RequestError
 from tasks.fleet.spec import FleetSpec, read_fleet
 from tasks.plan.fleet import PlanRow, plan
+from tasks.publish.guard import guard_stores
 from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
 from tasks.request.conversion import ConversionRequest
 
@@ -52,7 +54,7 @@ def _run_name() -> str:
     return f"{fleet} {now():%Y-%m-%d %H:%M}"
 
 
-@flow(name="convert-fleet", flow_run_name=_run_name, validate_parameters=True)
+@flow(name="convert-fleet", flow_run_name=_run_name, version=RELEASE, validate_parameters=True)
 def convert_fleet(
     fleet: str | None = None,
     spec: FleetSpec | None = None,
@@ -91,7 +93,11 @@ def convert_fleet(
     # What a lost host left running would be joined, and waited for.
     if engine.has_server():
         end_orphans()
-    rows = _plan_requests(_requests(fleet, spec, store, only), retry_refused=retry_refused)
+    wanted = _read(fleet, spec).with_store(store)
+    requests = _choose(wanted.requests(), only)
+    if wanted.guarded:
+        guard_channels([request.store for request in requests.values()], wanted.guarded)
+    rows = _plan_requests(requests, retry_refused=retry_refused)
     work = [
         Assignment(planned=row, fleet=str(own)) for row in rows if row.state in ("stale", "missing")
     ]
@@ -165,12 +171,18 @@ plan_fleet = network_task(plan, name="plan")
 plan_again = network_task(_again, name="plan again")
 
 
-def _requests(
-    fleet: str | None, spec: FleetSpec | None, store: str | None, only: list[str] | None
-) -> dict[str, ConversionRequest]:
+guard_channels = network_task(guard_stores, name="guard channels")
+
+
+def _read(fleet: str | None, spec: FleetSpec | None) -> FleetSpec:
     if (fleet is None) == (spec is None):
         raise RequestError("convert-fleet: expected either fleet or spec, got both or neither.")
-    found = (spec or read_fleet(str(fleet))).with_store(store).requests()
+    return spec or read_fleet(str(fleet))
+
+
+def _choose(
+    found: dict[str, ConversionRequest], only: list[str] | None
+) -> dict[str, ConversionRequest]:
     if not only:
         return found
     chosen: set[str] = set()

@@ -12,6 +12,7 @@ from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
+from flows.engine.release import RELEASE
 from tasks.child import Limits
 
 
@@ -21,7 +22,9 @@ def _run_name() -> str:
     return f"{source.rpartition('/')[2]} {key[:12]}"
 
 
-@flow(name="validate-conversion", flow_run_name=_run_name, validate_parameters=True)
+@flow(
+    name="validate-conversion", flow_run_name=_run_name, version=RELEASE, validate_parameters=True
+)
 def validate_conversion(
     conversion: str,
     backend: str | None = None,

@@ -14,11 +14,17 @@ from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
 from flows.engine.names import artifact_key
 from flows.engine.prefect_steps import PrefectSteps
+from flows.engine.release import RELEASE
 from flows.judge_current import Choice, judge_current
 from tasks.report.current import CurrentRow, render_rows, require_proved
 
 
-@flow(name="validate-current", flow_run_name="validate {store}", validate_parameters=True)
+@flow(
+    name="validate-current",
+    flow_run_name="validate {store}",
+    version=RELEASE,
+    validate_parameters=True,
+)
 def validate_current(
     store: str,
     sources: list[str] | None = None,

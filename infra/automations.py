@@ -33,6 +33,8 @@ _STATE = "prefect.flow-run."
 _FINAL = {
     _STATE + name for name in ("Completed", "KnownRefusals", "Failed", "Crashed", "Cancelled")
 }
+#: A run that left its host alive: it is being cancelled, handed back, or waits for a person.
+_LEFT = {_STATE + name for name in ("Cancelling", "AwaitingRetry", "Suspended")}
 _ALIVE = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}
 
 
@@ -44,9 +46,9 @@ def lost_runs(missed: timedelta = MISSED) -> AutomationCore:
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_STATE + "heartbeat"},
-            expect={_STATE + "heartbeat", *_FINAL, _STATE + "Cancelling", _STATE + "AwaitingRetry"},
+            expect={_STATE + "heartbeat", *_FINAL, *_LEFT},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_match_tag(OURS),
+            match_related=match_tag(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=missed,
@@ -73,7 +75,7 @@ def stuck_runs(never_began: timedelta = NEVER_BEGAN) -> AutomationCore:
             after={_STATE + "Pending"},
             expect={*_FINAL, *_ALIVE - {_STATE + "Pending"}, _STATE + "Cancelling"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_match_tag(OURS),
+            match_related=match_tag(OURS),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=never_began,
@@ -99,7 +101,7 @@ def lost_fleets(delay: timedelta = DELAY) -> AutomationCore:
             after={_STATE + "Crashed"},
             expect=_ALIVE | _FINAL - {_STATE + "Crashed"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_match_tag(RESUMES),
+            match_related=match_tag(RESUMES),
             for_each={"prefect.resource.id"},
             threshold=1,
             within=delay,
@@ -115,7 +117,8 @@ def lost_fleets(delay: timedelta = DELAY) -> AutomationCore:
     )
 
 
-def _match_tag(tag: str) -> ResourceSpecification:
+def match_tag(tag: str) -> ResourceSpecification:
+    """Return what events of runs with a tag have in common."""
     return ResourceSpecification(
         {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
     )

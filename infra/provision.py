@@ -1,7 +1,8 @@
 """Set up a Prefect server for tracefleet: ``python -m infra.provision``.
 
 It creates work pools and queues from ``infra/pools.yaml`` and automations from
-``infra.automations``. A second run updates only what differs; other pools and automations stay as
+``infra.automations``, and with TRACEFLEET_NOTIFY_URL set those of ``infra.notifications``, which
+post to that webhook. A second run updates only what differs; other pools and automations stay as
 they are. Then ``prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`` creates the
 deployments.
 """
@@ -26,6 +27,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.automations import AUTOMATIONS
+from infra.notifications import make_notifications
 
 POOLS = Path(__file__).with_name("pools.yaml")
 
@@ -76,8 +78,7 @@ def provision(path: Path) -> None:
             print(f"pool {name}: {_put_pool(client, name, pool, path.parent)}")
             for queue, priority in pool.queues.items():
                 print(f"queue {name}/{queue}: {_put_queue(client, name, queue, priority)}")
-        for make in AUTOMATIONS:
-            automation = make()
+        for automation in (*(make() for make in AUTOMATIONS), *make_notifications()):
             print(f"automation {automation.name!r}: {put_automation(client, automation)}")
 
 

@@ -18,6 +18,7 @@ from flows.__main__ import main
 from tasks.publish import claim as claiming
 from tasks.publish import gc
 from tasks.publish.claim import claim_conversion, prefix_of
+from tasks.publish.conversion import attest
 from tasks.publish.gc import Collection, collect
 from tasks.publish.identity import Identity
 from tasks.publish.point import point_channel
@@ -432,3 +433,49 @@ def test_a_store_may_be_a_word_or_an_option_and_not_both(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert told in capsys.readouterr().err
+
+
+def report(store: Store, run: str, of: Manifest | None = None) -> str:
+    """Write a run's report, and if it made a conversion that one's attestation."""
+    if of is not None:
+        attest(store, of, run, {})
+    store.put_over(f"reports/{run}/index.html", b"a page")
+    return run
+
+
+def reports_left(store: Store) -> set[str]:
+    return set(store.names("reports"))
+
+
+def test_old_reports_go_but_those_of_conversions_that_are_there(store: Store):
+    current, lost = put(store, 0), unreferenced(store)
+    kept, orphan, fleet = report(store, "a", current), report(store, "b", lost), report(store, "c")
+    later(store)
+    assert reports_left(store) == {kept, orphan, fleet}, "without an age all of them stay"
+    now = time.time() + 24 * HOUR
+    young = collect(store, before=now - HOUR, now=now, reports_before=now - 48 * HOUR)
+    assert young.removed == ()
+    tried = collect(store, before=now - HOUR, now=now, reports_before=now - HOUR, dry_run=True)
+    assert reports_left(store) == {kept, orphan, fleet}
+    done = collect(store, before=now - HOUR, now=now, reports_before=now - HOUR)
+    assert done == tried
+    assert [one.path for one in done.removed] == [f"reports/{orphan}", f"reports/{fleet}"]
+    assert reports_left(store) == {kept}
+    assert store.names("attestations"), "they are the record"
+
+
+def test_reports_are_never_younger_than_what_gc_may_touch(store: Store):
+    report(store, "a")
+    now = time.time()
+    assert collect(store, before=now - HOUR, now=now, reports_before=now + HOUR).removed == ()
+    assert reports_left(store) == {"a"}
+
+
+def test_the_command_line_removes_old_reports(tmp_path: Path, capsys):
+    store = FileStore(root=tmp_path / "store")
+    report(store, "a")
+    old = time.time() - 400 * 24 * HOUR
+    os.utime(tmp_path / "store" / "reports" / "a" / "index.html", (old, old))
+    assert main(["gc", str(tmp_path / "store"), "--reports-older-than", "52w"]) == 0
+    assert capsys.readouterr().out.startswith("report      reports/a  1 files, 6 bytes\n1 removed")
+    assert reports_left(store) == set()

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def test_build_arguments_are_the_dockerfiles():
 
 def test_ports_are_open_to_this_machine_alone():
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 2
+    assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
@@ -427,3 +428,15 @@ def test_neuron_gets_a_device_of_the_right_instance(name: str):
 def test_without_neuron_no_device_is_asked_for():
     for name in MADE.keys() - set(NEURON):
         assert "neuron" not in json.dumps(rendered(name))
+
+
+def test_the_server_forgets_old_runs_and_events(monkeypatch: pytest.MonkeyPatch):
+    for name, value in SERVICES["server"]["environment"].items():
+        if "VACUUM" in name:
+            monkeypatch.setenv(name, value)
+    vacuum = prefect.settings.Settings().server.services.db_vacuum
+    assert vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert vacuum.retention_period == timedelta(days=90)
+    monkeypatch.undo()
+    unset = prefect.settings.Settings().server.services.db_vacuum
+    assert unset.enabled_vacuum_types == {"events"}, "the control"

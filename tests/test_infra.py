@@ -72,15 +72,21 @@ class Template:
         statements: list[dict[str, Any]] = self.properties(resource)["PolicyDocument"]["Statement"]
         return statements
 
-    def allows(self, role: str, action: str, resource: str) -> bool:
-        """Whether a role may do something to a key, ``""`` for the bucket, or the KMS key."""
+    def allows(self, role: str, action: str, resource: str, *, new: bool = True) -> bool:
+        """Whether a role may do something to a key, ``""`` for the bucket, or the KMS key.
+
+        With ``new`` a write carries If-None-Match, as what creates a file once does.
+        """
         if not resource.startswith("arn:"):
             resource = f"{BUCKET_ARN}/{resource}".rstrip("/")
-        return any(
-            action in as_list(one["Action"])
-            and any(fnmatchcase(resource, pattern) for pattern in as_list(one["Resource"]))
+        effects = [
+            one["Effect"]
             for one in self.statements(f"{role}Policy")
-        )
+            if action in as_list(one["Action"])
+            and any(fnmatchcase(resource, pattern) for pattern in as_list(one["Resource"]))
+            and not (new and "Null" in one.get("Condition", {}))
+        ]
+        return "Allow" in effects and "Deny" not in effects
 
     def _fill(self, node: Any) -> Any:
         if isinstance(node, _Call):
@@ -203,42 +209,57 @@ def test_the_bucket_policy_wants_tls_and_conditional_writes():
         )
 
 
+ROLES = ("Reader", "Publisher", "Promoter", "Collector")
 # Who may do what to which key below the prefix.
 RIGHTS = [
-    ("s3:ListBucket", "", "Reader Publisher Collector"),
-    ("s3:GetObject", "team/fleet/channels/x", "Reader Publisher Collector"),
+    ("s3:ListBucket", "", "Reader Publisher Promoter Collector"),
+    ("s3:GetObject", "team/fleet/channels/x", "Reader Publisher Promoter Collector"),
     ("s3:GetObject", "team/other/x", ""),
     ("s3:PutObject", "team/fleet/conversions/x", "Publisher"),
-    ("s3:PutObject", "team/fleet/channels/x", "Publisher"),
+    ("s3:PutObject", "team/fleet/channels/x", "Publisher Promoter"),
+    ("s3:PutObject", "team/fleet/channels/a/v/latest/1.json", "Publisher Promoter"),
+    ("s3:PutObject", "team/fleet/channels/a/v/production/1.json", "Promoter"),
+    ("s3:PutObject", "team/fleet/publishing/x", "Publisher Promoter"),
     ("s3:PutObject", "team/fleet/collecting/x", "Publisher Collector"),
-    ("s3:PutObject", "team/fleet/probe/x", "Publisher Collector"),
+    ("s3:PutObject", "team/fleet/probe/x", "Publisher Promoter Collector"),
     ("s3:PutObject", "team/other/x", ""),
     ("s3:AbortMultipartUpload", "team/fleet/conversions/x", "Publisher Collector"),
     ("s3:ListMultipartUploadParts", "team/fleet/conversions/x", "Publisher"),
     ("s3:ListBucketMultipartUploads", "", "Publisher Collector"),
-    ("s3:DeleteObject", "team/fleet/publishing/x", "Publisher Collector"),
+    ("s3:DeleteObject", "team/fleet/publishing/x", "Publisher Promoter Collector"),
     ("s3:DeleteObject", "team/fleet/collecting/x", "Collector"),
     ("s3:DeleteObject", "team/fleet/conversions/x", "Collector"),
     ("s3:PutObject", "team/fleet/refusals/x", "Publisher"),
     ("s3:DeleteObject", "team/fleet/refusals/x", "Collector"),
     ("s3:DeleteObject", "team/fleet/channels/x", ""),
     ("s3:DeleteObject", "team/fleet/attestations/x", ""),
-    ("s3:DeleteObject", "team/fleet/reports/x", ""),
+    ("s3:DeleteObject", "team/fleet/reports/x", "Collector"),
     ("s3:DeleteObjectVersion", "team/fleet/conversions/x", ""),
     ("s3:PutBucketPolicy", "", ""),
-    ("kms:Decrypt", KEY_ARN, "Reader Publisher Collector"),
-    ("kms:GenerateDataKey", KEY_ARN, "Publisher Collector"),
+    ("kms:Decrypt", KEY_ARN, "Reader Publisher Promoter Collector"),
+    ("kms:GenerateDataKey", KEY_ARN, "Publisher Promoter Collector"),
 ]
 
 
 @pytest.mark.parametrize(("action", "key", "roles"), RIGHTS)
 def test_each_role_has_the_least_rights(action: str, key: str, roles: str):
-    allowed = [r for r in ("Reader", "Publisher", "Collector") if FULL.allows(r, action, key)]
+    allowed = [role for role in ROLES if FULL.allows(role, action, key)]
     assert allowed == roles.split()
 
 
+def test_a_publisher_guards_a_channel_and_lifts_no_guard():
+    guard = ("s3:PutObject", "team/fleet/guarded/production.json")
+    assert FULL.allows("Publisher", *guard)
+    assert not FULL.allows("Publisher", *guard, new=False)
+    assert not any(FULL.allows(role, *guard) for role in ("Reader", "Promoter", "Collector"))
+    other = Template(GuardedChannel="stable")
+    entry = "channels/hf--a/v/{}/0000000002.json"
+    assert other.allows("Publisher", "s3:PutObject", entry.format("production"))
+    assert not other.allows("Publisher", "s3:PutObject", entry.format("stable"))
+
+
 def test_without_a_key_nobody_has_rights_to_one():
-    for role in ("Reader", "Publisher", "Collector"):
+    for role in ROLES:
         actions = [
             action for one in PLAIN.statements(f"{role}Policy") for action in as_list(one["Action"])
         ]

@@ -25,6 +25,7 @@ NOT_RUN = {
     "fleets.md": 5,
     "generation.md": 1,
     "neuron.md": 3,
+    "production.md": 5,
     "serving.md": 3,
     "store.md": 2,
     "triton.md": 1,

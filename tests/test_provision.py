@@ -10,7 +10,7 @@ from prefect.events.schemas.automations import EventTrigger
 
 from flows.engine import settings as engine
 from flows.engine.names import KNOWN_REFUSALS
-from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES
+from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES, lost_runs
 from infra.provision import POOLS, ProvisionError, main, read_pools
 
 PREFECT_YAML = yaml.safe_load(Path(POOLS).with_name("prefect.yaml").read_text("utf-8"))
@@ -39,6 +39,12 @@ def test_heartbeats_are_as_frequent_as_the_automation_allows():
     # A fleet that is started by hand has no deployment, and Prefect's own default is rarer.
     assert int(engine.SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_SECONDS
     assert MISSED.seconds >= 3 * HEARTBEAT_SECONDS
+
+
+def test_a_run_that_waits_for_a_person_is_not_taken_for_lost():
+    trigger = lost_runs().trigger
+    assert isinstance(trigger, EventTrigger)
+    assert {"prefect.flow-run.Suspended", "prefect.flow-run.heartbeat"} <= trigger.expect
 
 
 def test_what_is_scheduled_again_is_tagged():

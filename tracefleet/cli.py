@@ -24,7 +24,7 @@ GROUP = "tracefleet.commands"
 #: Commands of the pipeline, to tell who asks for one where it is not installed; a test compares.
 PIPELINE = (
     *("convert", "validate", "plan", "fleet", "sweep", "schema"),
-    *("gc", "promote", "rollback", "withdraw", "reinstate", "limit-schema"),
+    *("gc", "promote", "rollback", "withdraw", "reinstate", "guard", "limit-schema"),
 )
 _ABSENT = (
     "a command of the pipeline, which is not installed here; this is the reader alone. Install "

@@ -34,6 +34,7 @@ _SUMMARIES = {
     "rollback": "make an earlier number of a channel current again, as its next number",
     "withdraw": "withdraw what a channel points to: readers refuse it from then on, and say why",
     "reinstate": "make a withdrawn conversion current again, as the channel's next number",
+    "guard": "guard a channel: only what a person confirms enters it",
     "limit-schema": "limit the schema of a store's next manifests, for earlier readers",
 }
 
@@ -44,6 +45,7 @@ def add_command(commands: Commands) -> None:
     promote = _add(commands, "promote", _promote, "tracefleet promote ./store org/name")
     promote.add_argument("--channel", default="candidate", help="from this (default: candidate)")
     promote.add_argument("--to", default="latest", help="into this one (default: latest)")
+    _add_confirm(promote)
     for name, command, more in (
         ("rollback", _rollback, "--number 3"),
         ("withdraw", _withdraw, '--reason "wrong on long texts"'),
@@ -53,7 +55,13 @@ def add_command(commands: Commands) -> None:
         parser = _add(commands, name, command, example)
         parser.add_argument("--channel", default="latest", help="which one (default: latest)")
         _add_own(parser, name)
+    _add_guard(commands)
     _add_limit(commands)
+
+
+def _add_confirm(parser: argparse.ArgumentParser) -> None:
+    text = "move a guarded channel too: you have checked it"
+    parser.add_argument("--confirm", action="store_true", help=text)
 
 
 def _add_own(parser: argparse.ArgumentParser, name: str) -> None:
@@ -61,6 +69,8 @@ def _add_own(parser: argparse.ArgumentParser, name: str) -> None:
         text = "one line for those who meet the refusal"
         parser.add_argument("--reason", required=True, help=text)
         return
+    if name == "reinstate":
+        _add_confirm(parser)
     which = "the previous" if name == "rollback" else "the current"
     parser.add_argument("--number", type=int, help=f"bring this one back (default: {which})")
 
@@ -76,7 +86,7 @@ def _add(
         epilog=f"{_EXIT_CODES}\n\nexamples:\n  {example}",
     )
     add_output(parser)
-    of_store = name in ("gc", "limit-schema")
+    of_store = name in ("gc", "guard", "limit-schema")
     read = add_place(parser, _STORE if of_store else _STORE | _SOURCE)
     if not of_store:
         _add_variant(parser)
@@ -104,6 +114,12 @@ def _add_gc(commands: Commands) -> None:
         metavar="N",
         help="let only the newest N numbers of each channel hold their conversions (default: all)",
     )
+    gc.add_argument(
+        "--reports-older-than",
+        type=_seconds,
+        metavar="AGE",
+        help="remove older reports, but those of conversions that are there (default: none)",
+    )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
@@ -112,6 +128,12 @@ def _add_limit(commands: Commands) -> None:
     limit = _add(commands, "limit-schema", _limit_schema, example)
     text = "a number from 2 on, or newest, which lifts the limit"
     limit.add_argument("--schema", required=True, help=text)
+
+
+def _add_guard(commands: Commands) -> None:
+    guard = _add(commands, "guard", _guard, "tracefleet guard ./store --channel production")
+    guard.add_argument("--channel", required=True, help="which one")
+    guard.add_argument("--lift", action="store_true", help="guard it no longer")
 
 
 def _add_variant(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +150,7 @@ def _gc(options: argparse.Namespace) -> int:
     from tracefleet.store.folder import FileStore
 
     store, now = open_writable(options.store, check=False), time.time()
+    reports = options.reports_older_than
     if isinstance(store, FileStore) and not store.root.is_dir():
         raise StoreError(f"{store.url}: expected a store, got no folder. Check the path.")
     found = collect(
@@ -135,6 +158,7 @@ def _gc(options: argparse.Namespace) -> int:
         before=now - options.older_than,
         now=now,
         keep=options.keep,
+        reports_before=reports and now - reports,
         dry_run=options.dry_run,
     )
     if options.json:
@@ -159,7 +183,8 @@ def _promote(options: argparse.Namespace) -> int:
     from tracefleet.store import open_writable
 
     store = open_writable(options.store)
-    manifest, number = promote(store, select(store, **_selection(options)), to=options.to)
+    selection = select(store, **_selection(options))
+    manifest, number = promote(store, selection, to=options.to, confirmed=options.confirm)
     return _print_channel(options, options.to, number, manifest.key)
 
 
@@ -203,7 +228,7 @@ def _reinstate(options: argparse.Namespace) -> int:
 
     store = open_writable(options.store)
     selection = select(store, **_selection(options))
-    manifest, number = reinstate(store, selection, number=options.number)
+    manifest, number = reinstate(store, selection, number=options.number, confirmed=options.confirm)
     code = _print_channel(options, options.channel, number, manifest.key)
     if not options.json:
         _print_withdrawn(list(find_same(store, select(store, **_selection(options)))))
@@ -216,6 +241,19 @@ def _print_withdrawn(same: list[Selection]) -> None:
         if one.entry.withdrawn is not None:
             where = f"{one.published.slug} {one.published.channel} #{one.number}"
             print(f"still    withdrawn in {where}: reinstate it there too, if it is right")
+
+
+def _guard(options: argparse.Namespace) -> int:
+    from tasks.publish.guard import set_guarded
+    from tracefleet.store import open_writable
+
+    changed = set_guarded(open_writable(options.store), options.channel, guarded=not options.lift)
+    if options.json:
+        print(json.dumps({"channel": options.channel, "guarded": not options.lift}))
+    else:
+        verdict = "not guarded" if options.lift else "guarded"
+        print(f"channel  {options.channel} is {verdict}{' from now on' if changed else ' already'}")
+    return 0
 
 
 def _limit_schema(options: argparse.Namespace) -> int:

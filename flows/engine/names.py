@@ -13,6 +13,8 @@ TAG = "conversion:"
 #: How a fleet's state is called where all that is not current was refused before; of type
 #: Completed. Automations know states by their names: infra.automations has it too.
 KNOWN_REFUSALS = "KnownRefusals"
+#: Event that says how a fleet run ended (``flows.fan_out.figures``).
+FLEET_ENDED = "tracefleet.fleet.ended"
 _COMMIT = 7
 
 

@@ -19,6 +19,7 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 
 from flows.engine.names import artifact_key
+from flows.fan_out.figures import emit_figures
 from tasks.plan.fleet import PlanRow, State
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tasks.report.fleet.markdown import (
@@ -99,6 +100,7 @@ def keep(facts: FleetFacts, *, store: str, run: str) -> FleetFacts:
     facts = replace(facts, report_url=url)
     logger.info("report: %s", url)
     _artifacts(facts)
+    _quietly(emit_figures, facts)
     return facts
 
 

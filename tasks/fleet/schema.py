@@ -47,6 +47,7 @@ def fleet_schema() -> dict[str, Any]:
         "properties": {
             "defaults": {"description": about["defaults"]["description"], **_REQUEST},
             "entries": {"description": about["entries"]["description"], **entries},
+            "guarded": {"description": about["guarded"]["description"], **_channels()},
         },
         "$defs": {
             **request["$defs"],
@@ -76,6 +77,14 @@ def _field(name: str, field: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lengths() -> dict[str, Any]:
     return {**_some({"type": "integer", "minimum": 1}), "uniqueItems": True}
+
+
+def _channels() -> dict[str, Any]:
+    return {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]*$"},
+        "uniqueItems": True,
+    }
 
 
 def _some(items: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.errors import RequestError
 from tasks.fleet.entries import CheckedEntry, Finder, check_entry, expand
@@ -21,6 +21,7 @@ from tasks.fleet.patterns import match_sources
 from tasks.fleet.text import parse, read_text
 from tasks.request.conversion import ConversionRequest
 from tasks.request.mistakes import Mistake, describe_mistakes, shorten
+from tracefleet.channel import check_channel
 from tracefleet.store import open_store
 
 #: Fields that limit a request's processes and change nothing about its result.
@@ -43,6 +44,17 @@ class FleetSpec(BaseModel):
         min_length=1,
         description="Name of an entry -> its request's fields. Lists and patterns multiply it.",
     )
+    guarded: tuple[str, ...] = Field(
+        default=(),
+        description="Channels that take only what a person confirms: see `tracefleet promote`.",
+    )
+
+    @field_validator("guarded")
+    @classmethod
+    def _check_guarded(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
+        for channel in channels:
+            check_channel(channel)
+        return channels
 
     def requests(self) -> dict[str, ConversionRequest]:
         """Return every request by name; an entry that is multiplied gives ``entry/values``.
@@ -66,6 +78,7 @@ class FleetSpec(BaseModel):
             if not checked.wrong and not reported:
                 wrong += _add(made, entry, checked.requests)
         wrong += find_collisions(made)
+        wrong += _find_guarded(made, self.guarded)
         if wrong:
             raise _refusal("fleet file", wrong)
         return {name: request for name, (_, request) in made.items()}
@@ -98,7 +111,8 @@ class FleetSpec(BaseModel):
             entries[entry] = own
             if isinstance(own, dict):  # else the check reports it
                 entries[entry] = {name: value for name, value in own.items() if name != "store"}
-        return FleetSpec(defaults={**self.defaults, "store": store}, entries=entries)
+        defaults = {**self.defaults, "store": store}
+        return FleetSpec(defaults=defaults, entries=entries, guarded=self.guarded)
 
     def _check_defaults(self, find: Finder) -> list[Mistake]:
         fields = {**_FILLING, **self.defaults}
@@ -167,6 +181,18 @@ def find_collisions(made: Mapping[str, tuple[str, ConversionRequest]]) -> list[s
             pair = (made[first][0], made[other][0])
             lines.setdefault(pair, _describe_collision(made, first, other, address))
     return list(lines.values())
+
+
+def _find_guarded(
+    made: Mapping[str, tuple[str, ConversionRequest]], guarded: Sequence[str]
+) -> list[str]:
+    """Return a line for each request that would publish into a channel that the file guards."""
+    return [
+        f"{entry}.channel: expected one that the file does not guard, got {request.channel!r} of "
+        f"{name!r}; publish into another channel and promote from there"
+        for name, (entry, request) in made.items()
+        if request.channel in guarded
+    ]
 
 
 def _list_addresses(request: ConversionRequest) -> list[str]:

@@ -1,7 +1,9 @@
 """Move channels by hand: promote a conversion to another channel, or roll a channel back.
 
 Nothing is overwritten: both write the channel's next number. Neither brings back what was withdrawn
-(``tasks.publish.withdraw``). Called by ``tracefleet promote`` and ``rollback``.
+(``tasks.publish.withdraw``). A guarded channel (``tasks.publish.guard``) takes only what a
+person has confirmed; a rollback, the way out of trouble, is never held up. Called by ``tracefleet
+promote`` and ``rollback``, and by the flow ``promote-conversion``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from tasks.errors import RequestError
 from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
+from tasks.publish.guard import require_confirmed
 from tasks.publish.withdraw import Withdrawal, bring_back, find_withdrawal, select_number
 from tracefleet.channel import advance, check_channel, read_current, read_entry, slug_folder
 from tracefleet.manifest import Manifest
@@ -16,13 +19,16 @@ from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore, Store
 
 
-def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[Manifest, int]:
+def promote(
+    store: Store, selection: Selection, *, to: str = "latest", confirmed: bool = False
+) -> tuple[Manifest, int]:
     """Make what one channel points to current in another one too.
 
     Args:
         store: Store of both channels.
         selection: Current conversion of the channel that is promoted from.
         to: Name of the other channel.
+        confirmed: Whether a person has said so, as a guarded channel requires.
 
     Returns:
         The conversion's manifest, and the number it now has in ``to``.
@@ -30,12 +36,14 @@ def promote(store: Store, selection: Selection, *, to: str = "latest") -> tuple[
     Raises:
         NumericsMismatchError: the conversion is not validated.
         WithdrawnError: it was withdrawn from the channel that it is promoted from.
-        RequestError: it was withdrawn from the other channel.
+        RequestError: it was withdrawn from the other channel, or that one is guarded and nobody
+            has confirmed it.
         ArtifactError: it is damaged, or the store does not answer.
     """
     published = selection.published
     if check_channel(to) == published.channel:
         raise RequestError(f"promote: expected two different channels, got {to!r} twice")
+    require_confirmed(store, to, "promote", confirmed=confirmed)
     with claim_conversion(store, selection.slug, selection.entry.key):
         manifest = load_manifest(store, selection)
         check_publishable(manifest.validation)

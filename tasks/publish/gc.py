@@ -1,8 +1,9 @@
 """Collect what nothing references: conversions, files of crashed publishes, unfinished uploads.
 
 It keeps what a channel names, what a running publish claims (``tasks.publish.claim``) and what is
-younger than the grace time. It never touches channels, attestations and reports: they are the
-record of what was published. Of remembered refusals it removes those that count no more. Called by
+younger than the grace time. It never touches channels and attestations: they are the record of what
+was published; reports go only where an age is given (``tasks.publish.old_reports``). Of remembered
+refusals it removes those that count no more. Called by
 ``tracefleet gc``.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
+from tasks.publish.old_reports import find_old_reports
 from tasks.publish.refusals import is_aged, list_records
 from tracefleet.channel import parse_entry_path, read_entry, source_slug
 from tracefleet.errors import ArtifactError, ManifestError
@@ -40,13 +42,14 @@ class Garbage:
 
     Attributes:
         kind: Kind: an unreferenced ``conversion``, the ``files`` of a publish that crashed before
-            its manifest, an unfinished ``upload``, an abandoned ``claim`` or an aged ``refusal``.
+            its manifest, an unfinished ``upload``, an abandoned ``claim``, an aged ``refusal``, an
+            old ``report``.
         path: Path relative to the store's root.
         files: Number of files.
         size: Their bytes; 0 for uploads, whose size no server reports.
     """
 
-    kind: Literal["conversion", "files", "upload", "claim", "refusal"]
+    kind: Literal["conversion", "files", "upload", "claim", "refusal", "report"]
     path: str
     files: int
     size: int
@@ -68,7 +71,13 @@ class Collection:
 
 
 def collect(
-    store: Store, *, before: float, now: float, keep: int | None = None, dry_run: bool = False
+    store: Store,
+    *,
+    before: float,
+    now: float,
+    keep: int | None = None,
+    reports_before: float | None = None,
+    dry_run: bool = False,
 ) -> Collection:
     """Remove what nothing references and nobody has modified since ``before``.
 
@@ -79,6 +88,8 @@ def collect(
         before: End of the grace time, in seconds since the epoch: what is newer stays.
         now: Seconds since the epoch.
         keep: Number of a channel's newest entries that keep their conversions; None: all entries.
+        reports_before: Seconds since the epoch: older reports go, but for those of conversions that
+            are there; None: all reports stay.
         dry_run: Whether to report only what would be removed.
     """
     run = _Run(store=store, before=before, now=now, keep=keep, dry_run=dry_run)
@@ -86,6 +97,9 @@ def collect(
     for step in (*steps, run.collect_refusals):
         with run.note_errors("gc"):
             step()
+    if reports_before is not None:
+        with run.note_errors("reports"):
+            run.collect_reports(min(reports_before, before))
     return Collection(removed=tuple(run.removed), kept=tuple(run.kept), damaged=tuple(run.damaged))
 
 
@@ -204,6 +218,14 @@ class _Run:
             self.store.remove(file.path for file in files)
         for file in files:
             self.removed.append(Garbage(kind=kind, path=file.path, files=1, size=file.size))
+
+    def collect_reports(self, before: float) -> None:
+        """Remove old reports, but for those of conversions that are there."""
+        for folder, files in find_old_reports(self.store, before):
+            if not self.dry_run:
+                self.store.remove(file.path for file in files)
+            size = sum(file.size for file in files)
+            self.removed.append(Garbage(kind="report", path=folder, files=len(files), size=size))
 
     def _find_referenced(self, slug: str, named: _Channels) -> set[str]:
         """Return the keys whose conversions the channels of a source and of names keep.

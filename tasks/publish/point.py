@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from tasks.publish.claim import claim_conversion
 from tasks.publish.find import find_candidate, find_manifest
+from tasks.publish.guard import refuse_publishing
 from tasks.publish.withdraw import Withdrawal, find_withdrawal
 from tracefleet.channel import (
     ChannelEntry,
@@ -102,11 +103,13 @@ def point_channel(
 
     Raises:
         DigestMismatchError: the channel names another manifest for this key: one was edited.
+        RequestError: the channel is guarded, and would have to move.
         StoreUnavailableError: the conversion is being collected, or was a moment ago.
     """
     logs = _list_logs(manifest, channel, name)
     standings = _find_standings(store, logs, manifest)
     if standings is None:
+        refuse_publishing(store, channel)
         with claim_conversion(store, source_slug(manifest.source), manifest.key):
             _check_there(store, manifest)
             standings = _move_all(store, logs, manifest, repeat=True)
@@ -116,7 +119,12 @@ def point_channel(
 def move_channels(
     store: Store, manifest: Manifest, channel: str, name: str | None = None
 ) -> Publication:
-    """Write the next numbers of the channels of a conversion that the caller has claimed."""
+    """Write the next numbers of the channels of a conversion that the caller has claimed.
+
+    Raises:
+        RequestError: the channel is guarded.
+    """
+    refuse_publishing(store, channel)
     logs = _list_logs(manifest, channel, name)
     standings = _move_all(store, logs, manifest, repeat=False)
     return _describe(store, manifest, channel, name, standings)

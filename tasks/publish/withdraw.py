@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tasks.errors import PublishConflictError, RequestError
 from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
+from tasks.publish.guard import require_confirmed
 from tracefleet.channel import (
     LONGEST_REASON,
     Published,
@@ -133,7 +134,7 @@ def _make_printable(sign: str) -> str:
 
 
 def reinstate(
-    store: Store, selection: Selection, *, number: int | None = None
+    store: Store, selection: Selection, *, number: int | None = None, confirmed: bool = False
 ) -> tuple[Manifest, int]:
     """Make a withdrawn conversion current again, as the channel's next number.
 
@@ -141,15 +142,19 @@ def reinstate(
         store: Store of the channel.
         selection: Current conversion of the channel.
         number: Number whose conversion is to come back; None: the current one.
+        confirmed: Whether a person has said so, as a guarded channel requires.
 
     Returns:
         The conversion's manifest, and its new number.
 
     Raises:
-        RequestError: There is no such number, or its conversion is not withdrawn or not there.
+        RequestError: There is no such number, its conversion is not withdrawn or not there, or the
+            channel is guarded and nobody has confirmed it.
         PublishConflictError: Another writer moved the channel meanwhile.
         ArtifactError: The conversion is damaged, or the store does not answer.
     """
+    channel = selection.published.channel
+    require_confirmed(store, channel, "reinstate", confirmed=confirmed)
     wanted = selection.number if number is None else number
     earlier = select_number(store, selection, wanted, "reinstate")
     folder, key = earlier.published.folder, earlier.entry.key

@@ -67,6 +67,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     (
         "flows.convert_checkpoint",
         "flows.validate_conversion",
+        "flows.promote_conversion",
         "flows.validate_current",
         "flows.collect_garbage",
     ),

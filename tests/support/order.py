@@ -12,6 +12,7 @@ from __future__ import annotations
 SLOW = (
     "test_fleet_server",
     "test_fleet_losses",
+    "test_production",
     "test_sweep",
     "test_neuron_flow",
     "test_store_contract",
