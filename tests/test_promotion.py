@@ -88,9 +88,10 @@ def test_what_can_not_be_checked_is_refused(published, tmp_path: Path, checkpoin
     store, _, _ = published
     with pytest.raises(NoSuchVariantError):
         select_promoted(store.url, "hf://org/unknown", channel="latest")
-    plain = {"source": str(checkpoint("bert")), "task": "feature-extraction", "lengths": [8]}
-    convert(make_request({**plain, "store": str(tmp_path / "store")}))
+    source = str(checkpoint("bert"))
+    fields = {"source": source, "task": "feature-extraction", "lengths": [8]}
+    convert(make_request({**fields, "store": str(tmp_path / "store")}))
     where = FileStore(root=tmp_path / "store").url
-    selection, _ = select_promoted(where, str(plain["source"]), channel="latest")
+    selection, _ = select_promoted(where, source, channel="latest")
     with pytest.raises(NoSamplesError):
         check_here(where, selection, None)
