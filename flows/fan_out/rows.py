@@ -11,6 +11,7 @@ from flows.fan_out.assignment import Assignment
 from tasks.plan.fleet import PlanRow
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
+from tasks.report.fleet.steps import split_step
 from tracefleet.channel import channel_folder, conversion_folder, read_current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
@@ -21,22 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: How Prefect words the state of a flow that raised: "… exception: Type: message".
 _RAISED = re.compile(r"(?:^|exception: )(?:\w+\.)*(\w+(?:Error|Exception|Exit)): (.*)", re.DOTALL)
-_NEXT = {
-    "RequestError": "Correct the entry in the fleet file.",
-    "UnsupportedCheckpointError": "Take the entry out, or ask for another task.",
-    "UnsafeCheckpointError": "Ask the publisher for safetensors, or allow what you have read.",
-    "TiedWeightsError": "Report it with the checkpoint's config.",
-    "CompilationError": "Do what its message says; the compiler's folder is on the worker.",
-    "TraceError": "Report it with the checkpoint's config.",
-    "NumericsMismatchError": "Open the conversion's report: it names the probe and the output.",
-    "BackendUnavailableError": "Start a worker of this backend's pool on its own kind of host.",
-    "ConversionCrashedError": "Look at the run's log; raise its timeout or its memory limit.",
-    "PublishConflictError": "Compare the two with `tracefleet show` before anything else.",
-    "RunLostError": "Look at the worker's host: memory, disk, spot reclaim; then run again.",
-    "WithdrawnError": "Convert with other versions, roll the channel back, or reinstate it.",
-    "StoreUnavailableError": "Run the fleet again when the store answers.",
-}
-_ANY_NEXT = "Look at the run's log, then run the fleet again."
 _MEANWHILE = "published since the plan"
 #: Of what no device has run yet.
 WAITS = "compiled into channel candidate; a device has to validate it"
@@ -64,9 +49,8 @@ def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
 
 def make_invalid_row(row: PlanRow) -> FleetRow:
     """Return the row of an entry that the plan refused."""
-    return _add_failure(
-        make_planned_row(row, "failed"), row.error or "ConversionError", row.message
-    )
+    failed, error = make_planned_row(row, "failed"), row.error or "ConversionError"
+    return _add_failure(failed, error, row.message, transient=row.transient)
 
 
 def make_failed_row(
@@ -139,9 +123,10 @@ def split_message(told: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("RunLostError", told)
 
 
-def _add_failure(row: FleetRow, error: str, message: str) -> FleetRow:
-    why = " ".join(message.split())[:_LONGEST_WHY]
-    return replace(row, error=error, why=why, next_step=_NEXT.get(error, _ANY_NEXT))
+def _add_failure(row: FleetRow, error: str, message: str, *, transient: bool = False) -> FleetRow:
+    reason, step = split_step(error, message, transient=transient)
+    why = " ".join(reason.split())[:_LONGEST_WHY]
+    return replace(row, error=error, why=why, next_step=" ".join(step.split()))
 
 
 def _source(row: PlanRow) -> str:
