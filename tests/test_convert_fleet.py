@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from flows import convert_checkpoint as single
 from flows import convert_fleet as module
 from flows.collect_garbage import collect_garbage
 from flows.commands.fleet import summary
+from flows.convert import convert
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
 from flows.engine.retries import network_task
@@ -97,6 +99,9 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     assert "5/5 " in caplog.text
     assert "plan: 5 entries: 0 fresh, 0 stale, 4 missing, 1 invalid" in caplog.text
     assert "published  good" in summary(facts)
+    told = summary(facts, told=True)  # while it ran: only what to do is left
+    assert "published  good" not in told
+    assert "nowhere: Check the path; on a worker, it must exist on the worker's machine." in told
     assert "5 entries: 0 fresh, 1 published, 4 failed" in summary(facts)
 
     opened = open_store(f"file://{store}")
@@ -114,6 +119,20 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     again = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
     assert [row.ending for row in again.rows] == ["fresh"]
     assert len([*(store / "attestations").rglob("*.json")]) == 1
+
+    by_hand = {**entries["good"], "task": "feature-extraction", "lengths": [4]}
+    convert(make_request({**by_hand, "store": f"file://{store}"}))
+    back = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
+    (row,) = back.rows
+    assert (row.ending, row.why) == (
+        "moved",
+        "channel latest was moved back: since number 2 it pointed to another conversion; "
+        "new lengths: 4 -> 8,16",
+    )
+    assert "1 entry: 0 fresh, 0 published, 1 moved, 0 failed" in summary(back)
+    page = opened.read(str(back.report_url).removeprefix(f"{opened.url}/")).decode()
+    assert "1 channel moved back" in page
+    assert row.why in html.unescape(page)
 
 
 @pytest.mark.usefixtures("_server")

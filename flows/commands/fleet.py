@@ -7,7 +7,8 @@ import dataclasses
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, get_args
 
 from flows.commands.arguments import add_output, parse_positive
 from flows.engine import settings
@@ -93,26 +94,39 @@ def _fleet(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(facts), indent=2, default=str))
     else:
-        print(summary(facts))
+        print(summary(facts, told=not options.quiet))
     if failure is not None:
         print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
     return 1 if failure else 0
 
 
-def summary(facts: FleetFacts) -> str:
-    """Return what came of a fleet for a terminal: what changed or failed, then the counts."""
-    told = [row for row in facts.rows if row.ending != "fresh"]
-    lines = [_line(row) for row in told]
-    counts = (f"{len(facts.ended(kind))} {kind}" for kind in ("fresh", "published", "failed"))
-    stopped = facts.ended("cancelled")
-    lines.append(
-        f"{len(facts.rows)} entries: {', '.join(counts)}"
-        + (f", {len(stopped)} cancelled" if stopped else "")
-        + f" in {(facts.finished - facts.started).total_seconds():.0f} s"
-    )
+def summary(facts: FleetFacts, *, told: bool = False) -> str:
+    """Return what came of a fleet for a terminal: what changed or failed, then the counts.
+
+    Args:
+        facts: What came of every entry.
+        told: Each entry was told when it ended: only what to do about failures is left to say.
+    """
+    shown = [row for row in facts.rows if row.ending != "fresh"]
+    if told:
+        lines = [f"{row.name}: {row.next_step}" for row in shown if row.next_step]
+    else:
+        lines = [_line(row) for row in shown]
+    seconds = (facts.finished - facts.started).total_seconds()
+    entries = "entry" if len(facts.rows) == 1 else "entries"
+    lines.append(f"{len(facts.rows)} {entries}: {', '.join(_counts(facts))} in {seconds:.0f} s")
     if facts.report_url:
         lines.append(f"report   {facts.report_url}")
     return "\n".join(lines)
+
+
+def _counts(facts: FleetFacts) -> Iterator[str]:
+    from tasks.report.fleet.facts import Ending
+
+    for kind in get_args(Ending):
+        count = len(facts.ended(kind))
+        if count or kind not in ("moved", "cancelled"):
+            yield f"{count} {kind}"
 
 
 def _line(row: FleetRow) -> str:
@@ -120,4 +134,5 @@ def _line(row: FleetRow) -> str:
         error = f"error {row.worst_error:.1e}" if row.worst_error is not None else ""
         return f"published  {row.name}  {error}  {row.seconds or 0:.1f} s  ({row.why})"
     why = row.why if len(row.why) <= _WHY else row.why[:_WHY] + "…"
-    return f"{row.ending:<9}  {row.name}  {row.error or ''}: {why}"
+    parts = (f"{row.ending:<9}", row.name, f"{row.error}: {why}" if row.error else why)
+    return "  ".join((*parts, row.next_step)).rstrip()

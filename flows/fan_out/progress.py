@@ -57,9 +57,7 @@ class Progress:
     def tell(self, row: FleetRow) -> None:
         """Count one entry as ended."""
         self.done += 1
-        took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
-        why = f": {row.error}: {row.why}" if row.error else ""
-        logger.info("%d/%d %s: %s%s%s", self.done, self.total, row.name, row.ending, took, why)
+        logger.info("%d/%d %s: %s", self.done, self.total, row.name, describe(row))
         if self._bar is not None:
             _quietly(update_progress_artifact, self._bar, self._percent, description=self._text)
 
@@ -70,6 +68,17 @@ class Progress:
     @property
     def _text(self) -> str:
         return f"{self.done} of {self.total} entries have ended"
+
+
+def describe(row: FleetRow) -> str:
+    """Return what came of an entry, in one line."""
+    figures: str = row.ending
+    if row.worst_error is not None:
+        figures += f", error {row.worst_error:.1e}"
+    if row.seconds is not None:
+        figures += f", {row.seconds:.1f} s"
+    why = f"{row.error}: {row.why}" if row.error else row.why
+    return f"{figures}: {why}" if why else figures
 
 
 def plan_table(rows: list[PlanRow]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from flows.fan_out.assignment import Assignment
 from tasks.plan.fleet import PlanRow
+from tasks.plan.freshness import MOVED_AWAY
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
 from tasks.report.fleet.steps import split_step
@@ -43,7 +44,7 @@ def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
         lengths=row.lengths or (),
         ending=ending,
         why="; ".join(row.why),
-        conversion_url=url if ending in ("fresh", "published") else None,
+        conversion_url=url if ending in ("fresh", "published", "moved") else None,
     )
 
 
@@ -88,7 +89,8 @@ def make_joined_row(assignment: Assignment) -> FleetRow:
 def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> FleetRow:
     """Return the row of a conversion that a run ended well, from what the run left in the store.
 
-    A run that found the conversion published already left no attestation: the row is fresh.
+    A run that found the conversion published already left no attestation: the row is fresh, or
+    the channel had been moved elsewhere and was moved back.
 
     Raises:
         ManifestError: the store does not have the conversion that the run says it published.
@@ -100,7 +102,7 @@ def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> 
     row = replace(row, run_url=url)
     candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
-        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+        return _describe_reuse(row, assignment, candidate=candidate)
     report = None if candidate else _report(store.url, run)
     if candidate:
         row = replace(row, why=f"{row.why}; {WAITS}")
@@ -115,6 +117,19 @@ def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> 
         bundle_bytes=sum(sizes),
         report_url=report,
     )
+
+
+def _describe_reuse(row: FleetRow, assignment: Assignment, *, candidate: bool) -> FleetRow:
+    """Return the row of a run that found it published already: at most it moved the channel."""
+    planned = assignment.planned
+    if MOVED_AWAY not in planned.why:
+        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+    differences = [why for why in planned.why if why != MOVED_AWAY]
+    why = (
+        f"channel {planned.request.channel} was moved back: since number {planned.number} it "
+        f"pointed to another conversion; {'; '.join(differences)}"
+    )
+    return replace(row, ending="moved", why=why)
 
 
 def split_message(told: str) -> tuple[str, str]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from tasks.errors import ConversionError
 
-#: What came of an entry: ``fresh`` (was published already), ``published`` (now), ``failed``
+#: What came of an entry: ``fresh`` (was published already), ``published`` (now), ``moved`` (was
+#: published, but its channel pointed to another conversion and was moved back), ``failed``
 #: (refused, crashed, or invalid before it began), ``cancelled`` (stopped before its end).
-Ending = Literal["fresh", "published", "failed", "cancelled"]
+Ending = Literal["fresh", "published", "moved", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class FleetRow:
         variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown.
         lengths: standard lengths.
         ending: what came of the entry.
-        why: what made the entry stale or missing, or the failure's message, in one line.
+        why: what made the entry stale or missing, or the failure's reason, in one line.
         error: type of the error, such as ``NumericsMismatchError``; None: it did not fail.
         next_step: what a person should do about the failure.
         worst_error: largest relative error over the lengths; None: not measured in this run.

@@ -10,7 +10,13 @@ from tasks.report.conversion import words
 from tasks.report.conversion.words import figure, number
 from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
 
-SIGNS: dict[Ending, str] = {"published": "✓", "fresh": "·", "failed": "✗", "cancelled": "○"}
+SIGNS: dict[Ending, str] = {
+    "published": "✓",
+    "moved": "↩",
+    "fresh": "·",
+    "failed": "✗",
+    "cancelled": "○",
+}
 
 
 def headline(facts: FleetFacts) -> str:
@@ -32,6 +38,8 @@ def _current(facts: FleetFacts) -> Iterator[str]:
     published, fresh = len(facts.ended("published")), len(facts.ended("fresh"))
     if published:
         yield f"{published:,} published now"
+    if moved := len(facts.ended("moved")):
+        yield f"{moved:,} {'channel' if moved == 1 else 'channels'} moved back"
     if fresh:
         yield f"{fresh:,} {'was' if fresh == 1 else 'were'} fresh"
 
@@ -67,8 +75,9 @@ def list_unfinished(facts: FleetFacts) -> tuple[FleetRow, ...]:
 
 
 def list_changed(facts: FleetFacts) -> tuple[FleetRow, ...]:
-    """Return what was published now, the nearest to its tolerance first."""
-    return tuple(sorted(facts.ended("published"), key=lambda row: -(share(row) or 0.0)))
+    """Return what changed: published now, the nearest to its tolerance first, then moved back."""
+    published = sorted(facts.ended("published"), key=lambda row: -(share(row) or 0.0))
+    return (*published, *facts.ended("moved"))
 
 
 def kind(row: FleetRow) -> str:
