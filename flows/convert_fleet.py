@@ -19,18 +19,17 @@ from pydantic import Field
 from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.clock import now
-from flows.engine.retries import PlanIncompleteError, network_task
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.batch_runs import end_orphans
 from flows.fan_out.convert_entries import convert_entries
+from flows.fan_out.plan import choose, look_up, plan_requests, read_spec
 from flows.fan_out.pool_runs import RunLostError
 from flows.fan_out.rows import make_invalid_row, make_planned_row
-from tasks.errors import RequestError
-from tasks.fleet.spec import FleetSpec, read_fleet
-from tasks.plan.fleet import PlanRow, plan
+from tasks.fleet.spec import FleetSpec
+from tasks.plan.fleet import PlanRow
 from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
-from tasks.request.conversion import ConversionRequest
+from tracefleet.errors import StoreUnavailableError
 
 #: Workers take up a coordinator that was lost with its host as often as it is lost.
 _LIVES = 5
@@ -70,7 +69,7 @@ def convert_fleet(
         What came of every entry.
 
     Raises:
-        RequestError: the fleet is wrong; every mistake is named, and no work was begun.
+        RequestError: the file can't be meant; every mistake is named, and no work was begun.
         FleetError: some entries failed; all others are current.
     """
     engine.show_progress()
@@ -80,7 +79,8 @@ def convert_fleet(
     # What a lost host left running would be joined, and waited for.
     if engine.has_server():
         end_orphans()
-    rows = _plan_requests(_requests(fleet, spec, store, only))
+    asked = read_spec(fleet, spec).with_store(store)
+    rows = plan_requests(choose(look_up(asked), only))
     work = [
         Assignment(planned=row, fleet=str(own)) for row in rows if row.state in ("stale", "missing")
     ]
@@ -105,7 +105,7 @@ def convert_fleet(
         finished=now(),
         rows=in_order,
     )
-    return _require_all_current(fleet_show.keep(facts, store=rows[0].request.store, run=str(own)))
+    return _require_all_current(fleet_show.keep(facts, store=_home(asked, rows), run=str(own)))
 
 
 def _check_lives() -> None:
@@ -117,57 +117,10 @@ def _check_lives() -> None:
         )
 
 
-def _plan_requests(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
-    """Plan; what the network hid of a checkpoint is asked again before it counts as a failure."""
-    rows: list[PlanRow] = plan_fleet(requests)
-    # Asked once more, those alone: a fleet of a thousand is not listed twice.
-    hidden = {row.name: row.request for row in rows if row.transient}
-    if hidden:
-        state = plan_again(hidden, return_state=True)
-        found = state.result(raise_on_failure=False)
-        known = {row.name: row for row in getattr(found, "rows", found)}
-        rows = [known.get(row.name, row) for row in rows]
-    fleet_show.plan_table(rows)
-    return rows
-
-
-def _again(requests: dict[str, ConversionRequest]) -> list[PlanRow]:
-    rows = plan(requests)
-    # Raised, so that Prefect tries again; the last one still brings the rows.
-    if any(row.transient for row in rows):
-        raise PlanIncompleteError(rows)
-    return rows
-
-
-plan_fleet = network_task(plan, name="plan")
-plan_again = network_task(_again, name="plan again")
-
-
-def _requests(
-    fleet: str | None, spec: FleetSpec | None, store: str | None, only: list[str] | None
-) -> dict[str, ConversionRequest]:
-    if (fleet is None) == (spec is None):
-        raise RequestError("convert-fleet: expected either fleet or spec, got both or neither.")
-    found = (spec or read_fleet(str(fleet))).with_store(store).requests()
-    if not only:
-        return found
-    chosen: set[str] = set()
-    unknown: list[str] = []
-    for entry in only:
-        names = [name for name in found if _is_of(name, entry)]
-        chosen.update(names)
-        if not names:
-            unknown.append(entry)
-    if unknown:
-        raise RequestError(
-            f"only: expected entries of the fleet ({', '.join(found)}), got {', '.join(unknown)}"
-        )
-    return {name: request for name, request in found.items() if name in chosen}
-
-
-def _is_of(name: str, entry: str) -> bool:
-    """Whether a request is an entry, or one of those that the entry was multiplied into."""
-    return name == entry or name.startswith(f"{entry}/")
+def _home(spec: FleetSpec, rows: Iterable[PlanRow]) -> str:
+    """Return the store that a fleet's report is written to: its first that answers."""
+    asked = (row.request for row in rows if row.error != StoreUnavailableError.__name__)
+    return next((request.store for request in asked if request is not None), spec.home)
 
 
 def _settle_without_work(rows: Iterable[PlanRow]) -> Iterator[FleetRow]:

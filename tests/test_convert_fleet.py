@@ -22,16 +22,18 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import convert_batch as batch
 from flows import convert_checkpoint as single
-from flows import convert_fleet as module
 from flows.collect_garbage import collect_garbage
 from flows.commands.fleet import summary
 from flows.convert import convert
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
+from flows.engine import retries
 from flows.engine.retries import network_task
+from flows.fan_out import plan as planning
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.convert_entries import EntryFailedError
 from tasks.errors import RequestError
+from tasks.fleet import patterns
 from tasks.fleet.spec import FleetSpec
 from tasks.plan.fleet import PlanRow
 from tasks.report.fleet.facts import FleetError, FleetFacts
@@ -144,13 +146,14 @@ def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
         convert_fleet(fleet="fleet.yaml", spec=fleet)
     with pytest.raises(RequestError, match=r"only: expected entries of the fleet \(good\), got o"):
         convert_fleet(spec=fleet, only=["other"])
+    twice = {"source": "hf://o/n"}
     wrong = spec(
-        tmp_path / "store", {"a": {"source": "x y"}, "b": {"source": "hf://o/n", "zzz": 1}}
+        tmp_path / "store", {"a": {"source": "x y"}, "b": twice, "c": {**twice, "lengths": [4]}}
     )
     with pytest.raises(RequestError) as caught:
         convert_fleet(spec=wrong)
     assert "a.source" in str(caught.value)
-    assert "b.zzz" in str(caught.value)
+    assert "c.channel" in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
@@ -184,15 +187,69 @@ def test_what_the_network_hid_is_planned_again(checkpoint, tmp_path, monkeypatch
         found: Any = hidden if next(answers) == "hidden" else seen
         return [PlanRow(name=name, request=one, **found) for name, one in requests.items()]
 
-    monkeypatch.setattr(module, "plan", plan)
-    monkeypatch.setattr(module, "plan_fleet", network_task(plan, name="plan"))
-    again = network_task(module._again, name="plan again", retry_delay_seconds=0)
-    monkeypatch.setattr(module, "plan_again", again)
+    monkeypatch.setattr(planning, "plan", plan)
+    monkeypatch.setattr(planning, "plan_fleet", network_task(plan, name="plan"))
+    monkeypatch.setattr(retries, "exponential_backoff", lambda _: [0])
     assert [row.ending for row in convert_fleet(spec=fleet, jobs=1).rows] == ["fresh"]
 
     answers = iter(["hidden"] * 9)
     with pytest.raises(FleetError, match="ConnectionError"):
         convert_fleet(spec=fleet, jobs=1)
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_is_wrong_with_one_entry_or_can_not_be_listed_stops_no_other(
+    checkpoint, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(retries, "exponential_backoff", lambda _: [0])
+    bert = f"file://{checkpoint('bert')}"
+    entries: dict[str, dict[str, Any]] = {
+        "typo": {"source": bert, "dtype": "float65"},
+        "e5": {"source": "hf://acme/e5-*"},
+        "many": {"source": ["hf://acme/bert-*", bert], "task": "question-answering"},
+    }
+    fleet = spec(tmp_path / "store", entries)
+    asked: list[str] = []
+    answers = {"hf://acme/e5-*": 9, "hf://acme/bert-*": 2}
+
+    def match(source: str) -> list[str] | None:
+        if "*" not in source:
+            return None
+        asked.append(source)
+        answers[source] -= 1
+        if answers[source] >= 0:
+            raise ConnectionError("[Errno -2] Name or service not known")
+        return [bert]
+
+    monkeypatch.setattr(patterns, "match_sources", match)
+    with pytest.raises(FleetError, match="expected all 3 entries to be current") as caught:
+        convert_fleet(spec=fleet, jobs=1)
+    rows = {row.name: row for row in caught.value.facts.rows}
+    assert {name: row.error for name, row in rows.items()} == {
+        "typo": "RequestError",
+        "e5": "ConnectionError",
+        "many/bert": "UnsupportedCheckpointError",
+    }
+    assert rows["e5"].next_step == "Check the network, then run the fleet again."
+    assert rows["typo"].next_step == "Correct the entry in the fleet file."
+    # Once, then as a task with three retries; what was found is not asked for again.
+    assert (asked.count("hf://acme/e5-*"), asked.count("hf://acme/bert-*")) == (5, 3)
+    assert caught.value.facts.report_url is not None
+    errors = [one for one in caplog.records if one.exc_info]
+    assert not errors, "no traceback of what a type explains"
+
+
+@pytest.mark.usefixtures("_server")
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(tmp_path, monkeypatch, caplog):
+    fleet = spec(tmp_path / "store", {"good": {"source": f"file://{tmp_path}"}})
+
+    def fail(*_: Any) -> None:
+        raise KeyError("nobody")
+
+    monkeypatch.setattr(planning, "plan_fleet", fail)
+    with pytest.raises(KeyError):
+        convert_fleet(spec=fleet, jobs=1)
+    assert any(one.exc_info for one in caplog.records)
 
 
 @pytest.mark.usefixtures("_server")

@@ -19,10 +19,12 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 
 from flows.engine.names import artifact_key
+from tasks.errors import ConversionError
 from tasks.plan.fleet import PlanRow, State
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tasks.report.fleet.markdown import failure_table, fleet_markdown, fleet_table
 from tasks.report.fleet.page import fleet_report
+from tracefleet.errors import ArtifactError
 from tracefleet.store import open_writable
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,9 @@ def _quietly(show: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Show something in Prefect's UI; what can't be shown costs no conversion."""
     try:
         return show(*arguments, **options)
-    except Exception:
-        logger.warning("Prefect's UI could not be told (%s)", show.__name__, exc_info=True)
+    except Exception as error:
+        traced = not isinstance(error, ConversionError | ArtifactError)
+        logger.warning("not shown (%s): %s", show.__name__, error, exc_info=traced)
         return None
 
 

@@ -13,6 +13,7 @@ from tasks.plan.freshness import MOVED_AWAY
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
 from tasks.report.fleet.steps import split_step
+from tasks.request.conversion import ConversionRequest
 from tracefleet.channel import channel_folder, conversion_folder, read_current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
@@ -32,10 +33,15 @@ _LONGEST_WHY = 600
 def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
     """Return what is known of an entry from its plan."""
     request = row.request
+    if request is None:
+        return FleetRow(
+            name=row.name, source="", commit=None, variant="", lengths=(), ending=ending
+        )
     variant = f"{row.task or '?'}.{request.backend}.{request.dtype}.b{request.batch}"
     url = None
     if row.key is not None:
-        url = f"{open_store(request.store).url}/{conversion_folder(_source(row), row.key)}"
+        store = open_store(request.store).url
+        url = f"{store}/{conversion_folder(_source(row, request), row.key)}"
     return FleetRow(
         name=row.name,
         source=request.source,
@@ -126,7 +132,7 @@ def _describe_reuse(row: FleetRow, assignment: Assignment, *, candidate: bool) -
         return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
     differences = [why for why in planned.why if why != MOVED_AWAY]
     why = (
-        f"channel {planned.request.channel} was moved back: since number {planned.number} it "
+        f"channel {assignment.request.channel} was moved back: since number {planned.number} it "
         f"pointed to another conversion; {'; '.join(differences)}"
     )
     return replace(row, ending="moved", why=why)
@@ -144,8 +150,8 @@ def _add_failure(row: FleetRow, error: str, message: str, *, transient: bool = F
     return replace(row, error=error, why=why, next_step=" ".join(step.split()))
 
 
-def _source(row: PlanRow) -> str:
-    source = row.source or row.request.source
+def _source(row: PlanRow, request: ConversionRequest) -> str:
+    source = row.source or request.source
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 
@@ -154,7 +160,7 @@ def _manifest(store: ReadableStore, assignment: Assignment) -> Manifest:
 
     It is under the planned key; where the worker's toolchain was another one, the channel knows.
     """
-    source, key = _source(assignment.planned), assignment.planned.key
+    source, key = _source(assignment.planned, assignment.request), assignment.planned.key
     manifest = _either(store, source, key) if key else None
     for channel in (assignment.request.channel, CANDIDATE_CHANNEL):
         if manifest is None:

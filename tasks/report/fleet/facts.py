@@ -20,9 +20,10 @@ class FleetRow:
 
     Attributes:
         name: name of the entry in the fleet file.
-        source: address of its checkpoint.
+        source: address of its checkpoint; empty: the entry names none.
         commit: what the source resolved to; None: it could not be resolved.
-        variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown.
+        variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown,
+            and all of it is empty of an entry that is no request.
         lengths: standard lengths.
         ending: what came of the entry.
         why: what made the entry stale or missing, or the failure's reason, in one line.

@@ -58,7 +58,7 @@ def when(facts: FleetFacts) -> str:
 
 def title(row: FleetRow) -> str:
     """Return an entry's name beside its variant."""
-    return f"{row.name} ({row.variant})"
+    return f"{row.name} ({row.variant})" if row.variant else row.name
 
 
 def reason(row: FleetRow) -> str:
