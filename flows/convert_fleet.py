@@ -19,6 +19,7 @@ from pydantic import Field
 from flows.engine import settings as engine
 from flows.engine.cancelled import RunCancelledError, end_cancelled, stop_if_cancelled, under
 from flows.engine.clock import now
+from flows.engine.failures import telling_failures
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.batch_runs import end_orphans
@@ -56,7 +57,8 @@ def convert_fleet(
     """Convert every entry of a fleet whose published conversion is stale or missing.
 
     Args:
-        fleet: Fleet file as the worker sees it: a path, or a file:// or s3:// URL.
+        fleet: Fleet file as the worker sees it: a path, or a file:// or s3:// URL; neither it nor
+            a spec: the run is refused.
         spec: The fleet itself, instead of a file.
         store: Root URL of the store for all entries, instead of what the fleet says.
         only: Names of entries; none: all.
@@ -73,20 +75,28 @@ def convert_fleet(
         FleetError: some entries failed; all others are current.
     """
     engine.show_progress()
-    _check_lives()
+    with telling_failures():
+        _check_lives()
+        asked = read_spec(fleet, spec).with_store(store or None)
+        name = PurePosixPath(fleet).name if fleet else "fleet"
+        options: dict[str, Any] = {"in_flight": in_flight, "places": places, "jobs": jobs}
+        return _convert(asked, name=name, only=only, options=options)
+
+
+def _convert(
+    asked: FleetSpec, *, name: str, only: list[str] | None, options: dict[str, Any]
+) -> FleetFacts:
     own = UUID(str(flow_run.id))
     started = now()
     # What a lost host left running would be joined, and waited for.
     if engine.has_server():
         end_orphans()
-    asked = read_spec(fleet, spec).with_store(store)
     rows = plan_requests(choose(look_up(asked), only))
     work = [
         Assignment(planned=row, fleet=str(own)) for row in rows if row.state in ("stale", "missing")
     ]
     ended = {row.name: row for row in _settle_without_work(rows)}
     shown = fleet_show.Progress(total=len(rows), done=len(ended))
-    options: dict[str, Any] = {"in_flight": in_flight, "places": places, "jobs": jobs}
     try:
         with under(own):
             for row in convert_entries(work, fleet=own, **options):
@@ -99,7 +109,7 @@ def convert_fleet(
     # As in the fleet file, whichever ended first: reports of two days can be compared.
     in_order = tuple(ended[row.name] for row in rows)
     facts = FleetFacts(
-        name=PurePosixPath(fleet).name if fleet else "fleet",
+        name=name,
         run=str(flow_run.name),
         started=started,
         finished=now(),

@@ -22,11 +22,12 @@ def read_spec(fleet: str | None, spec: FleetSpec | None) -> FleetSpec:
     Raises:
         RequestError: neither is given, or both are, or the file is wrong.
     """
-    if (fleet is None) == (spec is None):
+    if bool(fleet) == (spec is not None):
+        got = "both" if fleet else "neither"
         raise RequestError(
-            "convert-fleet: expected either fleet or spec, got both or neither. Give one "
-            "(--param fleet=URL); `python -m infra.provision --fleet URL --store URL` sets the "
-            "schedule's."
+            f"convert-fleet: expected either fleet or spec, got {got}. Set the schedule's with "
+            "`python -m infra.provision --fleet URL --store URL`, or give a run its own (--param "
+            "fleet=URL)."
         )
     if spec is not None:
         return spec
