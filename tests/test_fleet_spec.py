@@ -237,6 +237,7 @@ def test_two_conversions_that_would_move_one_channel_name_both_entries(change):
     (line,) = mistakes_of(fleet(first=entry, second={**entry, **change}))
     assert line.startswith("second.channel: expected a channel that no other request moves, got ")
     assert "'first' moves too" in line
+    assert f"but other {next(iter(change))}); give" in line
     assert "another channel, such as latest-2" in line
     assert len(fleet(first=entry, second={**entry, **change, "channel": "b"}).requests()) == 2
 

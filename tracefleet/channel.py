@@ -71,9 +71,7 @@ class ChannelEntry:
             try:
                 check_reason(self.withdrawn)
             except ValueError as error:
-                raise ManifestError(
-                    f"channel entry: {error}. The entry was edited; publish again."
-                ) from None
+                raise ManifestError(f"channel entry: {error}. The entry was edited.") from None
         if self.source is not None and "://" not in self.source:
             raise ManifestError(
                 f"channel entry: source expected one with its scheme, got {self.source!r}. The "

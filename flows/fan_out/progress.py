@@ -89,6 +89,9 @@ def plan_table(rows: list[PlanRow]) -> None:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{states[state]} {state}" for state in get_args(State))
     logger.info("plan: %d entries: %s", len(rows), counts)
+    refused = [row for row in rows if row.state == "invalid"]
+    for row in refused[:_ROWS]:
+        logger.info("%s: %s: %s", row.name, row.error, row.message)
     work = [row for row in rows if row.state != "fresh"]
     if work:
         table = [

@@ -61,17 +61,23 @@ def _describe_collision(
             f"{other!r}, which {first!r} moves too (same task, backend, dtype, batch, channel and "
             "store); give one of them another name or channel"
         )
-    if one.model_dump(exclude={*LIMITS}) == two.model_dump(exclude={*LIMITS}):
+    before, after = (request.model_dump(exclude={*LIMITS}) for request in (one, two))
+    if before == after:
         return (
             f"{entry}.source: expected each conversion once, got {other!r}, which requests the "
             f"same as {first!r}; remove one of them"
         )
+    differs = ", ".join(_list_differences(before, after))
     return (
         f"{entry}.channel: expected a channel that no other request moves, got {two.channel!r} of "
         f"{other!r}, which {first!r} moves too (same source, task, backend, dtype, batch and "
-        f"store); give one of them another channel, such as {two.channel}-2, or write "
-        "{lengths} or {revision} into it"
+        f"store, but other {differs}); give one of them another channel, such as {two.channel}-2, "
+        "or write {lengths} or {revision} into it"
     )
+
+
+def _list_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [name for name, value in before.items() if after[name] != value]
 
 
 def add_requests(
