@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
+from flows.commands import fleet as command
 from flows.commands.plan import summary_line, table
+from flows.engine import settings
 from tasks import child
 from tasks.backends.jit import toolchain
 from tasks.errors import BackendUnavailableError, ConversionCrashedError, RequestError
@@ -546,6 +548,31 @@ def test_the_command_prints_a_table(fleet, capsys):
 def test_the_command_looks_into_another_store(fleet, tmp_path, capsys):
     assert main(["plan", str(fleet), "--quiet", "--store", str(tmp_path / "empty")]) == 0
     assert "2 entries: 0 fresh, 0 stale, 2 missing, 0 invalid" in capsys.readouterr().out
+
+
+def test_a_fleet_with_nothing_to_do_needs_no_run_and_no_server(
+    fleet, tmp_path, capsys, monkeypatch
+):
+    """Started only if there is work, and never for a file that can't be meant."""
+    ran: list[object] = []
+
+    def run(options: object) -> None:
+        ran.append(options)
+        raise ConnectionError("started")
+
+    monkeypatch.setattr(settings, "has_server", lambda: False)
+    monkeypatch.setattr(settings, "quieten", lambda **_: None)
+    monkeypatch.setattr(command, "_run", run)
+    assert main(["fleet", str(fleet), "--only", "good", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["ending"]) for row in facts["rows"]] == [("good", "fresh")]
+    assert not ran
+    assert main(["fleet", str(fleet)]) == 1  # one entry is stale
+    assert len(ran) == 1
+    fleet.write_text("entries: {a: {source: hf://o/a, source: hf://o/b}}")
+    assert main(["fleet", str(fleet)]) == 1
+    assert "a.source: expected once" in capsys.readouterr().err
+    assert len(ran) == 1
 
 
 def test_the_command_fails_where_a_row_is_invalid_and_says_why(fleet, tmp_path, capsys):
