@@ -253,7 +253,7 @@ def test_one_poisoned_checkpoint_among_ten_costs_itself_alone(
     folders = checkpoints(10)
     (folders[3] / "model.safetensors").write_bytes(b"\0" * 100)
     fleet = fleet_file(tmp_path, all_of(folders), store=store)
-    run = ("prefect", "deployment", "run", "convert-fleet/nightly", "--watch", "--param")
+    run = ("prefect", "deployment", "run", "convert-fleet/adhoc", "--watch", "--param")
     done = platform.run(*run, f"fleet={fleet}", timeout=400)
     assert done.returncode == 1, done.stdout
     assert published(store) == 9
