@@ -7,7 +7,9 @@ import time
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.engine.names import artifact_key
+from flows.engine import settings
+from flows.engine.failures import telling_failures
+from flows.engine.names import artifact_key, require_store
 from flows.engine.release import RELEASE
 from flows.engine.retries import network_task
 from tasks.publish.gc import Collection, collect
@@ -21,7 +23,7 @@ _ROWS = 200
 
 @flow(name="gc", flow_run_name="gc {store}", version=RELEASE, validate_parameters=True)
 def collect_garbage(
-    store: str,
+    store: str | None = None,
     older_than_days: float = 7,
     keep: int | None = None,
     reports_older_than_days: float | None = None,
@@ -30,7 +32,7 @@ def collect_garbage(
     """Remove what no channel references: conversions, orphaned files, unfinished uploads.
 
     Args:
-        store: Root URL of the store.
+        store: Root URL of the store; none: the run is refused.
         older_than_days: Leave alone what is younger; at least an hour (0.042).
         keep: Let only the newest so many numbers of each channel hold their conversions; none: all.
         reports_older_than_days: Remove older reports, but those of conversions that are there;
@@ -41,18 +43,24 @@ def collect_garbage(
         What was removed and what was kept.
 
     Raises:
+        RequestError: no store is named.
         StoreError: something could not be judged or removed; it was kept, the rest was done.
     """
-    # A publish may take that long between its first file and its channel.
-    if older_than_days * _DAY < 3600:
-        raise ValueError(f"older_than_days: expected at least an hour, got {older_than_days}")
-    days = reports_older_than_days
-    reports = None if days is None else days * _DAY
-    found: Collection = collect_store(store, older_than_days * _DAY, keep, reports, dry_run)
-    _show(store, found, dry_run)
-    if found.damaged:
-        raise StoreError(f"{store}: gc kept what it could not judge: " + "; ".join(found.damaged))
-    return found
+    settings.show_progress()
+    with telling_failures():
+        store = require_store(store, "gc")
+        # A publish may take that long between its first file and its channel.
+        if older_than_days * _DAY < 3600:
+            raise ValueError(f"older_than_days: expected at least an hour, got {older_than_days}")
+        days = reports_older_than_days
+        reports = None if days is None else days * _DAY
+        found: Collection = collect_store(store, older_than_days * _DAY, keep, reports, dry_run)
+        _show(store, found, dry_run)
+        if found.damaged:
+            raise StoreError(
+                f"{store}: gc kept what it could not judge: " + "; ".join(found.damaged)
+            )
+        return found
 
 
 def _collect(

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from flows.convert import convert
 from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
+from flows.engine.failures import telling_failures
 from flows.engine.names import run_name
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
@@ -38,14 +39,15 @@ def convert_checkpoint(request: ConversionRequest, backend: str | None = None) -
         What came of it, with the conversion's URL and manifest.
     """
     settings.show_progress()
-    request = with_backend(request, backend)
-    steps = PrefectSteps(limits=request.limits, run_id=str(flow_run.id), request=request)
-    try:
-        # Tags are this run's: each would cost every task a request for a limit of that name.
-        with TagsContext(current_tags=set()):
-            return convert(request, steps)
-    except RunCancelledError as error:
-        return cast("Conversion", end_cancelled(error))
+    with telling_failures():
+        request = with_backend(request, backend)
+        steps = PrefectSteps(limits=request.limits, run_id=str(flow_run.id), request=request)
+        try:
+            # Tags are this run's: each would cost every task a request for a limit of that name.
+            with TagsContext(current_tags=set()):
+                return convert(request, steps)
+        except RunCancelledError as error:
+            return cast("Conversion", end_cancelled(error))
 
 
 def with_backend(request: ConversionRequest, backend: str | None) -> ConversionRequest:

@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from flows.convert import validate
 from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
+from flows.engine.failures import telling_failures
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.record import Conversion
 from flows.engine.release import RELEASE
@@ -47,16 +48,17 @@ def validate_conversion(
         What came of it, with the conversion's URL and manifest.
     """
     settings.show_progress()
-    steps = PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id))
-    try:
-        return validate(
-            conversion,
-            steps,
-            backend=backend,
-            channel=channel,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            timeout_seconds=timeout_seconds,
-        )
-    except RunCancelledError as error:
-        return cast("Conversion", end_cancelled(error))
+    with telling_failures():
+        steps = PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id))
+        try:
+            return validate(
+                conversion,
+                steps,
+                backend=backend,
+                channel=channel,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+                timeout_seconds=timeout_seconds,
+            )
+        except RunCancelledError as error:
+            return cast("Conversion", end_cancelled(error))

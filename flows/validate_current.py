@@ -12,7 +12,8 @@ from prefect.runtime import flow_run
 
 from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
-from flows.engine.names import artifact_key
+from flows.engine.failures import telling_failures
+from flows.engine.names import artifact_key, require_store
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.release import RELEASE
 from flows.judge_current import Choice, judge_current
@@ -26,7 +27,7 @@ from tasks.report.current import CurrentRow, render_rows, require_proved
     validate_parameters=True,
 )
 def validate_current(
-    store: str,
+    store: str | None = None,
     sources: list[str] | None = None,
     task: str | None = None,
     dtype: str | None = None,
@@ -39,7 +40,7 @@ def validate_current(
     """Run the whole gate on current jit conversions, without tracing; nothing is published.
 
     Args:
-        store: Root URL of the store.
+        store: Root URL of the store; none: the run is refused.
         sources: Names of checkpoints; none: every one in the store.
         task: Only this task.
         dtype: Only this dtype.
@@ -54,29 +55,32 @@ def validate_current(
 
     Raises:
         CurrentError: Some failed, or could not be tried.
+        RequestError: No store is named.
     """
     settings.show_progress()
-    more = {
-        "allow_pickle": allow_pickle,
-        "trust_remote_code": trust_remote_code,
-        "timeout_seconds": timeout_seconds,
-    }
-    choice = Choice(
-        store=store,
-        sources=tuple(sources or ()),
-        task=task,
-        dtype=dtype,
-        channel=channel,
-        withdraw=withdraw,
-        more=more,
-    )
-    try:
-        rows = list(judge_current(choice, partial(PrefectSteps, run_id=str(flow_run.id))))
-    except RunCancelledError as error:
-        return cast("Sequence[CurrentRow]", end_cancelled(error))
-    create_markdown_artifact(
-        key=artifact_key("validate-current", store),
-        markdown=render_rows(rows),
-        description=f"The gate on current conversions of {store}",
-    )
-    return require_proved(rows)
+    with telling_failures():
+        store = require_store(store, "validate-current")
+        more = {
+            "allow_pickle": allow_pickle,
+            "trust_remote_code": trust_remote_code,
+            "timeout_seconds": timeout_seconds,
+        }
+        choice = Choice(
+            store=store,
+            sources=tuple(sources or ()),
+            task=task,
+            dtype=dtype,
+            channel=channel,
+            withdraw=withdraw,
+            more=more,
+        )
+        try:
+            rows = list(judge_current(choice, partial(PrefectSteps, run_id=str(flow_run.id))))
+        except RunCancelledError as error:
+            return cast("Sequence[CurrentRow]", end_cancelled(error))
+        create_markdown_artifact(
+            key=artifact_key("validate-current", store),
+            markdown=render_rows(rows),
+            description=f"The gate on current conversions of {store}",
+        )
+        return require_proved(rows)

@@ -4,7 +4,8 @@ It creates work pools and queues from ``infra/pools.yaml`` and automations from
 ``infra.automations``, and with TRACEFLEET_NOTIFY_URL set those of ``infra.notifications``, which
 post to that webhook. A second run updates only what differs; other pools and automations stay as
 they are. Then ``prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`` creates the
-deployments.
+deployments. With ``--fleet URL --store URL``, before or after that, the schedule runs on these;
+without them it keeps what was set, and is paused as long as nothing was.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.automations import AUTOMATIONS
 from infra.notifications import make_notifications
+from infra.schedule import Choice, ChoiceError, check_choice, put_choice
 
 POOLS = Path(__file__).with_name("pools.yaml")
 
@@ -51,18 +53,21 @@ class ProvisionError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Set up the server and return the exit code; on failure 1, with one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m infra.provision", description=__doc__)
-    parser.add_argument("--pools", type=Path, default=POOLS, help="the pools (default: pools.yaml)")
+    add = parser.add_argument
+    add("--pools", type=Path, default=POOLS, help="the pools (default: pools.yaml)")
+    add("--fleet", metavar="URL", help="fleet file of every night, as the coordinator sees it")
+    add("--store", metavar="URL", help="store that it publishes to, and that upkeep looks after")
     options = parser.parse_args(arguments)
     try:
-        provision(options.pools)
-    except ProvisionError as error:
+        provision(options.pools, check_choice(options.fleet, options.store))
+    except (ProvisionError, ChoiceError) as error:
         print(f"provision: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def provision(path: Path) -> None:
-    """Create or update pools, queues and automations of the configured server.
+def provision(path: Path, choice: Choice) -> None:
+    """Create or update pools, queues, automations and schedules of the configured server.
 
     Raises:
         ProvisionError: no server is configured or answers, or the file is wrong.
@@ -80,6 +85,8 @@ def provision(path: Path) -> None:
                 print(f"queue {name}/{queue}: {_put_queue(client, name, queue, priority)}")
         for automation in (*(make() for make in AUTOMATIONS), *make_notifications()):
             print(f"automation {automation.name!r}: {put_automation(client, automation)}")
+        for told in put_choice(client, choice):
+            print(told)
 
 
 def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:

@@ -35,12 +35,13 @@ from typing import Any
 _USED_UP = re.compile(
     r"(?:can't|cannot|unable to) allocate|out of memory|not enough memory|no space left", re.I
 )
+_LONGEST = 300
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error that is not empty, for our own message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return _end(lines[0]) if lines else type(error).__name__
 
 
 def last_line(error: BaseException) -> str:
@@ -48,7 +49,12 @@ def last_line(error: BaseException) -> str:
     # A Python stack follows it where an operator is written in Python.
     raised, _, _ = str(error).partition("\nAt:\n")
     lines = [line.strip() for line in raised.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return _end(lines[-1]) if lines else type(error).__name__
+
+
+def _end(line: str) -> str:
+    """Return a line as a part of a sentence of ours, which has a full stop of its own."""
+    return line[:_LONGEST].rstrip(" .")
 
 
 #: Reasons of compilers (``tasks.backends.triage``) that are the model's own. Not device memory, a

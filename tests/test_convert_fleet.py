@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -23,17 +24,21 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import convert_batch as batch
 from flows import convert_checkpoint as single
-from flows import convert_fleet as module
 from flows.collect_garbage import collect_garbage
 from flows.commands.fleet import summary
+from flows.convert import convert
 from flows.convert_checkpoint import convert_checkpoint
 from flows.convert_fleet import convert_fleet
+from flows.engine import retries
 from flows.engine.clock import now as clock
 from flows.engine.names import KNOWN_REFUSALS
 from flows.engine.retries import network_task
+from flows.fan_out import ends
+from flows.fan_out import plan as planning
 from flows.fan_out import progress as fleet_show
 from flows.fan_out.convert_entries import EntryFailedError
 from tasks.errors import RequestError
+from tasks.fleet import patterns
 from tasks.fleet.spec import FleetSpec
 from tasks.plan.fleet import PlanRow, plan
 from tasks.report.fleet.facts import FleetError, FleetFacts
@@ -101,6 +106,9 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     assert "5/5 " in caplog.text
     assert "plan: 5 entries: 0 fresh, 0 stale, 4 missing, 1 invalid" in caplog.text
     assert "published  good" in summary(facts)
+    told = summary(facts, told=True)  # while it ran: only what to do is left
+    assert "published  good" not in told
+    assert "nowhere: Check the path; on a worker, it must exist on the worker's machine." in told
     assert "5 entries: 0 fresh, 1 published, 4 failed" in summary(facts)
 
     opened = open_store(f"file://{store}")
@@ -118,6 +126,20 @@ def test_entries_fail_alone_and_a_repeat_does_what_is_left(checkpoint, tmp_path,
     again = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
     assert [row.ending for row in again.rows] == ["fresh"]
     assert len([*(store / "attestations").rglob("*.json")]) == 1
+
+    by_hand = {**entries["good"], "task": "feature-extraction", "lengths": [4]}
+    convert(make_request({**by_hand, "store": f"file://{store}"}))
+    back = convert_fleet(spec=spec(store, {"good": entries["good"]}), jobs=1)
+    (row,) = back.rows
+    assert (row.ending, row.why) == (
+        "moved",
+        "channel latest was moved back: since number 2 it pointed to another conversion; "
+        "new lengths: 4 -> 8,16",
+    )
+    assert "1 entry: 0 fresh, 0 published, 1 moved, 0 failed" in summary(back)
+    page = opened.read(str(back.report_url).removeprefix(f"{opened.url}/")).decode()
+    assert "1 channel moved back" in page
+    assert row.why in html.unescape(page)
 
 
 def _count_conversions() -> int:
@@ -177,10 +199,11 @@ def _check_that_a_resumed_run_tells_its_own(first: Any, fleet: FleetSpec) -> Non
     rows = plan(fleet.requests())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
-        began = module._find_begin(first.state_details.flow_run_id, clock())
+        patch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(first.state_details.flow_run_id))
+        began = ends.find_begin(clock())
     assert began < first.timestamp
     for moment, ending in ((began, "failed"), (clock(), "refused")):
-        ended = module._settle_without_work(rows, moment)
+        ended = ends.settle_without_work(rows, moment)
         assert [row.ending for row in ended] == ["fresh", ending, ending]
 
 
@@ -193,13 +216,14 @@ def test_what_a_fleet_is_refused_for_before_any_work(checkpoint, tmp_path):
         convert_fleet(fleet="fleet.yaml", spec=fleet)
     with pytest.raises(RequestError, match=r"only: expected entries of the fleet \(good\), got o"):
         convert_fleet(spec=fleet, only=["other"])
+    twice = {"source": "hf://o/n"}
     wrong = spec(
-        tmp_path / "store", {"a": {"source": "x y"}, "b": {"source": "hf://o/n", "zzz": 1}}
+        tmp_path / "store", {"a": {"source": "x y"}, "b": twice, "c": {**twice, "lengths": [4]}}
     )
     with pytest.raises(RequestError) as caught:
         convert_fleet(spec=wrong)
     assert "a.source" in str(caught.value)
-    assert "b.zzz" in str(caught.value)
+    assert "c.channel" in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
@@ -233,15 +257,69 @@ def test_what_the_network_hid_is_planned_again(checkpoint, tmp_path, monkeypatch
         found: Any = hidden if next(answers) == "hidden" else seen
         return [PlanRow(name=name, request=one, **found) for name, one in requests.items()]
 
-    monkeypatch.setattr(module, "plan", planned)
-    monkeypatch.setattr(module, "plan_fleet", network_task(planned, name="plan"))
-    again = network_task(module._again, name="plan again", retry_delay_seconds=0)
-    monkeypatch.setattr(module, "plan_again", again)
+    monkeypatch.setattr(planning, "plan", planned)
+    monkeypatch.setattr(planning, "plan_fleet", network_task(planned, name="plan"))
+    monkeypatch.setattr(retries, "exponential_backoff", lambda _: [0])
     assert [row.ending for row in convert_fleet(spec=fleet, jobs=1).rows] == ["fresh"]
 
     answers = iter(["hidden"] * 9)
     with pytest.raises(FleetError, match="ConnectionError"):
         convert_fleet(spec=fleet, jobs=1)
+
+
+@pytest.mark.usefixtures("_server")
+def test_what_is_wrong_with_one_entry_or_can_not_be_listed_stops_no_other(
+    checkpoint, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(retries, "exponential_backoff", lambda _: [0])
+    bert = f"file://{checkpoint('bert')}"
+    entries: dict[str, dict[str, Any]] = {
+        "typo": {"source": bert, "dtype": "float65"},
+        "e5": {"source": "hf://acme/e5-*"},
+        "many": {"source": ["hf://acme/bert-*", bert], "task": "question-answering"},
+    }
+    fleet = spec(tmp_path / "store", entries)
+    asked: list[str] = []
+    answers = {"hf://acme/e5-*": 9, "hf://acme/bert-*": 2}
+
+    def match(source: str) -> list[str] | None:
+        if "*" not in source:
+            return None
+        asked.append(source)
+        answers[source] -= 1
+        if answers[source] >= 0:
+            raise ConnectionError("[Errno -2] Name or service not known")
+        return [bert]
+
+    monkeypatch.setattr(patterns, "match_sources", match)
+    with pytest.raises(FleetError, match="expected all 3 entries to be current") as caught:
+        convert_fleet(spec=fleet, jobs=1)
+    rows = {row.name: row for row in caught.value.facts.rows}
+    assert {name: row.error for name, row in rows.items()} == {
+        "typo": "RequestError",
+        "e5": "ConnectionError",
+        "many/bert": "UnsupportedCheckpointError",
+    }
+    assert rows["e5"].next_step == "Check the network, then run the fleet again."
+    assert rows["typo"].next_step == "Correct the entry in the fleet file."
+    # Once, then as a task with three retries; what was found is not asked for again.
+    assert (asked.count("hf://acme/e5-*"), asked.count("hf://acme/bert-*")) == (5, 3)
+    assert caught.value.facts.report_url is not None
+    errors = [one for one in caplog.records if one.exc_info]
+    assert not errors, "no traceback of what a type explains"
+
+
+@pytest.mark.usefixtures("_server")
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(tmp_path, monkeypatch, caplog):
+    fleet = spec(tmp_path / "store", {"good": {"source": f"file://{tmp_path}"}})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("nobody")
+
+    monkeypatch.setattr(planning, "plan_fleet", fail)
+    with pytest.raises(KeyError):
+        convert_fleet(spec=fleet, jobs=1)
+    assert any(one.exc_info for one in caplog.records)
 
 
 @pytest.mark.usefixtures("_server")

@@ -124,6 +124,11 @@ KNOWN = _facts(_fresh("a/fresh"), _refused("a/old"), _refused("a/new", "2026-01-
 ENDINGS: list[tuple[FleetFacts, str, str]] = [
     (MIXED, "✗", "3 of 7 conversions are current: 2 published now, 1 was fresh; 3 failed, 1 canc"),
     (_facts(_fresh("a"), _fresh("b")), "✓", "2 of 2 conversions are current: 2 were fresh."),
+    (
+        _facts(_row("a", "moved"), _published("b")),
+        "✓",
+        "2 of 2 conversions are current: 1 published now, 1 channel moved back.",
+    ),
     (_facts(_published("a")), "✓", "1 of 1 conversion is current: 1 published now."),
     (_facts(_failed("a"), _failed("b")), "✗", "0 of 2 conversions are current; 2 failed."),
     (_facts(), "✓", "The fleet has no entries."),

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from tasks.errors import RequestError
+from tasks.fetch import hub_errors
+from tasks.fleet.patterns import Patterns
 from tasks.fleet.schema import fleet_schema
 from tasks.fleet.spec import FleetSpec, read_fleet
 from tasks.request.conversion import ConversionRequest, make_request
@@ -235,6 +237,7 @@ def test_two_conversions_that_would_move_one_channel_name_both_entries(change):
     (line,) = mistakes_of(fleet(first=entry, second={**entry, **change}))
     assert line.startswith("second.channel: expected a channel that no other request moves, got ")
     assert "'first' moves too" in line
+    assert f"but other {next(iter(change))}); give" in line
     assert "another channel, such as latest-2" in line
     assert len(fleet(first=entry, second={**entry, **change, "channel": "b"}).requests()) == 2
 
@@ -363,12 +366,95 @@ def test_a_pattern_over_prefixes(bucket, monkeypatch):
     assert "AWS_PROFILE" in line
 
 
+def asked_of(spec: FleetSpec) -> dict[str, str]:
+    """What stands for each request: its source, or the type and text of an error."""
+    told: dict[str, str] = {}
+    for name, one in spec.expand(Patterns()).items():
+        error = f"{type(one).__name__}: {one}"
+        told[name] = one.source if isinstance(one, ConversionRequest) else error
+    return told
+
+
+def test_what_is_wrong_with_one_value_source_or_entry_costs_that_alone(tmp_path):
+    folder(tmp_path / "bert-a")
+    spec = fleet(
+        typo={"source": "hf://o/typo", "tsk": "x", "dtype": ["float32", "int8"]},
+        good={"source": "hf://o/good"},
+        listed=[1],
+        mixed={"source": "hf://o/mixed", "lengths": [8, [9]]},
+        dtypes={"source": "hf://o/dtypes", "dtype": ["float32", "float65"]},
+        sources={"source": [f"{tmp_path}/none-*", f"{tmp_path}/bert-*", "ftp://x"]},
+        empty={"source": f"{tmp_path}/none-*"},
+    )
+    asked = asked_of(spec)
+    assert list(asked) == [
+        "typo", "good", "listed", "mixed", "dtypes/float32", "dtypes/float65",
+        "sources/bert-a", f"sources/{tmp_path}/none-*", "sources/ftp://x", "empty",
+    ]  # fmt: skip
+    assert asked["typo"].startswith("RequestError: tsk: expected a field that exists, got 'tsk'")
+    assert asked["good"] == "hf://o/good"
+    assert asked["listed"].startswith("RequestError: listed: expected a mapping of fields")
+    assert asked["mixed"].startswith("RequestError: lengths: expected whole numbers, or lists")
+    assert asked["dtypes/float32"] == "hf://o/dtypes"
+    assert asked["dtypes/float65"].startswith("RequestError: dtype: expected ")
+    assert asked["sources/bert-a"] == f"file://{tmp_path}/bert-a"
+    for name in (f"sources/{tmp_path}/none-*", "empty"):
+        assert "expected folders with a config.json that match the pattern" in asked[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"two": {"source": "hf://o/one"}},
+        {"two": {"source": "hf://o/one", "lengths": [16]}},
+        {"two": {"source": "hf://o/two", "batch": [2, 2]}},
+        {"one/float32": {"source": "hf://o/two"}},
+    ],
+)
+def test_something_twice_is_a_mistake_of_the_file_and_all_of_them_are_named(change):
+    entries = {"one": {"source": "hf://o/one", "dtype": ["float32"]}, "typo": {"tsk": "x"}}
+    with pytest.raises(RequestError, match=r"got \d:\n") as caught:
+        fleet(**entries, **change).expand(Patterns())
+    named = [line.split(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert {"typo.tsk", "typo.source"} < set(named)
+    assert len(named) == 3
+
+
+def test_wrong_defaults_are_a_mistake_of_the_file():
+    spec = FleetSpec(defaults={"lengths": [8], "dtype": "no"}, entries={"a": {"source": "o/a"}})
+    with pytest.raises(RequestError, match=r"\ndefaults\.dtype: expected"):
+        spec.expand(Patterns())
+
+
+def test_a_hub_that_is_away_is_asked_once_for_all_patterns(hub, monkeypatch):
+    from huggingface_hub import HfApi
+
+    asked: list[str] = []
+
+    def lose(_self: object, author: str) -> list[Any]:
+        asked.append(author)
+        raise hub_errors.connection_errors()("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "list_models", lose)
+    spec = fleet(a={"source": "hf://o/a-*"}, b={"source": "hf://p/b-*"}, c={"source": "hf://o/c"})
+    patterns = Patterns()
+    found = spec.expand(patterns)
+    assert asked == ["o"]
+    assert "hf://o/a-*: expected an answer of http" in str(found["b"])
+    assert isinstance(found["c"], ConversionRequest)
+    patterns.ask_again()
+    spec.expand(patterns)
+    assert asked == ["o", "o"]
+
+
 def test_what_the_network_does_is_no_mistake_of_the_file(bucket, monkeypatch):
     from botocore.exceptions import EndpointConnectionError
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(EndpointConnectionError):
         fleet(a={"source": "s3://fleet-models/m/*"}).requests()
+    (told,) = asked_of(fleet(a={"source": "s3://fleet-models/m/*"})).values()
+    assert told.startswith("EndpointConnectionError: ")
     with pytest.raises(EndpointConnectionError):
         read_fleet("s3://fleet-models/fleet.yaml")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
+from flows.commands import fleet as command
 from flows.commands.plan import summary_line, table
+from flows.engine import settings
 from tasks import child
 from tasks.backends.jit import toolchain
-from tasks.errors import BackendUnavailableError, ConversionCrashedError
+from tasks.errors import BackendUnavailableError, ConversionCrashedError, RequestError
 from tasks.fetch import digests
 from tasks.fetch.checkpoint import resolve
 from tasks.plan import default_tasks
@@ -271,29 +274,55 @@ def test_entries_that_turn_out_to_move_one_channel_are_refused(wanted, store):
     named = wanted.model_copy(update={"lengths": (4,)})
     elsewhere = wanted.model_copy(update={"channel": "other"})
     rows = plan_all([wanted, named, elsewhere])
-    assert [row.state for row in rows] == ["missing", "invalid", "missing"]
-    assert "which 'entry-0' moves too" in rows[1].message
+    assert [row.state for row in rows] == ["invalid", "invalid", "missing"]
+    assert "which 'entry-0' moves too, with lengths 8,32 instead of 4" in rows[1].message
+    assert "which 'entry-1' moves too, with lengths 4 instead of 8,32" in rows[0].message
+    rows = plan_all([wanted, wanted.model_copy(update={"threads": 2})])  # the very same twice
+    assert [row.state for row in rows] == ["missing", "invalid"]
 
 
-def test_a_store_that_does_not_answer_is_no_row(wanted, monkeypatch):
+def test_a_store_that_does_not_answer_is_a_row_of_each_of_its_entries(wanted, store, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(StoreUnavailableError, match="s3://bucket/models"):
-        plan_all([wanted.model_copy(update={"store": "s3://bucket/models"})])
-
-
-def test_a_store_that_fails_meanwhile_is_no_row(wanted, store, monkeypatch):
     publish(store, wanted)
+    away = wanted.model_copy(update={"store": "s3://bucket/models"})
+    rows = plan_all([away, wanted, away.model_copy(update={"channel": "other"})])
+    assert [row.state for row in rows] == ["invalid", "fresh", "invalid"]
+    assert {row.error for row in rows} == {"StoreUnavailableError", None}
+    assert "s3://bucket/models" in rows[0].message
+    assert [row.transient for row in rows] == [True, False, True]
 
-    def unavailable(*_: object) -> None:
+
+def test_a_store_that_fails_meanwhile_is_asked_once(wanted, store, tmp_path, monkeypatch):
+    other = make_wanted(save(tmp_path / "other", whole()), store)
+    publish(store, wanted)
+    publish(store, other)
+    asked: list[object] = []
+
+    def unavailable(*where: object) -> None:
+        asked.append(where)
         raise StoreUnavailableError("file:///store: 503")
 
     monkeypatch.setattr(stale, "read_entry", unavailable)
-    with pytest.raises(StoreUnavailableError):
-        plan_all([wanted])
+    rows = plan_all([wanted, other])
+    assert [(row.state, row.transient) for row in rows] == [("invalid", True)] * 2
+    assert len(asked) == 1
+    told = table(rows)
+    assert told.count("503") == 1
+    assert "entry-0, entry-1: StoreUnavailableError: file:///store: 503" in told
+
+
+def test_an_entry_that_makes_no_request_is_a_row(wanted, store):
+    publish(store, wanted)
+    rows = plan({"wrong": RequestError("dtype: no"), "away": ConnectionError("no"), "a": wanted})
+    assert [(row.name, row.state, row.error, row.transient) for row in rows] == [
+        ("wrong", "invalid", "RequestError", False),
+        ("away", "invalid", "ConnectionError", True),
+        ("a", "fresh", None, False),
+    ]
 
 
 # What a plan never touches
@@ -522,11 +551,36 @@ def test_the_command_looks_into_another_store(fleet, tmp_path, capsys):
     assert "2 entries: 0 fresh, 0 stale, 2 missing, 0 invalid" in capsys.readouterr().out
 
 
+def test_a_fleet_with_nothing_to_do_needs_no_run_and_no_server(
+    fleet, tmp_path, capsys, monkeypatch
+):
+    """Started only if there is work, and never for a file that can't be meant."""
+    ran: list[object] = []
+
+    def run(options: object) -> None:
+        ran.append(options)
+        raise ConnectionError("started")
+
+    monkeypatch.setattr(settings, "has_server", lambda: False)
+    monkeypatch.setattr(settings, "quieten", lambda **_: None)
+    monkeypatch.setattr(command, "_run", run)
+    assert main(["fleet", str(fleet), "--only", "good", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["ending"]) for row in facts["rows"]] == [("good", "fresh")]
+    assert not ran
+    assert main(["fleet", str(fleet)]) == 1  # one entry is stale
+    assert len(ran) == 1
+    fleet.write_text("entries: {a: {source: hf://o/a, source: hf://o/b}}")
+    assert main(["fleet", str(fleet)]) == 1
+    assert "a.source: expected once" in capsys.readouterr().err
+    assert len(ran) == 1
+
+
 def test_the_command_fails_where_a_row_is_invalid_and_says_why(fleet, tmp_path, capsys):
     (tmp_path / "tiny/config.json").unlink()
     assert main(["plan", str(fleet), "--quiet"]) == 1
     out = capsys.readouterr().out
-    assert "good: UnsupportedCheckpointError: " in out
+    assert re.search(r"good.*: UnsupportedCheckpointError: ", out)
     assert "no config.json; expected" in out
 
 

@@ -12,6 +12,7 @@ from flows.engine import settings as engine
 from flows.engine.names import KNOWN_REFUSALS
 from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES, lost_runs
 from infra.provision import POOLS, ProvisionError, main, read_pools
+from infra.schedule import SCHEDULED, Choice, ChoiceError, check_choice
 
 PREFECT_YAML = yaml.safe_load(Path(POOLS).with_name("prefect.yaml").read_text("utf-8"))
 
@@ -77,6 +78,50 @@ def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, t
     path.write_text(text)
     with pytest.raises(ProvisionError, match=told):
         read_pools(path)
+
+
+def test_a_choice_is_checked_before_a_server_is_asked(tmp_path: Path, monkeypatch):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("entries: {a: {source: hf://o/a, lengths: [8]}}")
+    monkeypatch.chdir(tmp_path)
+    assert check_choice(None, None) == Choice()
+    # A worker's working directory is another one.
+    assert check_choice("fleet.yaml", "./store") == Choice(
+        fleet=str(fleet), store=f"file://{tmp_path}/store"
+    )
+    fleet.write_text(
+        "entries: {a: {source: hf://o/a, lengths: [0]}, b: {source: 's3://bucket/p-*'}}"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(variable, "x")
+    # A bucket that does not answer now says nothing about the file.
+    with pytest.raises(ChoiceError, match=r"got 1:\na: lengths: expected"):
+        check_choice("fleet.yaml", None)
+    with pytest.raises(ChoiceError, match="unknown scheme"):
+        check_choice(None, "gs://models")
+    with pytest.raises(ChoiceError, match="s3://models"):
+        check_choice(None, "s3://models")
+
+
+def test_every_schedule_runs_on_what_was_chosen():
+    by_name = {}
+    for deployment in PREFECT_YAML["deployments"]:
+        if "schedules" in deployment:
+            flow = deployment["entrypoint"].partition(":")[2].replace("_", "-")
+            name = flow.replace("collect-garbage", "gc")
+            by_name[f"{name}/{deployment['name']}"] = deployment
+    assert set(by_name) == {one.name for one in SCHEDULED}
+    for one in SCHEDULED:
+        deployment = by_name[one.name]
+        (schedule,) = deployment["schedules"]
+        assert schedule["active"] == f"{{{{ prefect.variables.{one.switch} }}}}"
+        for parameter, variable in one.parameters.items():
+            wanted = f"{{{{ prefect.variables.{variable} }}}}"
+            assert deployment["parameters"][parameter] == wanted
+    assert "examples/" not in str(PREFECT_YAML)
+    assert "./store" not in str(PREFECT_YAML)
 
 
 def test_no_server_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):

@@ -197,6 +197,8 @@ def _print_error(words: Sequence[str], error: Exception) -> None:
 
 def _show_progress(*, quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # It prints by itself: with this program's handler every line would stand twice.
+    logging.getLogger("huggingface_hub").propagate = False
     if not quiet:
         for name in ("tasks", "flows", "tracefleet"):
             logging.getLogger(name).setLevel(logging.INFO)

@@ -8,13 +8,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from flows.commands.arguments import add_output, parse_positive
 from flows.engine import settings
 
 if TYPE_CHECKING:
-    from tasks.report.fleet.facts import FleetFacts, FleetRow
+    from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
 
 _EPILOG = """\
 With a Prefect server configured (PREFECT_API_URL or the active profile) workers of the pools
@@ -74,10 +75,55 @@ def add_command(commands: Any) -> None:
 def _fleet(options: argparse.Namespace) -> int:
     # Prefect reads its settings when it is imported.
     settings.prepare()
+    settings.quieten(quiet=options.quiet)
+    facts = None if settings.has_server() else _find_all_fresh(options)
+    failure: FleetError | None = None
+    if facts is None:
+        facts, failure = _run(options)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(facts), indent=2, default=str))
+    else:
+        print(summary(facts, told=not options.quiet))
+    if failure is not None:
+        print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
+    return 1 if failure else 0
+
+
+def _find_all_fresh(options: argparse.Namespace) -> FleetFacts | None:
+    """Return what came of a fleet in which there is nothing to do; None: there is.
+
+    Prefect's embedded server takes ten seconds to start, and would keep nothing.
+
+    Raises:
+        RequestError: The file can't be meant.
+    """
+    from flows.engine.clock import now
+    from flows.fan_out.plan import choose
+    from flows.fan_out.rows import make_planned_row
+    from tasks.fleet.patterns import Patterns
+    from tasks.fleet.spec import read_fleet
+    from tasks.plan.fleet import plan
+    from tasks.report.fleet.facts import FleetFacts
+
+    started = now()
+    spec = read_fleet(options.fleet).with_store(options.store)
+    rows = plan(choose(spec.expand(Patterns()), options.only))
+    if any(row.state != "fresh" for row in rows):
+        return None
+    return FleetFacts(
+        name=PurePosixPath(options.fleet).name,
+        run="none was needed",
+        started=started,
+        finished=now(),
+        rows=tuple(make_planned_row(row, "fresh") for row in rows),
+    )
+
+
+def _run(options: argparse.Namespace) -> tuple[FleetFacts, FleetError | None]:
+    """Run the fleet; one with failures still has its facts."""
     from flows.convert_fleet import convert_fleet
     from tasks.report.fleet.facts import FleetError
 
-    settings.quieten(quiet=options.quiet)
     if not settings.has_server():
         logging.getLogger("flows").info("starting Prefect's embedded server (about 20 s)")
     state: Any = convert_fleet(
@@ -91,26 +137,28 @@ def _fleet(options: argparse.Namespace) -> int:
         return_state=True,
     )
     found = state.result(raise_on_failure=False)
-    failure = found if isinstance(found, BaseException) else None
-    # A fleet with failures still has its table; anything else is told as an error alone.
-    if failure is not None and not isinstance(failure, FleetError):
-        raise failure
-    facts: FleetFacts = failure.facts if failure else found
-    if options.json:
-        print(json.dumps(dataclasses.asdict(facts), indent=2, default=str))
+    if isinstance(found, FleetError):
+        return found.facts, found
+    if isinstance(found, BaseException):
+        raise found
+    return found, None
+
+
+def summary(facts: FleetFacts, *, told: bool = False) -> str:
+    """Return what came of a fleet for a terminal: what changed or failed, then the counts.
+
+    Args:
+        facts: What came of every entry.
+        told: Each entry was told when it ended: only what to do about failures is left to say.
+    """
+    shown = [row for row in facts.rows if row.ending != "fresh"]
+    if told:
+        lines = [f"{row.name}: {row.next_step}" for row in shown if row.next_step]
     else:
-        print(summary(facts))
-    if failure is not None:
-        print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
-    return 1 if failure else 0
-
-
-def summary(facts: FleetFacts) -> str:
-    """Return what came of a fleet for a terminal: what changed or failed, then the counts."""
-    told = [row for row in facts.rows if row.ending != "fresh"]
-    lines = [_line(row) for row in told]
+        lines = [_line(row) for row in shown]
     seconds = (facts.finished - facts.started).total_seconds()
-    lines.append(f"{len(facts.rows)} entries: {', '.join(_counts(facts))} in {seconds:.0f} s")
+    entries = "entry" if len(facts.rows) == 1 else "entries"
+    lines.append(f"{len(facts.rows)} {entries}: {', '.join(_counts(facts))} in {seconds:.0f} s")
     if facts.report_url:
         lines.append(f"report   {facts.report_url}")
     return "\n".join(lines)
@@ -121,7 +169,7 @@ def _counts(facts: FleetFacts) -> Iterator[str]:
 
     for kind in get_args(Ending):
         count = len(facts.ended(kind))
-        if count or kind not in ("cancelled", "refused"):
+        if count or kind not in ("moved", "cancelled", "refused"):
             yield f"{count} {kind}"
 
 
@@ -131,4 +179,5 @@ def _line(row: FleetRow) -> str:
         return f"published  {row.name}  {error}  {row.seconds or 0:.1f} s  ({row.why})"
     why = row.why if len(row.why) <= _WHY else row.why[:_WHY] + "…"
     since = f" since {row.since[:10]}" if row.since else ""
-    return f"{row.ending:<9}  {row.name}  {row.error or ''}{since}: {why}"
+    reason = f"{row.error}{since}: {why}" if row.error else why
+    return "  ".join((f"{row.ending:<9}", row.name, reason, row.next_step)).rstrip()

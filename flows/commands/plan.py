@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EXIT_INVALID = 1
 #: So many rows are shown whole; of more, the fresh ones are only counted.
 _SHORT = 30
+#: A store that is away is one error of every entry.
+_NAMED = 3
 _STATES: tuple[State, ...] = ("fresh", "stale", "missing", "invalid", "refused")
 _COLUMNS = ("name", "state", "why", "number", "commit")
 _NOT_PRINTED = ("request", "weight_bytes", "attempt", "tried")
@@ -82,8 +84,21 @@ def table(rows: Sequence[PlanRow], *, whole: bool = False) -> str:
     everything = whole or len(rows) < _SHORT
     shown = [_cells(row) for row in rows if everything or row.state != "fresh"]
     lines = _align([_COLUMNS, *shown]) if shown else []
-    errors = [f"{row.name}: {row.error}: {row.message}" for row in rows if row.error]
+    errors = [f"{names}: {error}" for error, names in _list_errors(rows).items()]
     return "\n".join([*lines, *errors, summary_line(rows)])
+
+
+def _list_errors(rows: Sequence[PlanRow]) -> dict[str, str]:
+    """Return each error once, with the names of the entries that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for row in rows:
+        if row.error:
+            concerned.setdefault(f"{row.error}: {row.message}", []).append(row.name)
+    named: dict[str, str] = {}
+    for error, names in concerned.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        named[error] = ", ".join(names[:_NAMED]) + more
+    return named
 
 
 def summary_line(rows: Sequence[PlanRow]) -> str:
@@ -95,12 +110,13 @@ def summary_line(rows: Sequence[PlanRow]) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from tasks.fleet.patterns import Patterns
     from tasks.fleet.spec import read_fleet
     from tasks.plan.fleet import plan
 
-    requests = read_fleet(options.fleet).with_store(options.store).requests()
+    spec = read_fleet(options.fleet).with_store(options.store)
     with _few_lines():
-        rows = plan(requests, retry_refused=options.retry_refused)
+        rows = plan(spec.expand(Patterns()), retry_refused=options.retry_refused)
     print(_as_json(rows) if options.json else table(rows, whole=options.all))
     states = {row.state for row in rows}
     return EXIT_INVALID if "invalid" in states else 0
@@ -128,7 +144,9 @@ def _as_json(rows: Sequence[PlanRow]) -> str:
 def _row_as_json(row: PlanRow) -> dict[str, Any]:
     plain = {name: value for name, value in vars(row).items() if name not in _NOT_PRINTED}
     request = row.request
-    fields = {name: getattr(request, name) for name in _PRINTED}
+    if request is None:
+        return {**plain, "wanted": {"name": row.name}}
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _PRINTED}
     fields["lengths"] = row.lengths or request.lengths
     fields["options"] = request.identity_options
     return {**plain, "wanted": {"name": row.name, **fields}}
@@ -150,7 +168,9 @@ def _error(row: PlanRow) -> list[str]:
 
 def _defaults(row: PlanRow) -> list[str]:
     """Say which lengths an entry gets that names none."""
-    if row.request.lengths is not None or row.lengths is None or row.error is not None:
+    if row.request is None or row.request.lengths is not None or row.error is not None:
+        return []
+    if row.lengths is None:
         return []
     return [f"lengths {','.join(map(str, row.lengths))} by default"]
 

@@ -6,6 +6,7 @@ import re
 from pathlib import PurePosixPath
 from uuid import UUID
 
+from tasks.errors import RequestError
 from tasks.request.conversion import ConversionRequest
 
 #: What the tag of every run of one conversion begins with.
@@ -36,6 +37,20 @@ def run_url(run: UUID | str) -> str | None:
     from prefect.utilities.urls import url_for
 
     return url_for("flow-run", obj_id=UUID(str(run)))
+
+
+def require_store(store: str | None, flow: str) -> str:
+    """Return the store of a scheduled run: nobody's store is looked after by default.
+
+    Raises:
+        RequestError: none is named.
+    """
+    if not store:
+        raise RequestError(
+            f"{flow}: expected a store, got none. Set the schedule's with `python -m "
+            "infra.provision --store URL`, or give a run its own (--param store=URL)."
+        )
+    return store
 
 
 def artifact_key(*words: str) -> str:

@@ -103,8 +103,8 @@ def await_device(
     if required:
         raise BackendUnavailableError(
             f"{candidate.variant.backend}: expected a Neuron device to validate on, got none here. "
-            "Run on such an instance; the log has what the runtime said. The conversion stays a "
-            "candidate."
+            "The conversion stays a candidate. Run on such an instance; the log has what the "
+            "runtime said."
         )
     logger.info("compiled already: %s; it waits for a device", candidate.key[:12])
     return reuse(store, candidate, CANDIDATE_CHANNEL, name)

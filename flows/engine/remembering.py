@@ -49,7 +49,7 @@ def remember_invalid(row: PlanRow) -> None:
     Args:
         row: Of the plan; one whose mistake may be gone tomorrow leaves none.
     """
-    if row.attempt is None or row.error is None:
+    if row.attempt is None or row.error is None or row.request is None:
         return
     try:
         store = open_writable(row.request.store, check=False)

@@ -12,24 +12,38 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from tasks.errors import ConversionError
-from tasks.plan.fleet import PlanRow
 from tracefleet.errors import ArtifactError, StoreUnavailableError
 
 
-class PlanIncompleteError(Exception):
-    """Some checkpoints of a plan could not be reached.
+class IncompleteError(Exception):
+    """The network hid a part of an answer.
 
     Attributes:
-        rows: of the plan.
+        found: the answer as far as it is known.
     """
 
-    def __init__(self, rows: list[PlanRow]) -> None:
-        self.rows = rows
-        super().__init__("; ".join(f"{r.name}: {r.error}" for r in rows if r.transient))
+    def __init__(self, message: str, found: Any) -> None:
+        self.found = found
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Carry the rows across the process boundary."""
-        return PlanIncompleteError, (self.rows,)
+        """Carry the answer across the process boundary."""
+        return IncompleteError, (str(self), self.found)
+
+
+def ask_again(function: Callable[..., Any], *arguments: Any, name: str, **options: Any) -> Any:
+    """Call a step that raises `IncompleteError` as a task, until its answer is whole.
+
+    Returns:
+        The answer; after the last try, as far as it is known.
+    """
+    task = network_task(function, name=name, **options)
+    answer = task(*arguments, return_state=True).result(raise_on_failure=False)
+    if isinstance(answer, IncompleteError):
+        return answer.found
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def network_task(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from weakref import WeakSet
 
 #: The embedded server needs more than its default 20 s on small machines; what our loggers say
 #: belongs into the run's log; analytics are off. The server's automation
@@ -19,6 +20,12 @@ SETTINGS = {
 }
 
 
+#: Packages whose errors say what is wrong: ours, and those that talk to a network.
+_TELLING = ("flows", "tasks", "tracefleet")
+_NETWORK = ("botocore", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
+_told: WeakSet[BaseException] = WeakSet()
+
+
 def prepare() -> None:
     """Set what the user's environment leaves open; to be called before Prefect is imported."""
     for name, value in SETTINGS.items():
@@ -30,6 +37,35 @@ def show_progress() -> None:
     for name in SETTINGS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(","):
         if (ours := logging.getLogger(name)).level == logging.NOTSET:
             ours.setLevel(logging.INFO)
+    # It prints by itself.
+    logging.getLogger("huggingface_hub").propagate = False
+    tell_errors_once()
+
+
+def tell_errors_once() -> None:
+    """Let Prefect log an error that its type explains in one line, and once.
+
+    It logs the traceback of what a task raises, then of the same error that its flow raises, then
+    of the same that its process ends with. Errors that nobody foresaw keep theirs.
+    """
+    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.engine"):
+        # The same function is added once.
+        logging.getLogger(name).addFilter(_tell_once)
+
+
+def _tell_once(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or not _explains_itself(error):
+        return True
+    record.exc_info = record.exc_text = None
+    known = error in _told
+    _told.add(error)
+    return not known
+
+
+def _explains_itself(error: BaseException) -> bool:
+    package = type(error).__module__.partition(".")[0]
+    return package in (*_TELLING, *_NETWORK) or isinstance(error, ConnectionError | TimeoutError)
 
 
 def quieten(*, quiet: bool) -> None:

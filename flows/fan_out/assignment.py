@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.convert_batch import BatchEntry
 from flows.engine.names import TAG, fleet_tag, run_name
-from tasks.fleet.spec import LIMITS
+from tasks.fleet.collisions import LIMITS
 from tasks.plan.fleet import PlanRow
 from tasks.request.conversion import ConversionRequest
 from tracefleet.canonical import canonical_json
@@ -38,7 +38,9 @@ class Assignment:
     @property
     def request(self) -> ConversionRequest:
         """The request as the fleet file has it."""
-        return self.planned.request
+        request = self.planned.request
+        assert request is not None, f"{self.name}: nothing is to be done for what is no request"
+        return request
 
     @cached_property
     def pinned(self) -> ConversionRequest:

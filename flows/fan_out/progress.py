@@ -20,6 +20,7 @@ from prefect.client.orchestration import get_client
 
 from flows.engine.names import artifact_key
 from flows.fan_out.figures import emit_figures
+from tasks.errors import ConversionError
 from tasks.plan.fleet import PlanRow, State
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tasks.report.fleet.markdown import (
@@ -29,6 +30,7 @@ from tasks.report.fleet.markdown import (
     refusal_table,
 )
 from tasks.report.fleet.page import fleet_report
+from tracefleet.errors import ArtifactError
 from tracefleet.store import open_writable
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,9 @@ def _quietly(show: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Show something in Prefect's UI; what can't be shown costs no conversion."""
     try:
         return show(*arguments, **options)
-    except Exception:
-        logger.warning("Prefect's UI could not be told (%s)", show.__name__, exc_info=True)
+    except Exception as error:
+        traced = not isinstance(error, ConversionError | ArtifactError)
+        logger.warning("not shown (%s): %s", show.__name__, error, exc_info=traced)
         return None
 
 
@@ -63,9 +66,7 @@ class Progress:
     def tell(self, row: FleetRow) -> None:
         """Count one entry as ended."""
         self.done += 1
-        took = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
-        why = f": {row.error}: {row.why}" if row.error else ""
-        logger.info("%d/%d %s: %s%s%s", self.done, self.total, row.name, row.ending, took, why)
+        logger.info("%d/%d %s: %s", self.done, self.total, row.name, describe(row))
         if self._bar is not None:
             _quietly(update_progress_artifact, self._bar, self._percent, description=self._text)
 
@@ -78,12 +79,26 @@ class Progress:
         return f"{self.done} of {self.total} entries have ended"
 
 
+def describe(row: FleetRow) -> str:
+    """Return what came of an entry, in one line."""
+    figures: str = row.ending
+    if row.worst_error is not None:
+        figures += f", error {row.worst_error:.1e}"
+    if row.seconds is not None:
+        figures += f", {row.seconds:.1f} s"
+    why = f"{row.error}: {row.why}" if row.error else row.why
+    return f"{figures}: {why}" if why else figures
+
+
 def plan_table(rows: list[PlanRow]) -> None:
     """Show what there is to do, before it is done."""
     states = Counter(row.state for row in rows)
     told = [state for state in get_args(State) if state != "refused" or states[state]]
     counts = ", ".join(f"{states[state]} {state}" for state in told)
     logger.info("plan: %d entries: %s", len(rows), counts)
+    refused = [row for row in rows if row.state == "invalid"]
+    for row in refused[:_ROWS]:
+        logger.info("%s: %s: %s", row.name, row.error, row.message)
     work = [row for row in rows if row.state != "fresh"]
     if work:
         table = [

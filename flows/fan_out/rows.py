@@ -9,8 +9,11 @@ from dataclasses import replace
 
 from flows.fan_out.assignment import Assignment
 from tasks.plan.fleet import PlanRow
+from tasks.plan.freshness import MOVED_AWAY
 from tasks.publish.find import CANDIDATE_CHANNEL, find_candidate, find_published
 from tasks.report.fleet.facts import Ending, FleetRow
+from tasks.report.fleet.steps import split_step
+from tasks.request.conversion import ConversionRequest
 from tracefleet.channel import channel_folder, conversion_folder, read_current, source_slug
 from tracefleet.errors import ManifestError
 from tracefleet.manifest import Manifest
@@ -21,22 +24,6 @@ logger = logging.getLogger(__name__)
 
 #: How Prefect words the state of a flow that raised: "… exception: Type: message".
 _RAISED = re.compile(r"(?:^|exception: )(?:\w+\.)*(\w+(?:Error|Exception|Exit)): (.*)", re.DOTALL)
-_NEXT = {
-    "RequestError": "Correct the entry in the fleet file.",
-    "UnsupportedCheckpointError": "Take the entry out, or ask for another task.",
-    "UnsafeCheckpointError": "Ask the publisher for safetensors, or allow what you have read.",
-    "TiedWeightsError": "Report it with the checkpoint's config.",
-    "CompilationError": "Do what its message says; the compiler's folder is on the worker.",
-    "TraceError": "Report it with the checkpoint's config.",
-    "NumericsMismatchError": "Open the conversion's report: it names the probe and the output.",
-    "BackendUnavailableError": "Start a worker of this backend's pool on its own kind of host.",
-    "ConversionCrashedError": "Look at the run's log; raise its timeout or its memory limit.",
-    "PublishConflictError": "Compare the two with `tracefleet show` before anything else.",
-    "RunLostError": "Look at the worker's host: memory, disk, spot reclaim; then run again.",
-    "WithdrawnError": "Convert with other versions, roll the channel back, or reinstate it.",
-    "StoreUnavailableError": "Run the fleet again when the store answers.",
-}
-_ANY_NEXT = "Look at the run's log, then run the fleet again."
 _MEANWHILE = "published since the plan"
 #: Of what no device has run yet.
 WAITS = "compiled into channel candidate; a device has to validate it"
@@ -46,10 +33,15 @@ _LONGEST_WHY = 600
 def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
     """Return what is known of an entry from its plan."""
     request = row.request
+    if request is None:
+        return FleetRow(
+            name=row.name, source="", commit=None, variant="", lengths=(), ending=ending
+        )
     variant = f"{row.task or '?'}.{request.backend}.{request.dtype}.b{request.batch}"
     url = None
     if row.key is not None:
-        url = f"{open_store(request.store).url}/{conversion_folder(_source(row), row.key)}"
+        store = open_store(request.store).url
+        url = f"{store}/{conversion_folder(_source(row, request), row.key)}"
     return FleetRow(
         name=row.name,
         source=request.source,
@@ -58,15 +50,14 @@ def make_planned_row(row: PlanRow, ending: Ending) -> FleetRow:
         lengths=row.lengths or (),
         ending=ending,
         why="; ".join(row.why),
-        conversion_url=url if ending in ("fresh", "published") else None,
+        conversion_url=url if ending in ("fresh", "published", "moved") else None,
     )
 
 
 def make_invalid_row(row: PlanRow) -> FleetRow:
     """Return the row of an entry that the plan refused."""
-    return _add_failure(
-        make_planned_row(row, "failed"), row.error or "ConversionError", row.message
-    )
+    failed, error = make_planned_row(row, "failed"), row.error or "ConversionError"
+    return _add_failure(failed, error, row.message, transient=row.transient)
 
 
 def make_refused_row(row: PlanRow) -> FleetRow:
@@ -110,7 +101,8 @@ def make_joined_row(assignment: Assignment) -> FleetRow:
 def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> FleetRow:
     """Return the row of a conversion that a run ended well, from what the run left in the store.
 
-    A run that found the conversion published already left no attestation: the row is fresh.
+    A run that found the conversion published already left no attestation: the row is fresh, or
+    the channel had been moved elsewhere and was moved back.
 
     Raises:
         ManifestError: the store does not have the conversion that the run says it published.
@@ -122,7 +114,7 @@ def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> 
     row = replace(row, run_url=url)
     candidate = manifest.validation.verdict == UNVALIDATED_ON_DEVICE
     if attested is None:
-        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+        return _describe_reuse(row, assignment, candidate=candidate)
     report = None if candidate else _report(store.url, run)
     if candidate:
         row = replace(row, why=f"{row.why}; {WAITS}")
@@ -139,19 +131,33 @@ def make_published_row(assignment: Assignment, *, run: str, url: str | None) -> 
     )
 
 
+def _describe_reuse(row: FleetRow, assignment: Assignment, *, candidate: bool) -> FleetRow:
+    """Return the row of a run that found it published already: at most it moved the channel."""
+    planned = assignment.planned
+    if MOVED_AWAY not in planned.why:
+        return replace(row, ending="fresh", why=WAITS if candidate else _MEANWHILE)
+    differences = [why for why in planned.why if why != MOVED_AWAY]
+    why = (
+        f"channel {assignment.request.channel} was moved back: since number {planned.number} it "
+        f"pointed to another conversion; {'; '.join(differences)}"
+    )
+    return replace(row, ending="moved", why=why)
+
+
 def split_message(told: str) -> tuple[str, str]:
     """Return the type of the error and its message from the message of a failed state."""
     match = _RAISED.search(told)
     return (match[1], match[2]) if match else ("RunLostError", told)
 
 
-def _add_failure(row: FleetRow, error: str, message: str) -> FleetRow:
-    why = " ".join(message.split())[:_LONGEST_WHY]
-    return replace(row, error=error, why=why, next_step=_NEXT.get(error, _ANY_NEXT))
+def _add_failure(row: FleetRow, error: str, message: str, *, transient: bool = False) -> FleetRow:
+    reason, step = split_step(error, message, transient=transient)
+    why = " ".join(reason.split())[:_LONGEST_WHY]
+    return replace(row, error=error, why=why, next_step=" ".join(step.split()))
 
 
-def _source(row: PlanRow) -> str:
-    source = row.source or row.request.source
+def _source(row: PlanRow, request: ConversionRequest) -> str:
+    source = row.source or request.source
     return source.partition("@")[0] if source.startswith("hf://") else source
 
 
@@ -160,7 +166,7 @@ def _manifest(store: ReadableStore, assignment: Assignment) -> Manifest:
 
     It is under the planned key; where the worker's toolchain was another one, the channel knows.
     """
-    source, key = _source(assignment.planned), assignment.planned.key
+    source, key = _source(assignment.planned, assignment.request), assignment.planned.key
     manifest = _either(store, source, key) if key else None
     for channel in (assignment.request.channel, CANDIDATE_CHANNEL):
         if manifest is None:

@@ -76,7 +76,8 @@ CAUSES = (
     Cause(
         pattern=r"NCC_EMOD025|dynamic shape",
         reason="dynamic shape",
-        advice="The model's shapes depend on its inputs' values, which no NEFF can hold.",
+        advice="The model's shapes depend on its inputs' values, which no NEFF can hold: convert "
+        "this checkpoint for jit.",
     ),
     Cause(
         pattern=r"NCC_EVRF004",
@@ -91,8 +92,8 @@ CAUSES = (
     Cause(
         pattern=r"NCC_EOOM00\d|Allocation Failure|status=4\b|RESOURCE_EXHAUSTED",
         reason="device memory",
-        advice="The program does not fit a core's memory: a shorter length, a smaller batch, or a "
-        "cast (auto_cast).",
+        advice="The program does not fit a core's memory: ask for a shorter length, a smaller "
+        "batch, or a cast (auto_cast).",
     ),
     Cause(
         pattern=r"NCC_EARG001|invalid choice|unrecognized arguments",
@@ -127,7 +128,7 @@ _HUNG = Cause(
 _NOTHING = Cause(
     pattern=r"No operations were successfully partitioned",
     reason="nothing compiled",
-    advice="Every subgraph failed: the run's log has the compiler's own messages.",
+    advice="Every subgraph failed: look for the compiler's own messages in the run's log.",
 )
 _BROKEN = Cause(
     pattern="",
@@ -184,10 +185,10 @@ def triage(
     lines = str(error).strip().splitlines() or [type(error).__name__]
     diagnostic = next((line.strip() for line in log_tail.splitlines() if "NCC_" in line), "")
     shown = "; ".join(part for part in (lines[0], diagnostic) if part)
-    where = f" Its folder is kept: {kept}." if kept else ""
+    where = f"Its folder is kept: {kept}. " if kept else ""
     message = (
         f"{what}: expected the compiler to make a program, got {cause.reason}: {shown}. "
-        f"{cause.advice}{where}"
+        f"{where}{cause.advice}"
     )
     if issubclass(cause.kind, ConversionCrashedError | CompilationError):
         return cause.kind(message, reason=cause.reason, log_tail=log_tail[-2000:])

@@ -114,7 +114,7 @@ def _choose_revision(source: str, revision: str | None) -> tuple[str, str | None
         if revision is not None:
             raise RequestError(
                 f"{source}: expected no revision, got {revision!r}. Only hf:// sources have "
-                "revisions; folders and buckets are identified by their content."
+                "revisions; folders and buckets are identified by their content. Leave it out."
             )
         return source, None
     plain, _, suffix = source.partition("@")

@@ -34,9 +34,16 @@ def explain(source: str, revision: str | None, error: BaseException) -> BaseExce
         )
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403, 404):
         return _explain_access(source, error)
-    if isinstance(error, connection_errors()) and not isinstance(error, errors.HfHubHTTPError):
-        _tell_host(source, error)
+    if is_connection_lost(error):
+        tell_host(source, error)
     return error
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether the hub did not answer at all."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, connection_errors()) and not isinstance(error, HfHubHTTPError)
 
 
 def connection_errors() -> type[Exception]:
@@ -49,7 +56,7 @@ def connection_errors() -> type[Exception]:
     return found[-1]
 
 
-def _tell_host(source: str, error: BaseException) -> None:
+def tell_host(source: str, error: BaseException) -> None:
     """Say in the error itself which host it was and what to do: retries go by its type."""
     host = hub_cache.endpoint() or _HUB
     error.args = (

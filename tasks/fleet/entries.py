@@ -1,46 +1,24 @@
-"""Make requests of one entry of a fleet file: lists and patterns multiply it.
+"""Check one entry of a fleet file: the requests that it makes, and what is wrong with the others.
 
-``tasks.fleet.spec`` calls ``check_entry`` for each entry, and for the defaults.
+``tasks.fleet.spec`` calls ``check_entry`` for each entry, and for the defaults. What is wrong with
+one value, source or entry costs that alone; a value that stands twice is a mistake of the file.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tasks.errors import RequestError
-from tasks.fetch.checkpoint import normalise_source
+from tasks.fleet.expand import Draft, Expansion, Finder, expand
 from tasks.request.conversion import ConversionRequest
-from tasks.request.mistakes import Mistake, describe_mistakes, describe_unknown_field, shorten
+from tasks.request.mistakes import Mistake, describe_mistakes, describe_unknown_field
 
-#: Fields that may be a list of values; so may ``lengths``, whose value is a list already.
-LISTED = ("source", "revision", "task", "backend", "dtype", "batch")
-VARYING = (*LISTED, "lengths")
-
-#: Returns the sources that match a pattern; None: it is no pattern.
-Finder = Callable[[str], list[str] | None]
-#: A field, one of its values, and how a request's name has it.
-_Choice = tuple[str, Any, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """One request of an entry, not checked yet.
-
-    Attributes:
-        name: Name of the entry, with the values that make the request one of several.
-        fields: Fields of the request.
-    """
-
-    name: str
-    fields: dict[str, Any]
+#: What a fleet asks for under a name: a request, or why there is none.
+Asked = ConversionRequest | Exception
 
 
 @dataclass(kw_only=True)
@@ -48,18 +26,23 @@ class CheckedEntry:
     """Requests and mistakes of one entry.
 
     Attributes:
-        requests: Requests by name; complete only if nothing is wrong.
+        requests: Requests by name, those that are right.
+        broken: What else the entry asks for, by the names that it would have: why it is no
+            request. Errors of the network, from looking up a pattern, keep their library's type.
         wrong: Mistakes of the entry, each once.
+        repeated: Those of them that nobody can have meant, so that the file is refused.
     """
 
     requests: dict[str, ConversionRequest] = field(default_factory=dict)
+    broken: dict[str, Exception] = field(default_factory=dict)
     wrong: list[Mistake] = field(default_factory=list)
+    repeated: list[Mistake] = field(default_factory=list)
 
 
 def check_entry(
     entry: str, fields: Mapping[str, Any], find: Finder, excused: Collection[str] = ()
 ) -> CheckedEntry:
-    """Return an entry's requests, or all of its mistakes.
+    """Return an entry's requests, and what is wrong with the others.
 
     Args:
         entry: Name of the entry.
@@ -69,160 +52,45 @@ def check_entry(
     """
     known = ConversionRequest.model_fields
     unknown = [describe_unknown_field(str(name), known) for name in fields if name not in known]
-    drafts, wrong = expand(entry, {k: v for k, v in fields.items() if k in known}, find)
+    found = expand(entry, {k: v for k, v in fields.items() if k in known}, find)
+    checked = CheckedEntry(wrong=[*unknown, *found.mistakes], repeated=found.repeated)
     # A list with a mistake is reported; the field that it leaves out is not "missing" as well.
-    left_out = {mistake.top for mistake in wrong} - drafts[0].fields.keys()
-    excused = {*excused, *left_out}
-    checked = CheckedEntry()
+    concerned = {mistake.top for mistake in checked.wrong}
+    if found.unlisted:
+        concerned.add("source")
+    left_out = concerned - found.drafts[0].fields.keys()
+    _check_drafts(checked, found.drafts, {*excused, *left_out})
+    if unknown or found.wrong:
+        # What the whole entry asks for is not known.
+        checked.requests, checked.broken = {}, {entry: _refuse(checked.wrong)}
+    else:
+        checked.broken |= _name_unlisted(entry, found)
+    checked.wrong = list(dict.fromkeys(checked.wrong))
+    return checked
+
+
+def _check_drafts(checked: CheckedEntry, drafts: list[Draft], excused: set[str]) -> None:
+    """Add the requests of the drafts that are right, and what is wrong with the others."""
+    known = ConversionRequest.model_fields
     for draft in drafts:
         try:
             checked.requests[draft.name] = ConversionRequest.model_validate(draft.fields)
         except ValidationError as error:
-            wrong += [one for one in describe_mistakes(error, known) if one.top not in excused]
-    checked.wrong = list(dict.fromkeys(unknown + wrong))
-    return checked
+            found = [one for one in describe_mistakes(error, known) if one.top not in excused]
+            checked.wrong += found
+            if found:
+                checked.broken[draft.name] = _refuse(found)
 
 
-def expand(
-    entry: str, fields: Mapping[str, Any], find: Finder
-) -> tuple[list[Draft], list[Mistake]]:
-    """Return an entry's drafts, and the mistakes in its lists.
-
-    A wrong value in a list is left out, and so is a field without any right one: all others can
-    still be checked.
-
-    Args:
-        entry: Name of the entry.
-        fields: Its fields over the defaults.
-        find: Looks up patterns over sources.
-    """
-    fields, wrong = dict(fields), list[Mistake]()
-    choices: list[list[_Choice]] = []
-    for name in VARYING:
-        values, found = _list_values(name, fields.get(name), find)
-        wrong += found
-        if found and not values:
-            del fields[name]
-        elif values is not None:
-            choices.append(_label_values(name, values))
-    return [_make_draft(entry, fields, chosen) for chosen in itertools.product(*choices)], wrong
+def _refuse(mistakes: Iterable[Mistake]) -> RequestError:
+    """Return one error for several mistakes, in one line."""
+    return RequestError("; ".join(map(str, dict.fromkeys(mistakes))))
 
 
-def _make_draft(entry: str, fields: Mapping[str, Any], chosen: Sequence[_Choice]) -> Draft:
-    own = {**fields, **{name: value for name, value, _ in chosen}}
-    channel = own.get("channel")
-    if isinstance(channel, str):
-        own["channel"] = _fill_channel(channel, own)
-    if not chosen:
-        return Draft(name=entry, fields=own)
-    labels = " ".join(label for _, _, label in chosen)
-    return Draft(name=f"{entry}/{labels}", fields=own)
-
-
-def _fill_channel(channel: str, fields: Mapping[str, Any]) -> str:
-    """Put the request's own values for ``{lengths}`` and ``{revision}`` into a channel."""
-    # Neither is part of a variant: an entry with several would move one channel several times.
-    for name in ("lengths", "revision"):
-        if f"{{{name}}}" in channel:
-            text = _label(name, fields.get(name)).lower()
-            channel = channel.replace(f"{{{name}}}", re.sub("[^a-z0-9]+", "-", text).strip("-"))
-    return channel
-
-
-def _list_values(name: str, value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
-    """Return the values that a field multiplies its entry by; None: it has a single one."""
-    if name == "source":
-        return _list_sources(value, find)
-    listed = isinstance(value, list | tuple)
-    if name == "lengths" and listed:
-        sets = [isinstance(part, list | tuple) for part in value]
-        if any(sets) and not all(sets):
-            got = f"got a mixture: {shorten(value)}"
-            return None, [Mistake(name, f"expected whole numbers, or lists of them, {got}")]
-        listed = any(sets)
-    return _find_distinct(name, value) if listed else (None, [])
-
-
-def _list_sources(value: Any, find: Finder) -> tuple[list[Any] | None, list[Mistake]]:
-    several = isinstance(value, list | tuple)
-    named: list[str] = []
-    found: list[str] = []
-    wrong: list[Mistake] = []
-    for source in value if several else [value]:
-        try:
-            matching = find(source) if isinstance(source, str) else None
-            if matching is not None:
-                found += map(normalise_source, matching)
-            elif several:
-                named.append(_normalise(source))
-            else:
-                return None, []
-        except RequestError as error:
-            message = str(error).removeprefix("source: ").removeprefix(f"{source}: ")
-            wrong.append(Mistake("source", message))
-    if named or not value:
-        named, repeated = _find_distinct("source", named)
-        wrong += repeated
-    # Patterns may overlap each other and the sources that are named: no mistake.
-    return list(dict.fromkeys(named + found)), wrong
-
-
-def _normalise(source: object) -> str:
-    if not isinstance(source, str | Path):
-        raise RequestError(f"expected text, got {shorten(source)}; write it in quotes")
-    return normalise_source(source)
-
-
-def _find_distinct(name: str, values: Sequence[Any]) -> tuple[list[Any], list[Mistake]]:
-    if not values:
-        return [], [Mistake(name, "expected at least one value, got an empty list")]
-    distinct: list[Any] = []
-    repeated = []
-    for value in values:  # no set: a value may be a list
-        if value in distinct:
-            message = f"expected each value once, got {shorten(value)} again"
-            repeated.append(Mistake(name, message))
-        else:
-            distinct.append(value)
-    return distinct, repeated
-
-
-def _label_values(name: str, values: Sequence[Any]) -> list[_Choice]:
-    if name == "source":
-        labels = _label_sources([str(value) for value in values])
-    else:
-        labels = [_label(name, value) for value in values]
-    return [(name, value, label) for value, label in zip(values, labels, strict=True)]
-
-
-def _label(name: str, value: Any) -> str:
-    """Return a field's value as a request's name has it."""
-    if name == "lengths" and value is not None:
-        return "-".join(map(str, value)) if isinstance(value, list | tuple) else ""
-    if name == "batch":
-        return f"b{value}"
-    # Brackets: no branch or tag has any.
-    return "(default)" if value is None else str(value)
-
-
-def _label_sources(sources: Sequence[str]) -> list[str]:
-    """Return the last part of each source, and as much more as tells it from the others."""
-    parts = [_split_source(source) for source in sources]
-    ends: Counter[tuple[str, ...]] = Counter()
-    for part in parts:
-        ends.update(part[-size:] for size in range(1, len(part) + 1))
-    return [_find_label(source, part, ends) for source, part in zip(sources, parts, strict=True)]
-
-
-def _split_source(source: str) -> tuple[str, ...]:
-    rest = source.partition("://")[2]
-    name, at, revision = rest.partition("@") if source.startswith("hf://") else (rest, "", "")
-    *head, last = name.lstrip("/").split("/")
-    return (*head, last + at + revision)
-
-
-def _find_label(source: str, parts: tuple[str, ...], ends: Counter[tuple[str, ...]]) -> str:
-    for size in range(1, len(parts) + 1):
-        if ends[parts[-size:]] == 1:
-            return "/".join(parts[-size:])
-    return source
+def _name_unlisted(entry: str, found: Expansion) -> dict[str, Exception]:
+    """Return why sources of an entry could not be looked up, by the names of their rows."""
+    alone = len(found.unlisted) == 1 and "source" not in found.drafts[0].fields
+    named: dict[str, Exception] = {}
+    for source, error in found.unlisted.items():
+        named[entry if alone else f"{entry}/{source}"] = error
+    return named

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RequestError, first_line
-from tasks.fetch import hub_cache, s3
+from tasks.fetch import hub_cache, hub_errors, s3
 from tasks.fetch.checkpoint import normalise_source
 from tracefleet.source import split
 from tracefleet.store.s3_client import share_connection
@@ -26,6 +26,36 @@ _MAGIC = re.compile(r"[*?]|\[[^]]+\]")
 _CONFIG = "config.json"
 _AT_ONCE = 16
 _REFUSED = (401, 403, 404)
+
+
+class Patterns:
+    """Looks up patterns, each once; a hub that is away is asked for one of them alone."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str] | None] = {}
+        self._away: Exception | None = None
+
+    def __call__(self, source: str) -> list[str] | None:
+        """Return what `match_sources` returns; what it raises is looked up again next time."""
+        if source not in self._found:
+            self._found[source] = self._look_up(source)
+        return self._found[source]
+
+    def ask_again(self) -> None:
+        """Ask a hub that was away once more."""
+        self._away = None
+
+    def _look_up(self, source: str) -> list[str] | None:
+        asks_hub = is_pattern(source) and _find_scheme(source) == "hf"
+        # The library tries for half a minute.
+        if asks_hub and self._away is not None:
+            raise self._away
+        try:
+            return match_sources(source)
+        except Exception as error:
+            if asks_hub and hub_errors.is_connection_lost(error):
+                self._away = error
+            raise
 
 
 def is_pattern(source: str) -> bool:
@@ -126,14 +156,14 @@ def _match_repositories(source: str) -> list[str]:
         )
     from huggingface_hub import HfApi
 
-    with _refuse_hub_errors(owner):
+    with _refuse_hub_errors(source, owner):
         listed = HfApi(endpoint=hub_cache.endpoint()).list_models(author=owner)
         names = {str(info.id) for info in listed}
     return sorted(f"hf://{name}" for name in names if _is_child(name, owner, pattern))
 
 
 @contextmanager
-def _refuse_hub_errors(owner: str) -> Iterator[None]:
+def _refuse_hub_errors(source: str, owner: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -150,6 +180,9 @@ def _refuse_hub_errors(owner: str) -> Iterator[None]:
             f"expected the answer of a Hugging Face hub, got {first_line(error)}; if HF_ENDPOINT "
             "is set, check that it names one"
         ) from error
+    except hub_errors.connection_errors() as error:
+        hub_errors.tell_host(source, error)
+        raise
 
 
 def _check_head(source: str, head: str) -> None:

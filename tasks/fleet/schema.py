@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.backends.base import BACKENDS
-from tasks.fleet.entries import LISTED
+from tasks.fleet.expand import LISTED
 from tasks.fleet.spec import FleetSpec
 from tasks.request.conversion import ConversionRequest
 from tracefleet.heads import AUTO_CLASSES

@@ -1,35 +1,62 @@
 """A fleet: many requests, from one file of shared defaults and named entries.
 
 ``FleetSpec`` is the input of the command line, the fleet flow and its Prefect run form.
-``tasks.fleet.text`` reads the text, ``tasks.fleet.patterns`` looks up patterns and
-``tasks.fleet.entries`` makes requests of one entry; all mistakes are reported together here.
+``tasks.fleet.text`` reads the text, ``tasks.fleet.patterns`` looks up patterns,
+``tasks.fleet.entries`` makes requests of one entry, ``tasks.fleet.collisions`` finds entries that
+contradict each other; all mistakes of a file are reported together here.
 """
 
 from __future__ import annotations
 
-import functools
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.errors import RequestError
-from tasks.fleet.entries import CheckedEntry, Finder, check_entry, expand
-from tasks.fleet.patterns import match_sources
+from tasks.fleet.collisions import add_requests, find_collisions
+from tasks.fleet.entries import Asked, CheckedEntry, check_entry
+from tasks.fleet.expand import Finder, expand
+from tasks.fleet.patterns import Patterns, match_sources
 from tasks.fleet.text import parse, read_text
 from tasks.request.conversion import ConversionRequest
 from tasks.request.mistakes import Mistake, describe_mistakes, shorten
 from tracefleet.channel import check_channel
-from tracefleet.store import open_store
-
-#: Fields that limit a request's processes and change nothing about its result.
-LIMITS = ("timeout_seconds", "memory_limit_mb", "threads")
 
 _LOOKS_LIKE = "a mapping of fields such as `source: hf://org/name`"
 # Fields that defaults lack to be a request that can be checked.
 _FILLING = {"source": "hf://org/name"}
+
+
+@dataclass(kw_only=True)
+class _Checked:
+    """A whole fleet, checked.
+
+    Attributes:
+        made: Requests by name, each with its entry.
+        mistakes: A line for every mistake.
+        refused: Whether one of them concerns more than an entry.
+    """
+
+    mistakes: list[str]
+    refused: bool
+    made: dict[str, tuple[str, Asked]] = field(default_factory=dict)
+
+    @property
+    def right(self) -> dict[str, tuple[str, ConversionRequest]]:
+        """What was made that is a request."""
+        found: dict[str, tuple[str, ConversionRequest]] = {}
+        for name, (entry, request) in self.made.items():
+            if isinstance(request, ConversionRequest):
+                found[name] = entry, request
+        return found
+
+    def refuse(self, mistakes: list[str]) -> None:
+        """Add mistakes that concern more than an entry."""
+        self.mistakes += mistakes
+        self.refused |= bool(mistakes)
 
 
 class FleetSpec(BaseModel):
@@ -57,31 +84,65 @@ class FleetSpec(BaseModel):
         return channels
 
     def requests(self) -> dict[str, ConversionRequest]:
-        """Return every request by name; an entry that is multiplied gives ``entry/values``.
+        """Return every request by name, of a fleet with nothing wrong in it.
 
         Raises:
-            RequestError: there are mistakes; the message has a line for each. Errors of the
-                network while a pattern is looked up keep their library's type.
+            RequestError: something is wrong; the message has a line for each mistake. Errors of
+                the network while a pattern is looked up keep their library's type.
         """
-        find = functools.cache(match_sources)
+        found = self._check(Patterns())
+        if found.mistakes:
+            raise _refusal("fleet file", found.mistakes)
+        for _, request in found.made.values():
+            if isinstance(request, Exception):
+                raise request
+        return {name: request for name, (_, request) in found.right.items()}
+
+    def expand(self, find: Finder) -> dict[str, Asked]:
+        """Return every request by name; an entry that is multiplied gives ``entry/values``.
+
+        What is wrong with an entry by itself, or can't be looked up, stands for its request, as
+        an error: it costs that entry alone.
+
+        Args:
+            find: Looks up patterns over sources.
+
+        Raises:
+            RequestError: the file can't be meant: wrong defaults, something twice, two requests
+                that would move one channel. The message has a line for every mistake in it.
+        """
+        found = self._check(find)
+        if found.refused:
+            raise _refusal("fleet file", found.mistakes)
+        return {name: request for name, (_, request) in found.made.items()}
+
+    @property
+    def home(self) -> str:
+        """Store of the first entry as it is written, which need not be right."""
+        fields = [own for own in self.entries.values() if isinstance(own, dict)]
+        default = self.defaults.get("store", ConversionRequest.model_fields["store"].default)
+        return str(fields[0].get("store", default) if fields else default)
+
+    def _check(self, find: Finder) -> _Checked:
         mistakes = self._check_defaults(find)
         reported: set[str] = set()
         for mistake in mistakes:
             reported |= {mistake.field, mistake.top}
-        wrong = [f"defaults.{mistake}" for mistake in mistakes]
-        made: dict[str, tuple[str, ConversionRequest]] = {}
+        lines = [f"defaults.{mistake}" for mistake in mistakes]
+        found = _Checked(mistakes=lines, refused=bool(lines))
         for entry, own in self.entries.items():
             checked = self._check_entry(entry, own, find, reported)
             for mistake in checked.wrong:
-                wrong.append(f"{entry}.{mistake}" if mistake.field else f"{entry}{mistake}")
+                line = f"{entry}.{mistake}" if mistake.field else f"{entry}{mistake}"
+                found.mistakes.append(line)
+            found.refused |= bool(checked.repeated)
             # Without the wrong defaults these are not the requests that were meant.
-            if not checked.wrong and not reported:
-                wrong += _add(made, entry, checked.requests)
-        wrong += find_collisions(made)
-        wrong += _find_guarded(made, self.guarded)
-        if wrong:
-            raise _refusal("fleet file", wrong)
-        return {name: request for name, (_, request) in made.items()}
+            if not reported:
+                asked: dict[str, Asked] = {**checked.requests, **checked.broken}
+                found.refuse(add_requests(found.made, entry, asked))
+        found.refuse(find_collisions(found.right))
+        found.refuse(_find_guarded(found.right, self.guarded))
+        return found
 
     def request_fields(self, name: str) -> dict[str, Any]:
         """Return one request's fields, unchecked, for a caller that overrides some of them.
@@ -94,12 +155,15 @@ class FleetSpec(BaseModel):
         names = list(self.entries)
         for entry, own in self.entries.items():
             if isinstance(own, dict) and (name == entry or name.startswith(f"{entry}/")):
-                drafts, wrong = expand(entry, {**self.defaults, **own}, match_sources)
-                if wrong:
+                found = expand(entry, {**self.defaults, **own}, match_sources)
+                for error in found.unlisted.values():
+                    if not isinstance(error, RequestError):
+                        raise error
+                if wrong := found.mistakes:
                     raise _refusal("fleet file", [f"{entry}.{mistake}" for mistake in wrong])
-                names = [draft.name for draft in drafts]
+                names = [draft.name for draft in found.drafts]
                 if name in names:
-                    return drafts[names.index(name)].fields
+                    return found.drafts[names.index(name)].fields
         raise RequestError(f"--entry: expected one of {', '.join(names)}, got {name!r}")
 
     def with_store(self, store: str | None) -> FleetSpec:
@@ -122,7 +186,9 @@ class FleetSpec(BaseModel):
 
     def _check_entry(self, entry: str, own: Any, find: Finder, reported: set[str]) -> CheckedEntry:
         if not isinstance(own, dict):
-            return CheckedEntry(wrong=[Mistake("", f"expected {_LOOKS_LIKE}, got {shorten(own)}")])
+            mistake = Mistake("", f"expected {_LOOKS_LIKE}, got {shorten(own)}")
+            error = RequestError(f"{entry}{mistake}")
+            return CheckedEntry(wrong=[mistake], broken={entry: error})
         right = {name: value for name, value in self.defaults.items() if name not in reported}
         return check_entry(entry, {**right, **own}, find, reported - own.keys())
 
@@ -163,26 +229,6 @@ def _refusal(where: str, wrong: list[str]) -> RequestError:
     return RequestError("\n".join((f"{where}: expected no mistakes, got {len(wrong)}:", *wrong)))
 
 
-def find_collisions(made: Mapping[str, tuple[str, ConversionRequest]]) -> list[str]:
-    """Return a line for each pair of entries that would move the same channel.
-
-    Args:
-        made: Requests by name, each with its entry.
-    """
-    # Two spellings of one store are the same store.
-    find_url = functools.cache(lambda url: open_store(url).url)
-    movers: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for name, (_, request) in made.items():
-        for address in _list_addresses(request):
-            movers[(address, *_find_variant(request), find_url(request.store))].append(name)
-    lines: dict[tuple[str, str], str] = {}
-    for (address, *_), (first, *others) in movers.items():
-        for other in others:
-            pair = (made[first][0], made[other][0])
-            lines.setdefault(pair, _describe_collision(made, first, other, address))
-    return list(lines.values())
-
-
 def _find_guarded(
     made: Mapping[str, tuple[str, ConversionRequest]], guarded: Sequence[str]
 ) -> list[str]:
@@ -193,56 +239,3 @@ def _find_guarded(
         for name, (entry, request) in made.items()
         if request.channel in guarded
     ]
-
-
-def _list_addresses(request: ConversionRequest) -> list[str]:
-    """Return the source, and the name that the conversion is published under, if it has one."""
-    source = request.source
-    if source.startswith("hf://"):
-        source = source.partition("@")[0]  # a channel's folder has no revision
-    return [source] if request.publish_as is None else [source, request.publish_as]
-
-
-def _find_variant(request: ConversionRequest) -> tuple[Any, ...]:
-    return request.task, request.backend, request.dtype, request.batch, request.channel
-
-
-def _describe_collision(
-    made: Mapping[str, tuple[str, ConversionRequest]], first: str, other: str, address: str
-) -> str:
-    (_, one), (entry, two) = made[first], made[other]
-    if "://" not in address:
-        return (
-            f"{entry}.publish_as: expected a name that no other request moves, got {address!r} of "
-            f"{other!r}, which {first!r} moves too (same task, backend, dtype, batch, channel and "
-            "store); give one of them another name or channel"
-        )
-    if one.model_dump(exclude={*LIMITS}) == two.model_dump(exclude={*LIMITS}):
-        return (
-            f"{entry}.source: expected each conversion once, got {other!r}, which requests the "
-            f"same as {first!r}; remove one of them"
-        )
-    return (
-        f"{entry}.channel: expected a channel that no other request moves, got {two.channel!r} of "
-        f"{other!r}, which {first!r} moves too (same source, task, backend, dtype, batch and "
-        f"store); give one of them another channel, such as {two.channel}-2, or write "
-        "{lengths} or {revision} into it"
-    )
-
-
-def _add(
-    made: dict[str, tuple[str, ConversionRequest]],
-    entry: str,
-    requests: Mapping[str, ConversionRequest],
-) -> list[str]:
-    """Add an entry's requests to those that are made; return a line for each name given twice."""
-    wrong = []
-    for name, request in requests.items():
-        if name in made:
-            wrong.append(
-                f"{entry}: expected names that no other entry gives, got {name!r}, which entry "
-                f"{made[name][0]!r} gives too; rename one of them"
-            )
-        else:
-            made[name] = (entry, request)
-    return wrong

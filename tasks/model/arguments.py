@@ -86,7 +86,7 @@ def text_arguments(
     if "input_ids" not in names:
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected forward() to take input_ids, got {names}. "
-            "Only models that read token ids can be converted for this task."
+            "Only models that read token ids can be converted for this task: ask for another."
         )
     _check_buildable(kind, names)
     inner = () if choices is None else (str(choices),)
@@ -135,7 +135,8 @@ def _check_buildable(kind: Any, names: list[str]) -> None:
         if name in names and kind.__name__ not in _OPTIONAL.get(name, ()):
             raise UnsupportedCheckpointError(
                 f"{kind.__name__}: expected inputs that can be made from text alone, got {name}: "
-                f"{meaning}. Traced without it, the model would be another one."
+                f"{meaning}. Traced without it, the model would be another one: name a "
+                "checkpoint that reads text alone."
             )
 
 

@@ -86,14 +86,15 @@ def _check_keys(architecture: str, config: Any, keys: dict[str, Any]) -> None:
     if mismatched:
         raise UnsupportedCheckpointError(
             f"{architecture}: expected weights of the config's shapes, got {mismatched}. "
-            "Config and weights are of different models."
+            "Config and weights are of different models: fetch or save the checkpoint again."
         )
     unused = sorted(key for key in keys["unexpected_keys"] if not _HARMLESS.search(key))
     if unused and architecture in (config.architectures or []):
         raise UnsupportedCheckpointError(
             f"{architecture}: expected to use every weight in the checkpoint, got unused "
             f"{unused[:8]}{'…' if len(unused) > 8 else ''}. The weights are not of this "
-            "architecture; the outputs would be wrong."
+            "architecture; the outputs would be wrong. Correct architectures in config.json, or "
+            "name the checkpoint that was meant."
         )
 
 

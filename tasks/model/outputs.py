@@ -74,7 +74,7 @@ def describe_outputs(model: nn.Module, facts: ModelFacts) -> tuple[OutputSpec, .
     if not described:
         raise UnsupportedCheckpointError(
             f"{facts.architecture}: expected an output tensor with one entry per row, got "
-            f"{sorted(small)}. This architecture can't be served row by row."
+            f"{sorted(small)}. This architecture can't be served row by row: ask for another task."
         )
     return tuple(described)
 
@@ -96,7 +96,7 @@ def _measure(model: nn.Module, facts: ModelFacts, sizes: dict[str, int]) -> dict
         raise UnsupportedCheckpointError(
             f"{facts.architecture}: expected eager to run on {shapes}, got "
             f"{type(error).__name__}: {first_line(error)}. "
-            "The model needs other inputs than these."
+            "The model needs other inputs than these: ask for another task."
         ) from error
     tensors = {}
     for name, value in outputs.items():
@@ -119,6 +119,6 @@ def _require_meaning(name: str, small: torch.Tensor, large: torch.Tensor, axis: 
         raise UnsupportedCheckpointError(
             f"output {name}: expected axis {axis} to be fixed or to follow the batch or a length, "
             f"got sizes {small.shape[axis]} and {large.shape[axis]} for lengths {_SMALL} and "
-            f"{_LARGE}. Its padding could not be cut off."
+            f"{_LARGE}. Its padding could not be cut off: ask for another task."
         )
     return meaning

@@ -86,7 +86,7 @@ def _count_token_ids(kind: Any, model: Any) -> int:
     if not hasattr(embedding, "weight"):
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected a token embedding, got {type(embedding).__name__}. "
-            "Only models that read token ids can be converted for this task."
+            "Only models that read token ids can be converted for this task: ask for another."
         )
     return int(embedding.weight.shape[0])
 

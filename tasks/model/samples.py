@@ -120,13 +120,14 @@ def _find_main_input(kind: Any, names: list[str]) -> str:
     if not known:
         raise UnsupportedCheckpointError(
             f"{kind.__name__}: expected forward() to take pixel_values, input_features or "
-            f"input_values, got {names}. Other inputs can't be made here."
+            f"input_values, got {names}. Other inputs can't be made here: ask for another task."
         )
     for name, meaning in _UNBUILT.items():
         if name in names:
             raise UnsupportedCheckpointError(
                 f"{kind.__name__}: expected {known[0]} to be its whole input, got {name}: "
-                f"{meaning} as well. Traced without it, the model would be another one."
+                f"{meaning} as well. Traced without it, the model would be another one: name a "
+                "checkpoint that takes nothing else."
             )
     return known[0]
 
@@ -197,7 +198,7 @@ def _read_features(config: Any, processor: dict[str, Any]) -> _Sample:
     raise UnsupportedCheckpointError(
         f"config.json: expected num_mel_bins and max_source_positions, got {bins} and "
         f"{positions}; the processor names {sorted(processor)}. The size of its features is "
-        "not known."
+        "not known: write both into config.json."
     )
 
 
@@ -227,7 +228,7 @@ def _check_lengths(kind: Any, sample: _Sample, lengths: tuple[int, ...]) -> None
     if min(lengths) < sample.least:
         raise RequestError(
             f"lengths: expected at least {sample.least} samples, so that an input a quarter "
-            f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. A second has as "
-            "many samples as the processor's sampling_rate.",
+            f"shorter still makes a frame of {kind.__name__}; got {min(lengths)}. Ask for "
+            "more: a second has as many samples as the processor's sampling_rate.",
             lasting=True,
         )

@@ -80,7 +80,8 @@ def compare_with_files(model: nn.Module, folder: Path) -> int:
     if files and matched == 0:
         raise UnsafeCheckpointError(
             f"{folder.name}: expected the model's weights under their names in the files, got no "
-            "match at all. The weights are not of this architecture."
+            "match at all. The weights are not of this architecture: correct architectures in "
+            "config.json, or name the checkpoint that was meant."
         )
     return matched
 

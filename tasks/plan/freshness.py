@@ -33,6 +33,8 @@ from tracefleet.store import ReadableStore
 
 State = Literal["fresh", "stale", "missing", "invalid", "refused"]
 
+#: Of what is published, when somebody else moved its channel: nothing has to be converted.
+MOVED_AWAY = "published, but the channel points to another conversion"
 #: From this number of sources on, the whole store is listed before single sources are.
 _MANY = 20
 #: That listing ends after this many channels a source: the store holds mostly other sources.
@@ -195,7 +197,7 @@ def _compare(store: ReadableStore, wanted: Identity, published: Selection) -> Ju
         if withdrawal is not None:
             reason = f"withdrawn by number {withdrawal.number}: {withdrawal.reason}"
             return _settle(published, key, (reason, *notes))
-        why = ("published, but the channel points to another conversion", *why)
+        why = (MOVED_AWAY, *why)
     # A worker with another toolchain will publish under another key.
     known = key if wanted.toolchain else None
     return Judgement(state="stale", why=why, key=known, number=number)

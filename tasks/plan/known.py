@@ -144,7 +144,7 @@ def _refuse(row: PlanRow, known: Known, attempt: Attempt) -> PlanRow:
         return row
     why = list(row.why)
     if refusal.attempt.toolchain != attempt.toolchain:
-        why.append(describe_unchecked(row.request.backend))
+        why.append(describe_unchecked(attempt.backend))
     return dataclasses.replace(
         row,
         state="refused",

@@ -15,7 +15,7 @@ class PlanRow:
 
     Attributes:
         name: Name of the entry in the fleet file.
-        request: The request.
+        request: The request; None: the entry makes none.
         state: ``fresh``: nothing to do; ``stale``, ``missing``: to be converted; ``invalid``: the
             request was refused, or the published conversion is damaged or withdrawn; ``refused``:
             the very same was refused before, so that it is not tried.
@@ -37,7 +37,7 @@ class PlanRow:
     """
 
     name: str
-    request: ConversionRequest
+    request: ConversionRequest | None
     state: State
     why: tuple[str, ...] = ()
     source: str | None = None

@@ -72,8 +72,8 @@ def check_publishable(validation: Validation) -> None:
     if validation.verdict == UNVALIDATED_ON_DEVICE:
         raise NumericsMismatchError(
             f"publish: expected verdict {VALIDATED!r}, got {UNVALIDATED_ON_DEVICE!r}: no device "
-            f"has run it yet, and only the channel {CANDIDATE_CHANNEL!r} may have it. Run "
-            "`tracefleet validate` on a host with the device. Nothing was published."
+            f"has run it yet, and only the channel {CANDIDATE_CHANNEL!r} may have it. Nothing was "
+            "published. Run `tracefleet validate` on a host with the device."
         )
     if validation.accuracy is not None:
         check_accuracy(validation.accuracy)
@@ -84,5 +84,5 @@ def check_publishable(validation: Validation) -> None:
         "publish: expected verdict 'validated' with every length passed and a caught negative "
         f"control, got {validation.verdict!r}, lengths "
         f"{[(v.length, v.passed) for v in validation.lengths]}, controls "
-        f"{validation.negative_controls}. Nothing was published."
+        f"{validation.negative_controls}. Nothing was published. Convert the checkpoint again."
     )

@@ -108,7 +108,8 @@ def write_bundle(
     except RuntimeError as error:
         raise TraceError(
             f"expected torch.jit to save the traced module, got: {first_line(error)}. "
-            "The architecture calls a Python autograd function that TorchScript can't store."
+            "The architecture calls a Python autograd function that TorchScript can't store: "
+            "serve it with transformers."
         ) from error
     skeleton.seek(0)
     return _compose(skeleton, weights, target)

@@ -232,7 +232,8 @@ def trace_lengths(
         raise TraceError(
             f"{facts.architecture} at length {(reached or [*lengths, 0])[-1]}: expected "
             f"torch.jit.trace to record it, got {type(error).__name__}: {error}. "
-            "This architecture can't be a TorchScript artifact with these versions."
+            "This architecture can't be a TorchScript artifact with these versions: try others, or "
+            "report it with the checkpoint's config."
         ) from error
 
 

@@ -115,7 +115,8 @@ def _load(bundle: Path) -> torch.jit.ScriptModule:
     except RuntimeError as error:
         raise TraceError(
             f"{bundle.name}: expected the saved bundle to load, got: {error}. "
-            "The archive is not what was traced; nothing is published.",
+            "The archive is not what was traced; nothing is published. Report it with the "
+            "checkpoint's config.",
             lasting=False,
         ) from error
 

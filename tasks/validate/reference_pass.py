@@ -257,7 +257,8 @@ class ReferencePass:
         """Return the error of a model that can't be a reference."""
         return UnsupportedCheckpointError(
             f"{self.plan.facts.architecture}: the eager model can't be a reference: {complaint}. "
-            "A traced copy of it could not be proved right, so that none is published."
+            "A traced copy of it could not be proved right, so that none is published. "
+            "Serve it with transformers, or ask for another task."
         )
 
 

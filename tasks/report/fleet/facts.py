@@ -8,10 +8,11 @@ from typing import Literal
 
 from tasks.errors import ConversionError
 
-#: What came of an entry: ``fresh`` (was published already), ``published`` (now), ``failed``
+#: What came of an entry: ``fresh`` (was published already), ``published`` (now), ``moved`` (was
+#: published, but its channel pointed to another conversion and was moved back), ``failed``
 #: (refused, crashed, or invalid before it began), ``cancelled`` (stopped before its end),
 #: ``refused`` (the very same was refused before, and was not tried).
-Ending = Literal["fresh", "published", "failed", "cancelled", "refused"]
+Ending = Literal["fresh", "published", "moved", "failed", "cancelled", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,13 @@ class FleetRow:
 
     Attributes:
         name: name of the entry in the fleet file.
-        source: address of its checkpoint.
+        source: address of its checkpoint; empty: the entry names none.
         commit: what the source resolved to; None: it could not be resolved.
-        variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown.
+        variant: label such as ``fill-mask.jit.float32.b1``; the task is ``?`` where unknown,
+            and all of it is empty of an entry that is no request.
         lengths: standard lengths.
         ending: what came of the entry.
-        why: what made the entry stale or missing, or the failure's message, in one line.
+        why: what made the entry stale or missing, or the failure's reason, in one line.
         error: type of the error, such as ``NumericsMismatchError``; None: it did not fail.
         next_step: what a person should do about the failure.
         since: when it was refused first, in ISO 8601; None: not before this run.

@@ -14,6 +14,7 @@ from tasks.report.fleet.facts import Ending, FleetFacts, FleetRow
 _DAY = 10
 SIGNS: dict[Ending, str] = {
     "published": "✓",
+    "moved": "↩",
     "fresh": "·",
     "failed": "✗",
     "cancelled": "○",
@@ -48,6 +49,8 @@ def _current(facts: FleetFacts) -> Iterator[str]:
     published, fresh = len(facts.ended("published")), len(facts.ended("fresh"))
     if published:
         yield f"{published:,} published now"
+    if moved := len(facts.ended("moved")):
+        yield f"{moved:,} {'channel' if moved == 1 else 'channels'} moved back"
     if fresh:
         yield f"{fresh:,} {'was' if fresh == 1 else 'were'} fresh"
 
@@ -68,7 +71,7 @@ def when(facts: FleetFacts) -> str:
 
 def title(row: FleetRow) -> str:
     """Return an entry's name beside its variant."""
-    return f"{row.name} ({row.variant})"
+    return f"{row.name} ({row.variant})" if row.variant else row.name
 
 
 def reason(row: FleetRow) -> str:
@@ -96,8 +99,9 @@ def since(row: FleetRow) -> str:
 
 
 def list_changed(facts: FleetFacts) -> tuple[FleetRow, ...]:
-    """Return what was published now, the nearest to its tolerance first."""
-    return tuple(sorted(facts.ended("published"), key=lambda row: -(share(row) or 0.0)))
+    """Return what changed: published now, the nearest to its tolerance first, then moved back."""
+    published = sorted(facts.ended("published"), key=lambda row: -(share(row) or 0.0))
+    return (*published, *facts.ended("moved"))
 
 
 def kind(row: FleetRow) -> str:
