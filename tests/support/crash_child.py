@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from tasks.publish.conversion import publish
+from tests.support.s3_servers import share_service_data
 from tests.support.store_support import conversion
 from tracefleet.store import Store, s3_client
 from tracefleet.store.folder import FileStore
@@ -55,12 +56,18 @@ def server() -> Iterator[ForkServerContext]:
     a conversion torch: so it is ended before and after.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.support.crash_child", "boto3", "s3fs", "aiobotocore.session"]
-    )
+    context.set_forkserver_preload(["s3fs", "aiobotocore.session", "tests.support.crash_server"])
     _end_fork_server()
     yield context
     _end_fork_server()
+
+
+def prepare() -> None:
+    """Import and read once, in the fork server, what each publisher needs."""
+    import boto3
+
+    share_service_data()
+    boto3.client("s3", region_name="us-east-1")  # nothing is sent
 
 
 def _end_fork_server() -> None:

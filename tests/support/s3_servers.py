@@ -7,6 +7,7 @@ conditional writes are made atomic (``tests.support.moto_atomic``).
 
 from __future__ import annotations
 
+import functools
 import http.client
 import socket
 import subprocess
@@ -20,12 +21,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from botocore.loaders import JSONFileLoader, Loader
+
 ROOT = Path(__file__).parent.parent.parent
 BUCKET = "tracefleet"
 REGION = "us-east-1"
 _DELETED_AT_ONCE = 1000  # S3's limit
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+
+
+class _ReadOnce(JSONFileLoader):
+    """Botocore's descriptions of services, each parsed once in this process.
+
+    Each session reads S3's again, most of the time that a store takes to connect; tests connect a
+    thousand times.
+    """
+
+    load_file = staticmethod(functools.cache(JSONFileLoader().load_file))
+
+
+def share_service_data() -> None:
+    """Let all sessions of botocore share what they read."""
+    Loader.FILE_LOADER_CLASS = _ReadOnce
 
 
 @dataclass(frozen=True, kw_only=True)
