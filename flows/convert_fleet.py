@@ -8,12 +8,14 @@ very same is not tried again, and is no failure of this run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, cast
 from uuid import UUID
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -30,12 +32,14 @@ from flows.fan_out.convert_entries import convert_entries
 from flows.fan_out.ends import find_begin, require_all_current, settle_without_work
 from flows.fan_out.plan import choose, list_stores, look_up, plan_requests, read_spec
 from flows.fan_out.pool_runs import RunLostError
+from tasks import child
 from tasks.fleet.spec import FleetSpec
 from tasks.plan.fleet import PlanRow
 from tasks.publish.guard import guard_stores
 from tasks.report.fleet.facts import FleetFacts, FleetRow
 from tracefleet.errors import StoreUnavailableError
 
+logger = logging.getLogger(__name__)
 #: Workers take up a coordinator that was lost with its host as often as it is lost.
 _LIVES = 5
 IN_FLIGHT = 32
@@ -82,6 +86,8 @@ def convert_fleet(
         FleetError: some entries failed; all others are current, or were refused before.
     """
     engine.show_progress()
+    # Before the plan, whose children begin the fork server.
+    child.share_cores(jobs or 1)
     started = now()
     with telling_failures():
         _check_lives()
@@ -91,7 +97,7 @@ def convert_fleet(
             end_orphans()
         requests = choose(look_up(asked), only)
         if asked.guarded:
-            guard_channels(list_stores(requests), asked.guarded)
+            _guard(list_stores(requests), asked.guarded)
         rows = plan_requests(requests, retry_refused=retry_refused)
         known = settle_without_work(rows, find_begin(started))
         ended = {row.name: row for row in known}
@@ -109,11 +115,18 @@ def convert_fleet(
             rows=tuple(ended[row.name] for row in rows),
         )
         run, home = str(flow_run.id), _find_home(asked, rows)
-        facts = fleet_show.keep(facts, store=home, run=run)
+        facts = fleet_show.keep(facts, store=home, run=run, whole=not only)
         return cast("FleetFacts", require_all_current(facts))
 
 
 guard_channels = network_task(guard_stores, name="guard channels")
+
+
+def _guard(stores: list[str], channels: tuple[str, ...]) -> None:
+    """Guard channels; a store that stays away is told, and its entries are rows of their own."""
+    state: State[Any] = guard_channels(stores, channels, return_state=True)
+    if not state.is_completed():
+        logger.warning("not every store could be guarded: %s", state.message)
 
 
 def _convert(rows: Sequence[PlanRow], ended: dict[str, FleetRow], **options: Any) -> None:

@@ -9,7 +9,7 @@ anew.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -22,7 +22,8 @@ from pydantic import Field
 
 from flows.engine import settings
 from flows.engine.cancelled import RunCancelledError, end_cancelled
-from flows.engine.names import artifact_key
+from flows.engine.failures import telling_failures
+from flows.engine.names import REFUSED, artifact_key
 from flows.engine.prefect_steps import PrefectSteps
 from flows.engine.release import RELEASE
 from tasks.child import Limits
@@ -67,8 +68,8 @@ def promote_conversion(
     dtype: str | None = None,
     batch: int | None = None,
     device: str | None = None,
-    approve_within_days: float = 7,
-    timeout_seconds: float = 3600,
+    approve_within_days: Annotated[float, Field(gt=0)] = 7,
+    timeout_seconds: Annotated[float, Field(gt=0)] = 3600,
 ) -> Promotion:
     """Check a conversion on this pool's host, ask a person if need be, and move a channel to it.
 
@@ -94,23 +95,25 @@ def promote_conversion(
     """
     settings.show_progress()
     variant = {"task": task, "backend": backend, "dtype": dtype, "batch": batch}
-    opened = open_writable(store)
-    check_channel(to)
-    steps = PrefectSteps(limits=Limits(timeout=timeout_seconds), run_id=str(flow_run.id))
-    try:
-        with steps:
-            selection, manifest = steps.here(
-                "select", select_promoted, store, source, channel=channel, **variant
-            )
-            _check(steps, opened, selection, manifest, to, device)
-    except RunCancelledError as error:
-        return cast("Promotion", end_cancelled(error))
-    approval = None
-    if must_ask(opened, selection, to):
-        approval = _ask(manifest, to, approve_within_days)
-        if not approval.approve:
-            return cast("Promotion", _refuse(approval))
-    return _move(steps, opened, selection, manifest, to, approval)
+    limits = Limits(timeout=timeout_seconds)
+    steps = PrefectSteps(limits=limits, run_id=str(flow_run.id))
+    with telling_failures():
+        opened = open_writable(store)
+        check_channel(to)
+        try:
+            with steps:
+                selection, manifest = steps.here(
+                    "select", select_promoted, store, source, channel=channel, **variant
+                )
+                _check(steps, opened, selection, manifest, to, device)
+        except RunCancelledError as error:
+            return cast("Promotion", end_cancelled(error))
+        approval = None
+        if must_ask(opened, selection, to):
+            approval = _ask(manifest, to, approve_within_days)
+            if not approval.approve:
+                return cast("Promotion", _refuse(approval))
+        return _move(steps, opened, selection, manifest, to, approval)
 
 
 def _check(
@@ -144,7 +147,7 @@ def _ask(manifest: Manifest, to: str, days: float) -> Approval:
 
 
 def _refuse(approval: Approval) -> State[Any]:
-    return Cancelled(name="Refused", message=f"{approval.by} did not approve: nothing was moved.")
+    return Cancelled(name=REFUSED, message=f"{approval.by} did not approve: nothing was moved.")
 
 
 def _move(

@@ -30,9 +30,9 @@ DELAY = timedelta(seconds=60)
 NEVER_BEGAN = timedelta(minutes=5)
 _STATE = "prefect.flow-run."
 #: `KnownRefusals`: how a fleet completes where all that is not current was refused before.
-_FINAL = {
-    _STATE + name for name in ("Completed", "KnownRefusals", "Failed", "Crashed", "Cancelled")
-}
+#: `Refused`: how a promotion is cancelled to which a person said no.
+_NAMES = ("Completed", "KnownRefusals", "Failed", "Crashed", "Cancelled", "Refused")
+_FINAL = {_STATE + name for name in _NAMES}
 #: A run that left its host alive: it is being cancelled, handed back, or waits for a person.
 _LEFT = {_STATE + name for name in ("Cancelling", "AwaitingRetry", "Suspended")}
 _ALIVE = {_STATE + name for name in ("AwaitingRetry", "Scheduled", "Late", "Pending", "Running")}

@@ -62,7 +62,7 @@ class ChoiceError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What the operator chose; None: as it was set before.
+    """What the operator chose; None: as it was set before; empty: nothing, any more.
 
     Attributes:
         fleet: Fleet file as the coordinator's workers see it.
@@ -87,17 +87,22 @@ def check_choice(fleet: str | None, store: str | None) -> Choice:
     from tracefleet.store import open_store
 
     try:
-        found = None if store is None else open_store(store)
+        found = open_store(store) if store else None
         if found is not None:
             read_limit(found)
-        if fleet is not None:
-            asked = read_fleet(fleet).with_store(store).expand(Patterns())
+        if fleet:
+            asked = read_fleet(fleet).with_store(store or None).expand(Patterns())
             _refuse_mistakes(asked)
     except (ConversionError, ArtifactError) as error:
         raise ChoiceError(str(error)) from error
-    if fleet is not None and "://" not in fleet:
+    except Exception as error:  # of the network, whose errors keep their library's type
+        raise ChoiceError(
+            f"{fleet or store}: expected an answer, got {type(error).__name__}: {error}. Check the "
+            "address and the network."
+        ) from error
+    if fleet and "://" not in fleet:
         fleet = str(Path(fleet).resolve())
-    return Choice(fleet=fleet, store=None if found is None else found.url)
+    return Choice(fleet=fleet, store=store if found is None else found.url)
 
 
 def _refuse_mistakes(asked: dict[str, Any]) -> None:
@@ -133,6 +138,9 @@ def _read(name: str) -> Any:
 
 def _put_variable(name: str, value: Any) -> str:
     there = _read(name)
+    if value == "":
+        Variable.unset(name)
+        return "unchanged" if there is None else "taken back"
     if there == value:
         return "unchanged"
     Variable.set(name, value, overwrite=True)

@@ -31,6 +31,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tracefleet.errors import ArtifactError, StoreUnavailableError
+
 #: What a library says when memory or a disk is used up: torch 2.13's allocators, strerror(3).
 _USED_UP = re.compile(
     r"(?:can't|cannot|unable to) allocate|out of memory|not enough memory|no space left", re.I
@@ -198,3 +200,10 @@ class CompilationError(ConversionError):
 
 class PublishConflictError(ConversionError):
     """Another writer published different bytes under the same conversion key."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether another try may help: it came from the network, or from a store that is away."""
+    if isinstance(error, StoreUnavailableError):
+        return True
+    return not isinstance(error, ConversionError | ArtifactError)

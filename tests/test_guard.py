@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,10 @@ from tasks.publish.point import move_channels, point_channel
 from tasks.publish.withdraw import reinstate, withdraw
 from tasks.request.conversion import make_request
 from tests.support.reader_support import SOURCE, example_manifest, publish
-from tracefleet.errors import StoreError
+from tracefleet.errors import StoreError, StoreUnavailableError
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest, select
+from tracefleet.store import open_existing, open_writable
 from tracefleet.store.folder import FileStore
 
 PRODUCTION = "production"
@@ -100,7 +102,7 @@ def test_the_way_out_of_trouble_is_never_held_up(store: FileStore):
     assert name(store) == "old"
 
 
-@pytest.mark.parametrize("damaged", [b"", b"{}", b'{"guarded": "no"}', b"[1]"])
+@pytest.mark.parametrize("damaged", [b"", b"{}", b'{"guarded": "no"}', b"[1]", b"[" * 9_000])
 def test_a_damaged_guard_lets_nothing_in(store: FileStore, damaged: bytes):
     store.put_over(f"guarded/{PRODUCTION}.json", damaged)
     with pytest.raises(StoreError, match="tracefleet guard"):
@@ -119,6 +121,22 @@ def test_a_fleet_keeps_its_guards_in_its_stores(
         guard_stores([str(away), str(store.root), str(store.root)], ["production", "stable"])
     assert is_guarded(store, "stable")
     assert "could not be guarded" in caplog.text
+
+
+def test_a_store_that_is_away_is_asked_again_and_holds_up_no_other(tmp_path: Path, monkeypatch):
+    there = FileStore(root=tmp_path / "there")
+
+    def open_or_fail(url: str, **options: Any) -> Any:
+        if url.endswith("away"):
+            raise StoreUnavailableError("away: 503")
+        return open_writable(url, **options)
+
+    monkeypatch.setattr("tasks.publish.guard.open_writable", open_or_fail)
+    with pytest.raises(StoreUnavailableError):
+        guard_stores([f"file://{tmp_path}/away", there.url], [PRODUCTION])
+    assert is_guarded(there, PRODUCTION)
+    # Nothing else was written to it, and it is a store all the same.
+    assert list(open_existing(there.url).walk("guarded"))
 
 
 def test_a_fleet_file_names_guarded_channels_and_publishes_into_none(tmp_path: Path):

@@ -22,7 +22,7 @@ from tasks.publish.gc import collect
 from tasks.publish.identity import Identity
 from tasks.publish.point import point_channel
 from tasks.publish.schema_limit import refuse_name
-from tasks.publish.withdraw import reinstate, withdraw_everywhere
+from tasks.publish.withdraw import reinstate, withdraw, withdraw_everywhere
 from tasks.request.conversion import make_request
 from tests.support.reader_support import SOURCE, example_manifest, publish
 from tracefleet.canonical import canonical_json
@@ -37,8 +37,8 @@ from tracefleet.channel import (
     source_slug,
 )
 from tracefleet.cli import main as read_command
-from tracefleet.errors import ManifestError, NoSuchVariantError, WithdrawnError
-from tracefleet.finding import find, find_only_source
+from tracefleet.errors import ManifestError, NoSuchVariantError, StoreError, WithdrawnError
+from tracefleet.finding import Selection, find, find_only_source
 from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import Variant
 from tracefleet.names import alias_bytes, alias_path, check_name, is_name
@@ -333,6 +333,27 @@ def test_a_withdrawal_holds_wherever_the_conversion_is_current(store: FileStore)
     assert named(store, "bystander") == "other", "the control"
     again = withdraw_everywhere(store, select(store, SOURCE), "again")
     assert list(again.values()) == list(done.values()), "a repeat writes nothing"
+
+
+def test_a_channel_that_denies_it_does_not_keep_the_others_from_a_withdrawal(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+):
+    """As a publisher's rights do in a guarded channel."""
+    manifest = put(store)
+    point_channel(store, manifest, channel="stable", name="second-name")
+    guarded = select(store, SOURCE, channel="stable").published
+
+    def deny(store: FileStore, selection: Selection, reason: str) -> Any:
+        if selection.published == guarded:
+            raise StoreError("AccessDenied")
+        return withdraw(store, selection, reason)
+
+    monkeypatch.setattr("tasks.publish.withdraw.withdraw", deny)
+    with pytest.raises(StoreError, match="1 that still point to it: .*AccessDenied"):
+        withdraw_everywhere(store, select(store, SOURCE), "wrong numbers")
+    for name, channel in ((SOURCE, "latest"), (NAME, "latest"), ("second-name", "stable")):
+        with pytest.raises(WithdrawnError, match="wrong numbers"):
+            load_manifest(store, select(store, name, channel=channel))
 
 
 def test_what_is_withdrawn_does_not_come_back_by_a_new_name(store: FileStore):

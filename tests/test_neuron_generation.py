@@ -14,12 +14,16 @@ from transformers import AutoModelForSeq2SeqLM
 
 import tracefleet
 from flows.convert import convert, validate
+from tasks import child
 from tasks.backends.base import Job
 from tasks.backends.padded import plan_search
+from tasks.backends.programs import Prepared
+from tasks.backends.prove_programs import _require_padding
 from tasks.errors import GenerationError, NumericsMismatchError
 from tasks.model.facts import LoadOptions
 from tasks.model.load import load_eager
 from tasks.model.preflight import inspect
+from tasks.steps import Steps
 from tasks.trace import padded
 from tasks.validate.generation import judge_generation
 from tasks.validate.generation_reference import compute_generation
@@ -28,7 +32,7 @@ from tests.support import tiny
 from tests.support.neuron_support import NO_DEVICE, on, request, store_for_doubles
 from tests.support.trained import save_trained
 from tracefleet.decoding import read_constants
-from tracefleet.errors import ManifestError
+from tracefleet.errors import ManifestError, NoGenerationError
 from tracefleet.generation_types import Generation
 from tracefleet.program_files import DECODE, ENCODE, FORWARD, program_path
 from tracefleet.reader.padded import write_search
@@ -120,12 +124,54 @@ def test_separate_weights_are_replaced_for_a_search_too(trained, tmp_path):
         assert (after[0, 1:-1] == 77).all()
 
 
-def test_a_model_that_is_never_padded_or_minds_padding_has_a_forward_alone(tmp_path, monkeypatch):
+def test_a_model_whose_decoder_minds_padding_has_a_forward_alone(tmp_path, monkeypatch):
     job, model = _make_job(tiny.save("t5", tmp_path), tmp_path)
     assert plan_search(model, job).layers == 0
     monkeypatch.setattr(padded, "_pick", lambda tensor, *_: tensor[:, -1:])
     with pytest.raises(GenerationError, match="padding changes nothing"):
         plan_search(model, job)
+
+
+def test_a_decoder_that_no_compiler_takes_leaves_the_forward(trained, tmp_path):
+    store = store_for_doubles(tmp_path)
+    asked = request(trained, store, task=TASK, lengths=(8,))
+    # The decoder alone has two rows: as many as beams.
+    with on(fault="NCC_EVRF001", fault_shape="2x8"):
+        manifest = convert(asked).manifest
+    assert manifest.generation is None
+    assert "unsupported operator" in str(manifest.without_generation)
+    assert [file.path for file in manifest.archives] == ["model/length-8.pt"]
+
+
+def test_a_search_that_proves_too_little_on_the_device_leaves_the_forward(trained, tmp_path):
+    store = store_for_doubles(tmp_path)
+    asked = request(trained, store, task=TASK, lengths=(8,))
+    with on():
+        manifest = convert(asked, Steps(limits=asked.limits, run=_run_and_prove_nothing)).manifest
+        assert (manifest.generation, manifest.without_generation) == (None, "planted")
+        assert [file.path for file in manifest.archives] == ["model/length-8.pt"]
+        model = tracefleet.open(store, manifest.source, backend="neuronx")
+        with pytest.raises(NoGenerationError, match="planted"):
+            model.generate([[5, 6]])
+
+
+def _run_and_prove_nothing(function: Any, *arguments: Any, **options: Any) -> Any:
+    chosen = _prove_nothing if options["step"] == "generation" else function
+    return child.run(chosen, *arguments, **options)
+
+
+def _prove_nothing(*_: Any) -> None:
+    raise GenerationError("planted")
+
+
+def test_a_model_that_is_never_padded_has_a_forward_alone(tmp_path):
+    job, model = _make_job(tiny.save("t5", tmp_path), tmp_path)
+    made = plan_search(model, job)
+    prepared = Prepared(outputs=(), tied_groups=(), has_topk_or_sort=False, generation=made)
+    assert _require_padding(job, prepared) is prepared
+    left = _require_padding(job.without_padding(), prepared)
+    assert left.programs == (FORWARD,)
+    assert "padding changes" in str(left.without_generation)
 
 
 def _make_job(folder: Path, work: Path) -> tuple[Job, Any]:
@@ -206,6 +252,11 @@ def _record(module: torch.nn.Module, feed: Any) -> Any:
         ({"early_stopping": '"later"'}, "early_stopping: expected one of"),
         ({"fill": "[" * 9_000}, "expected JSON"),
         ({"start": "3"}, "start expected 3 of options, got 0"),
+        ({"bad_words": "[[]]"}, "an empty one"),
+        ({"length_penalty": "1" + "0" * 400}, "expected numbers up to"),
+        ({"suppress_tokens": "[99999999999999999999999]"}, "expected numbers up to"),
+        ({"no_repeat_ngram_size": "-1"}, "sizes of at least 0"),
+        ({"repetition_penalty": "0.0"}, "a penalty over 0"),
     ],
 )
 def test_a_manifest_whose_search_is_none_is_refused(options: dict[str, str | None], told: str):

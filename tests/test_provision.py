@@ -9,7 +9,7 @@ import yaml
 from prefect.events.schemas.automations import EventTrigger
 
 from flows.engine import settings as engine
-from flows.engine.names import KNOWN_REFUSALS
+from flows.engine.names import KNOWN_REFUSALS, REFUSED
 from infra.automations import AUTOMATIONS, HEARTBEAT_SECONDS, MISSED, OURS, RESUMES, lost_runs
 from infra.provision import POOLS, ProvisionError, main, read_pools
 from infra.schedule import SCHEDULED, Choice, ChoiceError, check_choice
@@ -62,6 +62,7 @@ def test_a_fleet_that_ends_with_known_refusals_is_over_for_every_automation():
         trigger = make().trigger
         assert isinstance(trigger, EventTrigger)
         assert f"prefect.flow-run.{KNOWN_REFUSALS}" in trigger.expect
+        assert f"prefect.flow-run.{REFUSED}" in trigger.expect
 
 
 @pytest.mark.parametrize(

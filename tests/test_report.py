@@ -194,7 +194,7 @@ def test_a_passed_report_says_what_was_proved():
         "model(input_ids=[[5, 6, 7], [8, 9]])",
         "// tracefleet pull s3://bucket/models hf://acme/tiny --to ./model auto bundle",
         "bundle.forward({input_ids, attention_mask}).toTuple()",
-        "tritonserver --model-repository=./model --model-control-mode=explicit",
+        "--as triton tritonserver --model-repository=./repository",
         "docs/gate.md of tracefleet",
         "right-pad-4 prove nothing here and do not count",
         "○ proves nothing",
@@ -217,7 +217,7 @@ def test_what_is_in_a_folder_is_used_from_there_and_what_was_refused_not_at_all(
     words = _words(render_html(dataclasses.replace(FACTS, origin=named), PASSED))
     assert 'tracefleet.open("file:///srv/models", "support", task="fill-mask")' in words
     assert 'model.predict("A [MASK] sentence.")' in words
-    assert "tracefleet pull" not in words
+    assert "--to ./model" not in words
     refused = _words(
         render_html(
             dataclasses.replace(FACTS, origin=dataclasses.replace(here, folder=None)), FAILED

@@ -15,6 +15,7 @@ from tracefleet.errors import ManifestError
 from tracefleet.generation_types import Generation
 
 _STOPS = ("true", "false", "never")
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,36 @@ def read_constants(generation: Generation) -> Decoding:
     found = decode(Decoding, raw, where="generation.options")
     if found.early_stopping not in _STOPS:
         raise ManifestError(f"early_stopping: expected one of {_STOPS}, got {found.early_stopping}")
+    _check_numbers(found)
     for name in ("start", "pad", "eos", "num_beams"):
         told, constant = getattr(generation, name), getattr(found, name)
         if told != constant:
             raise ManifestError(f"generation: {name} expected {constant} of options, got {told}")
     return found
+
+
+def _check_numbers(found: Decoding) -> None:
+    """Refuse numbers that no search has: TorchScript's are of 64 bits, ids and sizes of 31."""
+    if not all(found.bad_words):
+        raise ManifestError("generation.options.bad_words: expected words of ids, got an empty one")
+    numbers: list[float] = []
+    for field in fields(found):
+        numbers += _list_numbers(getattr(found, field.name))
+    wrong = [number for number in numbers if not -_MOST <= number <= _MOST]
+    if wrong:
+        raise ManifestError(f"generation.options: expected numbers up to {_MOST}, got {wrong[0]}")
+    sizes = (found.no_repeat_ngram_size, found.encoder_no_repeat_ngram_size)
+    if min(sizes) < 0 or found.repetition_penalty <= 0:
+        raise ManifestError(
+            f"generation.options: expected sizes of at least 0 and a penalty over 0, got {sizes} "
+            f"and {found.repetition_penalty}"
+        )
+
+
+def _list_numbers(value: object) -> list[float]:
+    if isinstance(value, tuple):
+        return [number for one in value for number in _list_numbers(one)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _as_json(value: object) -> Any:

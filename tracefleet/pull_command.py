@@ -17,7 +17,7 @@ from tracefleet.pull import pull
 from tracefleet.selecting import read_filters
 from tracefleet.spelling import option
 from tracefleet.store import ReadableStore, open_existing
-from tracefleet.triton.config import Serving
+from tracefleet.triton.config import DEFAULT, Serving
 from tracefleet.triton.repository import add_model, check_form, check_model_name, name_models
 
 _FOLDER, _TRITON = "folder", "triton"
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     add("--model-name", metavar="NAME", type=option(check_model_name, "--model-name"), help=text)
     add("--gpu", action="store_true", help="triton: run on the host's GPUs (default: its CPU)")
     text = "triton: calls at a time of a model, which share its weights (default: 2)"
-    add("--instances", type=int, default=2, metavar="N", help=text)
+    add("--instances", type=int, metavar="N", help=text)
     add("--presign", action="store_true", help="print URLs of the files instead (s3:// stores)")
     text = "validity of the URLs in seconds (default: 3600)"
     add("--expires", type=int, default=3600, metavar="S", help=text)
@@ -79,7 +79,7 @@ def pull_command(arguments: argparse.Namespace) -> int:
             folder = target if alone else target / one.published.slug
             found.append(_copy(store, one, folder, arguments))
     if arguments.json:
-        print_json(found[0] if alone else found)
+        print_json(found[0] if alone and len(found) == 1 else found)
     return 0
 
 
@@ -98,8 +98,8 @@ def _prefer_names(
     """Return the conversions by the names that they are published under, where they have some."""
     slugs = sorted({one.slug for one in find(store, None, **filters)})
     named = [select(store, slug, **filters) for slug in slugs if is_name(slug)]
-    keys = {one.entry.key for one in named}
-    return [*named, *(one for one in chosen if one.entry.key not in keys)]
+    folders = {one.folder for one in named}
+    return [*named, *(one for one in chosen if one.folder not in folders)]
 
 
 def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]:
@@ -112,12 +112,12 @@ def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]
         arguments.refuse("pull: expected either --to DIR or --presign")
     if arguments.form == _TRITON and target is None:
         arguments.refuse("pull: --as triton expected --to DIR, got --presign")
-    for name in ("model_name", "gpu"):
-        if getattr(arguments, name) and arguments.form != _TRITON:
+    for name in ("model_name", "gpu", "instances"):
+        if getattr(arguments, name) not in (None, False) and arguments.form != _TRITON:
             arguments.refuse(f"pull: --{name.replace('_', '-')} expected --as triton beside it")
     if arguments.model_name is not None and len(sources) > 1:
         arguments.refuse("pull: --model-name expected one SOURCE, got several")
-    if arguments.instances < 1:
+    if arguments.instances is not None and arguments.instances < 1:
         arguments.refuse(f"pull: --instances expected at least 1, got {arguments.instances}")
     return sources, target
 
@@ -127,10 +127,12 @@ def _write_repository(
 ) -> list[dict[str, Any]]:
     """Write a model for each conversion; all are looked at before the first is written."""
     pairs = [(one, load_manifest(store, one)) for one in chosen]
-    models = name_models(pairs)
+    models = name_models(pairs, arguments.to)
     if arguments.model_name is not None:
+        if len(models) > 1:
+            arguments.refuse(f"pull: --model-name expected one conversion, got {len(models)}")
         models = [dataclasses.replace(models[0], name=arguments.model_name)]
-    serving = Serving(gpu=arguments.gpu, instances=arguments.instances)
+    serving = Serving(gpu=arguments.gpu, instances=arguments.instances or DEFAULT.instances)
     for model in models:
         check_form(store, model, gpu=serving.gpu)
     found = []

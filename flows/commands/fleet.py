@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from flows.commands.arguments import add_output, parse_positive
 from flows.engine import settings
+from tasks import child
 
 if TYPE_CHECKING:
     from tasks.report.fleet.facts import FleetError, FleetFacts, FleetRow
@@ -76,6 +77,7 @@ def _fleet(options: argparse.Namespace) -> int:
     # Prefect reads its settings when it is imported.
     settings.prepare()
     settings.quieten(quiet=options.quiet)
+    child.share_cores(options.jobs or 1)
     facts = None if settings.has_server() else _find_all_fresh(options)
     failure: FleetError | None = None
     if facts is None:
@@ -98,18 +100,21 @@ def _find_all_fresh(options: argparse.Namespace) -> FleetFacts | None:
         RequestError: The file can't be meant.
     """
     from flows.engine.clock import now
-    from flows.fan_out.plan import choose
+    from flows.fan_out.plan import choose, list_stores
     from flows.fan_out.rows import make_planned_row
     from tasks.fleet.patterns import Patterns
     from tasks.fleet.spec import read_fleet
     from tasks.plan.fleet import plan
+    from tasks.publish.guard import guard_stores
     from tasks.report.fleet.facts import FleetFacts
 
     started = now()
     spec = read_fleet(options.fleet).with_store(options.store)
-    rows = plan(choose(spec.expand(Patterns()), options.only))
+    requests = choose(spec.expand(Patterns()), options.only)
+    rows = plan(requests)
     if any(row.state != "fresh" for row in rows):
         return None
+    guard_stores(list_stores(requests), spec.guarded)
     return FleetFacts(
         name=PurePosixPath(options.fleet).name,
         run="none was needed",

@@ -8,6 +8,7 @@ from tracefleet.manifest import BUNDLE_PATH
 from tracefleet.manifest_types import JIT
 from tracefleet.published import find
 from tracefleet.store import open_store
+from tracefleet.triton.config import find_obstacle
 
 _FOLDER = "file://"
 
@@ -29,17 +30,16 @@ def list_uses(result: Conversion) -> dict[str, str]:
     uses = {"python": f"tracefleet.open({_quote(place, address, **chosen)})"}
     if result.manifest.variant.backend != JIT:
         return uses
+    options = "".join(f" --{name} {value}" for name, value in chosen.items())
     if not store.startswith(_FOLDER):
-        options = "".join(f" --{name} {value}" for name, value in chosen.items())
-        pull, local = f"tracefleet pull {place} {address} --to ./model{options} && ", "./model"
+        pull, local = f"tracefleet pull {place} {address} --to ./model{options}", "./model"
     else:
         pull, local = "", f"{place}/conversions/{folder}"
     cpp = f'torch::jit::load("{local}/{BUNDLE_PATH}")'
-    # One copy is enough for both.
-    uses["cpp"] = f"{cpp}, after: {pull.removesuffix(' && ')}" if pull else cpp
-    # Else Triton takes the golden samples' folder for a model too.
-    serve = f"tritonserver --model-repository={local} --model-control-mode=explicit"
-    uses["triton"] = f"{pull}{serve} --load-model=model"
+    uses["cpp"] = f"{cpp}, after: {pull}" if pull else cpp
+    if find_obstacle(result.manifest.inputs, result.manifest.outputs) is None:
+        copy = f"tracefleet pull {place} {address} --to ./repository --as triton{options}"
+        uses["triton"] = f"{copy} && tritonserver --model-repository=./repository"
     return uses
 
 

@@ -15,11 +15,16 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import SettingsContext, get_settings_context
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, Settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    Settings,
+)
 from prefect.states import Cancelled
 
 from flows.engine import settings as engine
@@ -27,7 +32,7 @@ from flows.engine import settings as engine
 logger = logging.getLogger(__name__)
 
 _ENDED_FROM_OUTSIDE = [StateType.CANCELLING, StateType.CANCELLED, StateType.CRASHED]
-_ANSWER_SECONDS = 5.0
+_ANSWER_SECONDS, _PATIENT_SECONDS = 5.0, 15.0
 #: A tiny checkpoint has several steps in a second, and each look costs the server some 20 ms.
 _LOOK_EVERY_SECONDS = 1.0
 _above: ContextVar[tuple[UUID, ...]] = ContextVar("runs above this one", default=())
@@ -81,13 +86,8 @@ def end_cancelled(error: RunCancelledError) -> State[Any]:
 
 def _is_ended_from_outside(runs: list[str]) -> list[dict[str, Any]]:
     wanted = {"id": {"any_": runs}, "state": {"type": {"any_": _ENDED_FROM_OUTSIDE}}}
-    context = get_settings_context()
-    settings = _without_retries(PREFECT_API_URL.value())
     try:
-        with (
-            SettingsContext(profile=context.profile, settings=settings),
-            get_client(sync_client=True) as client,
-        ):
+        with asking_once() as client:
             # By hand: the client's own methods have no time limit for one request.
             answer = client.request(
                 "POST", "/flow_runs/filter", json={"flow_runs": wanted}, timeout=_ANSWER_SECONDS
@@ -99,7 +99,23 @@ def _is_ended_from_outside(runs: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+@contextmanager
+def asking_once() -> Iterator[SyncPrefectClient]:
+    """Open a client that asks once and waits for seconds: for whoever can't wait for a server."""
+    context = get_settings_context()
+    settings = _without_retries(PREFECT_API_URL.value())
+    with (
+        SettingsContext(profile=context.profile, settings=settings),
+        get_client(sync_client=True) as client,
+    ):
+        yield client
+
+
 @functools.cache
 def _without_retries(_url: str | None) -> Settings:
     """Return the settings of this process but for retries; to copy them takes 30 ms."""
-    return get_settings_context().settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+    updates: dict[Any, Any] = {
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+        PREFECT_API_REQUEST_TIMEOUT: _PATIENT_SECONDS,
+    }
+    return get_settings_context().settings.copy_with_update(updates=updates)

@@ -14,6 +14,8 @@ TAG = "conversion:"
 #: How a fleet's state is called where all that is not current was refused before; of type
 #: Completed. Automations know states by their names: infra.automations has it too.
 KNOWN_REFUSALS = "KnownRefusals"
+#: How a promotion ends that a person refused; of type Cancelled.
+REFUSED = "Refused"
 #: Event that says how a fleet run ended (``flows.fan_out.figures``).
 FLEET_ENDED = "tracefleet.fleet.ended"
 _COMMIT = 7

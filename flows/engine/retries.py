@@ -11,8 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from tasks.errors import ConversionError
-from tracefleet.errors import ArtifactError, StoreUnavailableError
+from tasks.errors import may_pass
 
 
 class IncompleteError(Exception):
@@ -69,10 +68,6 @@ def is_transient(_task: Task[..., object], _run: TaskRun, state: State[object]) 
     """Network and capacity errors are worth another try; a verdict or a refusal never is."""
     try:
         state.result()
-    except StoreUnavailableError:
-        return True
-    except (ConversionError, ArtifactError):
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return may_pass(error)
     return False

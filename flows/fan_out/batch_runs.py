@@ -38,6 +38,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Crashed
 
+from flows.engine.cancelled import asking_once
 from flows.engine.names import fleet_tag
 from flows.fan_out.assignment import Assignment
 from flows.fan_out.places import make_deployment_error
@@ -193,10 +194,11 @@ def take_back(client: SyncPrefectClient, batch: FlowRun, tags: set[str]) -> set[
 def cancel_fleet(fleet: UUID) -> None:
     """Ask for the end of every batch run that a fleet run started and that is not over.
 
-    What goes wrong with one run or with the server is logged and stops nothing else.
+    What goes wrong with one run or with the server is logged and stops nothing else: somebody
+    waits for a prompt, and the runs look for themselves whether their fleet is cancelled.
     """
     try:
-        with get_client(sync_client=True) as client:
+        with asking_once() as client:
             wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[fleet_tag(fleet)]), state=_GOING)
             for run in list(_read(client, wanted, flow_filter=_BATCHES)):
                 cancel(client, run)

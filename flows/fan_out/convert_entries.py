@@ -71,7 +71,6 @@ def convert_entries(
 
 def _convert_in_threads(work: list[Assignment], jobs: int) -> Iterator[FleetRow]:
     stopping = threading.Event()
-    child.share_cores(jobs)
     runner: ThreadPoolTaskRunner[FleetRow] = ThreadPoolTaskRunner(max_workers=jobs)
     with runner, stopping_on_error(stopping):
         futures: dict[PrefectFuture[FleetRow], Assignment] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -12,11 +13,12 @@ from tasks.report.fleet.facts import FleetFacts
 from tasks.report.fleet.words import kind, list_changed, share
 
 
-def emit_figures(facts: FleetFacts) -> None:
-    """Emit the event that says how a fleet run ended."""
+def emit_figures(facts: FleetFacts, store: str) -> None:
+    """Emit the event that says how a fleet run ended; a fleet is a file and the store of it."""
+    place = hashlib.sha256(store.encode()).hexdigest()[:8]
     resource = {
-        "prefect.resource.id": f"tracefleet.fleet.{artifact_key(facts.name)}",
-        "prefect.resource.name": facts.name,
+        "prefect.resource.id": f"tracefleet.fleet.{artifact_key(facts.name)}.{place}",
+        "prefect.resource.name": f"{facts.name} into {store}",
     }
     emit_event(FLEET_ENDED, resource, payload=list_figures(facts))
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 
 from flows.engine.retries import IncompleteError, ask_again, network_task
 from flows.fan_out import progress as fleet_show
-from tasks.errors import RequestError
+from tasks.errors import RequestError, may_pass
 from tasks.fleet.entries import Asked
 from tasks.fleet.patterns import Patterns
 from tasks.fleet.spec import FleetSpec, read_fleet
-from tasks.plan.fleet import PlanRow, is_transient, plan
+from tasks.plan.fleet import PlanRow, plan
+from tasks.request.conversion import ConversionRequest
 
 
 def read_spec(fleet: str | None, spec: FleetSpec | None) -> FleetSpec:
@@ -66,7 +67,7 @@ def look_up(spec: FleetSpec) -> dict[str, Asked]:
 
 
 def _list_hidden(asked: Mapping[str, Asked]) -> list[str]:
-    return [name for name, one in asked.items() if isinstance(one, Exception) and is_transient(one)]
+    return [name for name, one in asked.items() if isinstance(one, Exception) and may_pass(one)]
 
 
 def plan_requests(requests: Mapping[str, Asked], *, retry_refused: bool = False) -> list[PlanRow]:
@@ -77,8 +78,7 @@ def plan_requests(requests: Mapping[str, Asked], *, retry_refused: bool = False)
         retry_refused: Whether to plan as if nothing had been refused before.
     """
     rows: list[PlanRow] = plan_fleet(requests, retry_refused=retry_refused)
-    # Those alone: a fleet of a thousand is not listed twice.
-    hidden = {row.name: row.request for row in rows if row.transient and row.request is not None}
+    hidden = _list_rivals([row for row in rows if row.transient], requests)
     if hidden:
         ask = functools.partial(_plan_again, hidden, retry_refused=retry_refused)
         again: list[PlanRow] = ask_again(ask, name="plan again")
@@ -86,6 +86,30 @@ def plan_requests(requests: Mapping[str, Asked], *, retry_refused: bool = False)
         rows = [known.get(row.name, row) for row in rows]
     fleet_show.plan_table(rows)
     return rows
+
+
+def _list_rivals(
+    hidden: Iterable[PlanRow], requests: Mapping[str, Asked]
+) -> dict[str, ConversionRequest]:
+    """Return the requests of rows that are hidden, and those that could move their channels.
+
+    These alone: a fleet of a thousand is not listed twice.
+    """
+    addresses: set[tuple[str, str]] = set()
+    for row in hidden:
+        if row.request is not None:
+            addresses |= _list_addresses(row.request)
+    rivals = {}
+    for name, one in requests.items():
+        if not isinstance(one, Exception) and addresses & _list_addresses(one):
+            rivals[name] = one
+    return rivals
+
+
+def _list_addresses(request: ConversionRequest) -> set[tuple[str, str]]:
+    """Return what a request's channels lie under: its source and its name, in its store."""
+    named = [one for one in (request.source, request.publish_as) if one is not None]
+    return {(request.store, one) for one in named}
 
 
 def _plan_again(requests: Mapping[str, Asked], *, retry_refused: bool) -> list[PlanRow]:

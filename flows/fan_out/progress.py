@@ -109,13 +109,21 @@ def plan_table(rows: list[PlanRow]) -> None:
         _quietly(create_table_artifact, table, key="fleet-plan", description=described)
 
 
-def keep(facts: FleetFacts, *, store: str, run: str) -> FleetFacts:
-    """Write the report into a store and the tables into Prefect; return the facts with its URL."""
+def keep(facts: FleetFacts, *, store: str, run: str, whole: bool = True) -> FleetFacts:
+    """Write the report into a store and the tables into Prefect; return the facts with its URL.
+
+    Args:
+        facts: What came of every entry.
+        store: Root URL of the store.
+        run: Identifier of the flow run.
+        whole: Whether these are all entries: figures of some would pass for the fleet's.
+    """
     url = _quietly(_put_report, facts, store, run)
     facts = replace(facts, report_url=url)
     logger.info("report: %s", url)
     _artifacts(facts)
-    _quietly(emit_figures, facts)
+    if whole:
+        _quietly(emit_figures, facts, store)
     return facts
 
 

@@ -7,7 +7,7 @@ none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ from tasks.backends.shared_steps import (
     compute_reference,
     require_exact_lengths,
 )
-from tasks.errors import GenerationError, NumericsMismatchError, PaddingChangesError
+from tasks.errors import (
+    CompilationError,
+    GenerationError,
+    NumericsMismatchError,
+    PaddingChangesError,
+    TraceError,
+)
 from tasks.steps import Steps
 from tasks.trace.bundle import TracedFile
 from tasks.trace.record import TraceResult
@@ -70,12 +76,13 @@ def prove_programs(job: Job, steps: Steps, *, compiler: Compiler) -> Proved:
     prepared = steps.child("prepare", compiler.prepare, job, steps.log("prepare"))
     checked, reference = _compute_program_reference(job, steps, prepared)
     prepared = _require_padding(checked, prepared)
-    files = []
-    for part in prepared.programs:
-        for length in job.lengths:
-            program = Program(part=part, length=length)
-            files.append(_compile(job, prepared, program, steps, compiler))
-    traced = _make_trace_result(tuple(files), prepared)
+    files = _compile_all(job, prepared, (FORWARD,), steps, compiler)
+    try:
+        files += _compile_all(job, prepared, prepared.programs[1:], steps, compiler)
+    except CompilationError as error:
+        logger.info("no generation: %s", error)
+        prepared = prepared.leaving_generation(str(error))
+    traced = _make_trace_result(files, prepared)
     if not job.device:
         return Proved(facts=checked.facts, traced=traced, report=None, samples=job.samples)
     return _judge(checked, traced, reference, compiler.toolchain(), steps, compiler)
@@ -118,6 +125,14 @@ def _require_padding(job: Job, prepared: Prepared) -> Prepared:
     return prepared.leaving_generation(
         "padding changes what this model computes, and a device's programs have fixed lengths"
     )
+
+
+def _compile_all(
+    job: Job, prepared: Prepared, parts: Sequence[str], steps: Steps, compiler: Compiler
+) -> tuple[TracedFile, ...]:
+    """Return the programs of some parts, for each length."""
+    programs = [Program(part=part, length=length) for part in parts for length in job.lengths]
+    return tuple(_compile(job, prepared, program, steps, compiler) for program in programs)
 
 
 def _compile(
@@ -163,7 +178,7 @@ def _judge_search(
         reference = compute_answers(job, traced.generation, steps)
         arguments = (searched, reference, job.tolerance, job.batch, compiled_by, job.target)
         verdict = steps.child("generation", compiler.validate_search, *arguments)
-    except GenerationError as error:
+    except (GenerationError, TraceError) as error:
         logger.info("no generation: %s", error)
         return _leave_search(traced, job.lengths, str(error))
     return replace(traced, generation=replace(traced.generation, verdict=verdict))

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError
 from typing import Any, NamedTuple
 
 from tasks.backends.registry import find_backend
-from tasks.errors import BackendUnavailableError, ConversionError
+from tasks.errors import BackendUnavailableError, ConversionError, may_pass
 from tasks.fetch.source import Resolved
 from tasks.plan.checkpoints import checkpoint_of, list_unnamed, resolve_all
 from tasks.plan.concurrently import catching_errors, map_concurrently
@@ -207,13 +207,6 @@ def _find_toolchain(backend: str) -> Toolchain | None:
         return None
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether another try may help: it came from the network, or from a store that is away."""
-    if isinstance(error, StoreUnavailableError):
-        return True
-    return not isinstance(error, ConversionError | ArtifactError)
-
-
 def _refuse(
     name: str, request: ConversionRequest | None, error: Exception, **known: Any
 ) -> PlanRow:
@@ -223,7 +216,7 @@ def _refuse(
         state="invalid",
         error=type(error).__name__,
         message=str(error) or repr(error),
-        transient=is_transient(error),
+        transient=may_pass(error),
         **{"task": request and request.task, **known},
     )
 

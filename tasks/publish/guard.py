@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from tasks.errors import RequestError
 from tracefleet.canonical import canonical_json
 from tracefleet.channel import check_channel
-from tracefleet.errors import ArtifactError, StoreError
+from tracefleet.errors import ArtifactError, StoreError, StoreUnavailableError
 from tracefleet.store import ReadableStore, Store, open_writable
 
 GUARDED = "guarded"
@@ -37,13 +37,13 @@ def is_guarded(store: ReadableStore, channel: str) -> bool:
         return False
     try:
         guarded = json.loads(data)["guarded"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         guarded = None
     if isinstance(guarded, bool):
         return guarded
     raise StoreError(
         f"{store.url}/{path}: expected whether the channel is guarded, got {data[:80]!r}. Set it "
-        f"again with `tracefleet guard {store.url} {channel}`."
+        f"again with `tracefleet guard {store.url} --channel {channel}`."
     )
 
 
@@ -59,13 +59,22 @@ def set_guarded(store: Store, channel: str, *, guarded: bool = True) -> bool:
 
 
 def guard_stores(urls: Iterable[str], channels: Iterable[str]) -> None:
-    """Guard the channels that a fleet names in its stores; a store that is away stops nothing."""
+    """Guard the channels that a fleet names in its stores; what fails in one stops no other.
+
+    Raises:
+        StoreUnavailableError: a store is away; all others are done.
+    """
     named = tuple(channels)
-    for url in dict.fromkeys(urls):
+    away: StoreUnavailableError | None = None
+    for url in dict.fromkeys(urls if named else ()):
         try:
             _guard_all(url, named)
+        except StoreUnavailableError as error:
+            away = error
         except ArtifactError as error:
             logger.warning("%s: %s could not be guarded: %s", url, ", ".join(named), error)
+    if away is not None:
+        raise away
 
 
 def refuse_publishing(store: ReadableStore, channel: str) -> None:

@@ -24,7 +24,7 @@ from tracefleet.channel import (
     read_current,
     read_entry,
 )
-from tracefleet.errors import ManifestError
+from tracefleet.errors import ManifestError, StoreError, StoreUnavailableError
 from tracefleet.manifest import Manifest
 from tracefleet.names import is_name
 from tracefleet.published import Selection, load_manifest, resolve
@@ -104,10 +104,26 @@ def withdraw_everywhere(
 
     Returns:
         The withdrawals by channel, that of the selection first.
+
+    Raises:
+        StoreError: a channel could not be written, a guarded one for example; it is withdrawn from
+            all others.
     """
-    done = {selection.published: withdraw(store, selection, reason)}
-    for other in find_same(store, selection):
-        done[other.published] = withdraw(store, other, reason)
+    done: dict[Published, Withdrawal] = {}
+    failures: list[str] = []
+    for one in (selection, *find_same(store, selection)):
+        try:
+            done[one.published] = withdraw(store, one, reason)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            failures.append(f"{one.published.folder}: {error}")
+    if failures:
+        raise StoreError(
+            f"{selection.folder}: expected to be withdrawn from every channel, got "
+            f"{len(failures)} that still point to it: {'; '.join(failures)}. Withdraw it there "
+            "with the rights that they take."
+        )
     return done
 
 

@@ -23,6 +23,7 @@ _FOLDERS = {
     "channels",
     "attestations",
     "refusals",
+    "guarded",
     "publishing",
     "collecting",
     "schema.json",

@@ -94,7 +94,11 @@ def _infer(url: str, manifest: Manifest, tensors: Sequence[torch.Tensor]) -> lis
         output = found.get(expected.name) or found.get(f"OUTPUT__{place}")
         if output is None:
             raise RuntimeError(f"expected output {expected.name}, got {sorted(found)}")
-        made.append(_make_tensor(output))
+        tensor = _make_tensor(output)
+        # Triton wants an axis beside the rows', which an output of one number for a row lacks.
+        if tensor.dim() > len(expected.axes):
+            tensor = tensor.reshape(tensor.shape[: len(expected.axes)])
+        made.append(tensor)
     return made
 
 

@@ -26,8 +26,8 @@ LABELS = "labels.txt"
 #: Most rows of one request: Triton refuses more with a good sentence, before the bundle sees them.
 MAX_ROWS = 64
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-#: What the backend does otherwise by itself: a copy of the weights for each instance, an executor
-#: that takes seconds for the first two calls of each shape, and gradients.
+#: What the backend does otherwise by itself: an executor that takes seconds for the first two calls
+#: of each shape, a copy of the weights for each instance, and gradients (its README).
 _PARAMETERS = {
     "DISABLE_OPTIMIZED_EXECUTION": "true",
     "ENABLE_WEIGHT_SHARING": "true",

@@ -9,6 +9,7 @@ server may look at any moment.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,13 +20,15 @@ from pathlib import Path
 from tracefleet.devices import explain_refusal, read_verdict
 from tracefleet.errors import ManifestError, NoFormError, StoreError
 from tracefleet.manifest import MANIFEST, Manifest, parse
-from tracefleet.manifest_types import JIT
+from tracefleet.manifest_types import JIT, Variant
 from tracefleet.published import Selection, explaining_missing
 from tracefleet.store import ReadableStore
 from tracefleet.store.durable import name_temp
 from tracefleet.triton.config import LABELS, Serving, find_obstacle, format_labels, make_config
 
-_MODEL, _CONFIG, _GPU = "model.pt", "config.pbtxt", "cuda"
+_MODEL, _CONFIG, _CHANNEL, _GPU = "model.pt", "config.pbtxt", "channel", "cuda"
+#: A folder can't be made, or moved in one step, beside what is a volume of its own.
+_ANOTHER_PLACE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
 _FOREIGN = (
     "expected no folder, or a model that `tracefleet pull --as triton` wrote, got another one. "
     "Choose another repository, or a name with --model-name."
@@ -48,16 +51,31 @@ class Model:
     selection: Selection
     manifest: Manifest
 
+    @property
+    def channel(self) -> str:
+        """Channel whose numbers are the versions."""
+        return self.selection.published.channel
 
-def name_models(chosen: Iterable[tuple[Selection, Manifest]]) -> list[Model]:
+
+def name_models(
+    chosen: Iterable[tuple[Selection, Manifest]], repository: Path | None = None
+) -> list[Model]:
     """Give each conversion a readable name: as short as it is the only one of it.
 
+    Args:
+        chosen: conversions with their checked manifests.
+        repository: one in which those that are there already keep their names.
+
     Raises:
-        NoFormError: two conversions are of one channel, or a name is left without characters.
+        NoFormError: two conversions are of one channel.
     """
     pairs = list(chosen)
+    kept = {} if repository is None else _find_kept(repository)
     for parts in range(4):
-        names = [_name(manifest, one, parts) for one, manifest in pairs]
+        names = []
+        for one, manifest in pairs:
+            known = kept.get((manifest.source, manifest.variant, one.published.channel))
+            names.append(known or _name(manifest, one, parts))
         if len(set(names)) == len(names):
             found = zip(names, pairs, strict=True)
             return [Model(name=name, selection=one, manifest=made) for name, (one, made) in found]
@@ -65,6 +83,19 @@ def name_models(chosen: Iterable[tuple[Selection, Manifest]]) -> list[Model]:
         "triton: expected conversions of different names or variants, got one twice. Pull them one "
         "by one with --model-name."
     )
+
+
+def _find_kept(repository: Path) -> dict[tuple[str, Variant, str], str]:
+    """Return the name of each conversion that a repository has, by source, variant and channel."""
+    kept: dict[tuple[str, Variant, str], str] = {}
+    for path in sorted(repository.glob(f"*/{_CHANNEL}")):
+        try:
+            found = list(_read_versions(path.parent).values())
+        except StoreError:
+            continue  # none of ours
+        for one in found[:1]:
+            kept[one.source, one.variant, path.read_text()] = path.parent.name
+    return kept
 
 
 def check_model_name(name: str) -> str:
@@ -141,14 +172,11 @@ def add_model(store: ReadableStore, model: Model, repository: Path, serving: Ser
     """
     check_form(store, model, gpu=serving.gpu)
     folder, version = repository / model.name, str(model.selection.number)
-    _check_owner(folder, version, model.manifest)
-    texts = _write_texts(model.manifest, dataclasses.replace(serving, name=model.name))
+    _check_owner(folder, version, model)
+    texts = _write_texts(model, dataclasses.replace(serving, name=model.name))
     try:
         if not folder.exists():
-            # Outside of the repository: a server takes every folder in it for a model.
-            with _appearing(folder, repository.absolute().parent) as temp:
-                _download(store, model, temp / version)
-                _write_all(temp, texts)
+            _write_new(store, model, folder, texts)
         elif not (folder / version).exists():
             with _appearing(folder / version, folder) as temp:
                 _download(store, model, temp)
@@ -159,30 +187,50 @@ def add_model(store: ReadableStore, model: Model, repository: Path, serving: Ser
     return [folder / version / _MODEL, *(folder / name for name in texts)]
 
 
-def _write_texts(manifest: Manifest, serving: Serving) -> dict[str, bytes]:
+def _write_new(store: ReadableStore, model: Model, folder: Path, texts: dict[str, bytes]) -> None:
+    """Write a model that is not there yet, in one step where the file system has that."""
+    version = str(model.selection.number)
+    try:
+        # Beside the repository: a server takes every folder in it for a model.
+        with _appearing(folder, folder.parent.resolve().parent) as temp:
+            _download(store, model, temp / version)
+            _write_all(temp, texts)
+    except OSError as error:
+        if error.errno not in _ANOTHER_PLACE:
+            raise
+        # The repository is a volume of its own: a model without configuration is not loaded.
+        folder.mkdir(parents=True)
+        with _appearing(folder / version, folder) as temp:
+            _download(store, model, temp)
+
+
+def _write_texts(model: Model, serving: Serving) -> dict[str, bytes]:
     """Return the model's files beside its versions."""
+    manifest, texts = model.manifest, {_CHANNEL: model.channel.encode()}
     labels = manifest.text.labels if manifest.text is not None else ()
     made = make_config(manifest.inputs, manifest.outputs, manifest.lengths, labels, serving)
-    if LABELS not in made:
-        return {_CONFIG: made.encode()}
-    return {LABELS: format_labels(labels).encode(), _CONFIG: made.encode()}
+    if LABELS in made:
+        texts[LABELS] = format_labels(labels).encode()
+    return {**texts, _CONFIG: made.encode()}
 
 
-def _check_owner(folder: Path, version: str, manifest: Manifest) -> None:
-    """Refuse a name or a number that another conversion has, or a folder that is no model of ours.
+def _check_owner(folder: Path, version: str, model: Model) -> None:
+    """Refuse a name that another conversion or channel has, or a folder that is no model of ours.
 
     Raises:
         StoreError: it is one of these.
     """
     if not folder.exists():
         return
-    found = sorted(folder.glob(f"*/{MANIFEST}"))
-    try:
-        there = {path.parent.name: parse(path.read_bytes()) for path in found}
-    except (OSError, ManifestError) as error:
-        raise StoreError(f"{folder}: {_FOREIGN}") from error
+    there, manifest = _read_versions(folder), model.manifest
     if not there:
         raise StoreError(f"{folder}: {_FOREIGN}")
+    channel = (folder / _CHANNEL).read_text() if (folder / _CHANNEL).is_file() else model.channel
+    if channel != model.channel:
+        raise StoreError(
+            f"{folder}: expected versions of channel {model.channel}, got those of {channel}, "
+            "whose numbers are others. Choose a name with --model-name."
+        )
     for one in there.values():
         if (one.source, one.variant) != (manifest.source, manifest.variant):
             raise StoreError(
@@ -194,6 +242,19 @@ def _check_owner(folder: Path, version: str, manifest: Manifest) -> None:
             f"{folder}: expected version {version} to be {manifest.key}, got "
             f"{there[version].key}, of another channel. Choose a name with --model-name."
         )
+
+
+def _read_versions(folder: Path) -> dict[str, Manifest]:
+    """Return the manifest of each version of a model.
+
+    Raises:
+        StoreError: one is not ours.
+    """
+    try:
+        found = sorted(folder.glob(f"*/{MANIFEST}"))
+        return {path.parent.name: parse(path.read_bytes()) for path in found}
+    except (OSError, ManifestError) as error:
+        raise StoreError(f"{folder}: {_FOREIGN}") from error
 
 
 @contextmanager

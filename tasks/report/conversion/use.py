@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tasks.report.conversion.facts import Origin, ReportFacts
 from tracefleet.manifest_types import JIT, InputSpec
+from tracefleet.triton.config import find_obstacle
 
 
 def snippets(facts: ReportFacts) -> Iterator[tuple[str, str]]:
@@ -19,8 +20,9 @@ def snippets(facts: ReportFacts) -> Iterator[tuple[str, str]]:
         where = folder or "./model"
         pull = "" if folder else f"{_pull(facts, origin)}\n"
         yield "C++ (libtorch)", f"{pull and f'// {pull}'}{_cpp(facts, where)}"
-        serve = f"tritonserver --model-repository={where} --model-control-mode=explicit"
-        yield "Triton", f"{pull}{serve} --load-model=model"
+        if find_obstacle(facts.inputs, facts.outputs) is None:
+            copy = f"tracefleet pull {origin.store} {origin.name or facts.source} --to ./repository"
+            yield "Triton", f"{copy} --as triton\ntritonserver --model-repository=./repository"
 
 
 def manifest_link(facts: ReportFacts) -> str:
