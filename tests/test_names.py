@@ -349,7 +349,7 @@ def test_a_channel_that_denies_it_does_not_keep_the_others_from_a_withdrawal(
         return withdraw(store, selection, reason)
 
     monkeypatch.setattr("tasks.publish.withdraw.withdraw", deny)
-    with pytest.raises(StoreError, match="1 that still point to it: .*AccessDenied"):
+    with pytest.raises(StoreError, match=r"1 that still point to it: .*AccessDenied"):
         withdraw_everywhere(store, select(store, SOURCE), "wrong numbers")
     for name, channel in ((SOURCE, "latest"), (NAME, "latest"), ("second-name", "stable")):
         with pytest.raises(WithdrawnError, match="wrong numbers"):
