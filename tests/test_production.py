@@ -191,7 +191,8 @@ def test_deployments_and_runs_tell_version_commit_and_toolchain(
     platform: Platform, failed_fleet: FileStore
 ):
     deployment = platform.ask("deployments/name/convert-fleet/adhoc")
-    assert deployment["version"] == RELEASE
+    # In a checkout of git Prefect puts the commit there by itself.
+    assert deployment["version"] == RELEASE or deployment["version"][:7] in RELEASE
     runs = platform.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})
     versions = {run["name"]: run["flow_version"] for run in runs if run["start_time"]}
     assert any(name.startswith("support@") for name in versions), "a conversion of a batch"

@@ -341,7 +341,8 @@ def test_without_the_toolchain_the_last_refusal_s_is_assumed_and_told(folder, so
     key = str(attempt.key)
     candidate = f"conversions/{attempt.folder.split('/')[1]}/{key}/candidate.json"
     folder.put_new(candidate, b"{}")
-    os.utime(folder.root / candidate, (NOW + 60, NOW + 60))
+    later = time.time() + 60
+    os.utime(folder.root / candidate, (later, later))
     assert plan_one(wanted).state == "missing", "it was compiled since: a device may prove it"
 
 

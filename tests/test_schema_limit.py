@@ -130,7 +130,9 @@ def test_a_schema_that_this_version_cannot_write_is_refused(store, schema):
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema": 4}', b'{"schema": "2"}', b"2"])
 def test_a_damaged_limit_stops_the_writer(store, request_of, data):
     store.put_over(LIMIT_PATH, data)
-    for use in (convert, _plan):
-        with pytest.raises(StoreError, match=r"schema.json: expected one of the schemas 2, 3, got"):
-            use(request_of)
+    with pytest.raises(StoreError, match=r"schema.json: expected one of the schemas 2, 3, got"):
+        convert(request_of)
+    (row,) = plan({"entry": request_of})
+    assert (row.state, row.error) == ("invalid", "StoreError")
+    assert "schema.json: expected one of the schemas 2, 3, got" in row.message
     assert list(store.walk("conversions")) == []
