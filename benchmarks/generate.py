@@ -97,7 +97,8 @@ def compare(shape: str, work: Path, counts: list[int], rounds: int) -> Iterator[
     print(told, flush=True)
     peers = {EAGER: _run_eager(_load(folder)), OURS: _run_bundle(model)}
     try:
-        int8, told = _convert(folder, work / f"{shape}-store", dtype="int8")
+        plain = make_checkpoint(shape, work / f"{shape}-plain", drawn=False)
+        int8, told = _convert(plain, work / f"{shape}-store", dtype="int8")
         peers["int8"] = _run_bundle(int8)
     except RuntimeError as error:
         told = f"not measured: int8: {error}"
@@ -113,8 +114,15 @@ def compare(shape: str, work: Path, counts: list[int], rounds: int) -> Iterator[
             yield _compare(shape, peers, rows, beams, rounds)
 
 
-def make_checkpoint(shape: str, folder: Path) -> Path:
-    """Save a model of a shape with random weights whose answers never end."""
+def make_checkpoint(shape: str, folder: Path, *, drawn: bool = True) -> Path:
+    """Save a model of a shape with random weights whose answers never end.
+
+    Args:
+        shape: One of ``SHAPES``.
+        folder: Where to.
+        drawn: Whether weights are drawn so that every probe of the gate sees much. Of int8 they
+            leave too few choices clear; the library's own, whose choices are, take as long.
+    """
     import torch
     import transformers
 
@@ -122,7 +130,7 @@ def make_checkpoint(shape: str, folder: Path) -> Path:
     model_class, config_class, fields = SHAPES[shape]
     config = getattr(transformers, config_class)(**fields)
     model = getattr(transformers, model_class)(config)
-    if config.model_type != "t5":  # whose own weights are of a useful size
+    if drawn and config.model_type != "t5":  # whose own weights are of a useful size
         _draw_weights(model)
     model.generation_config.suppress_tokens = [config.eos_token_id]
     model.save_pretrained(folder)

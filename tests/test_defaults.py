@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from tasks.model.versions import on_meta
 from tasks.request.conversion import make_request
 from tests.support import tiny_samples
 from tests.support.hub_server import Hub
+from tracefleet.cli import main as read_command
 
 ROOT = Path(__file__).parent.parent
 NEWEST = transformers.__version__.startswith("5.23")
@@ -221,7 +223,7 @@ def test_a_plan_names_task_and_lengths_without_a_child(
 
 
 def test_a_conversion_by_default_has_a_name_and_says_how_it_is_used(
-    checkpoint, tmp_path, capsys: pytest.CaptureFixture[str]
+    checkpoint, tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     store = tmp_path / "store"
     arguments = [
@@ -238,8 +240,11 @@ def test_a_conversion_by_default_has_a_name_and_says_how_it_is_used(
     [cpp] = [line for line in first.splitlines() if line.startswith("C++")]
     assert Path(cpp.split('"')[1]).is_file()
     [triton] = [line for line in first.splitlines() if line.startswith("Triton")]
-    repository = triton.partition("=")[2].partition(" ")[0]
-    assert (Path(repository) / "model" / "config.pbtxt").is_file()
+    copy = shlex.split(triton.partition(" && ")[0])
+    monkeypatch.chdir(tmp_path)
+    assert read_command(copy[copy.index("pull") :]) == 0
+    assert (tmp_path / "repository" / "support-classifier" / "config.pbtxt").is_file()
+    capsys.readouterr()
     [report] = [line for line in first.splitlines() if line.startswith("report")]
     assert main([*arguments, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

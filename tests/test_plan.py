@@ -564,7 +564,9 @@ def test_a_fleet_with_nothing_to_do_needs_no_run_and_no_server(
     monkeypatch.setattr(settings, "has_server", lambda: False)
     monkeypatch.setattr(settings, "quieten", lambda **_: None)
     monkeypatch.setattr(command, "_run", run)
+    fleet.write_text(json.dumps({"guarded": ["production"], **json.loads(fleet.read_text())}))
     assert main(["fleet", str(fleet), "--only", "good", "--json"]) == 0
+    assert len(list(tmp_path.rglob("guarded/production.json"))) == 1
     facts = json.loads(capsys.readouterr().out)
     assert [(row["name"], row["ending"]) for row in facts["rows"]] == [("good", "fresh")]
     assert not ran
