@@ -385,3 +385,22 @@ def test_a_batch_that_is_cancelled_while_its_last_conversion_ends(monkeypatch):
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
     assert run.state_name == "Cancelled"
+
+
+def test_what_is_planned_again_is_seen_beside_what_could_move_its_channel():
+    """Else two entries of one channel, one of them hidden at first, would fight over it."""
+    fields = {"task": "fill-mask", "lengths": [8], "store": "file:///s"}
+    asked: dict[str, Any] = {
+        "hidden": {"source": "file:///a", "publish_as": "one"},
+        "same source": {"source": "file:///a", "channel": "other"},
+        "same name": {"source": "file:///b", "publish_as": "one"},
+        "bystander": {"source": "file:///c"},
+        "another store": {"source": "file:///a", "store": "file:///t"},
+    }
+    requests: dict[str, Any] = {
+        name: make_request({**fields, **one}) for name, one in asked.items()
+    }
+    hidden = PlanRow(name="hidden", request=requests["hidden"], state="invalid", transient=True)
+    again = planning._list_rivals([hidden], {**requests, "broken": RequestError("none")})
+    assert list(again) == ["hidden", "same source", "same name"]
+    assert planning._list_rivals([], requests) == {}
