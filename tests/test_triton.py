@@ -189,6 +189,19 @@ def test_a_model_keeps_its_name_when_others_come(store, tmp_path):
     assert sorted(path.name for path in repository.iterdir()) == ["mine", "vectors"]
 
 
+def test_a_model_has_the_name_that_it_was_asked_for_by(store, tmp_path, capsys):
+    repository, where = tmp_path / "repository", tmp_path / "store"
+    folder = tiny.save("bert-cls", tmp_path)
+    for name in ("support", "classifier"):
+        _convert(folder, where, task="text-classification", publish_as=name)
+        assert _pull(where, repository, name) == 0
+        assert f"{repository}/{name}: version 1 of" in capsys.readouterr().out
+    assert sorted(path.name for path in repository.iterdir()) == ["classifier", "support"]
+    # The source's own numbers are none of either name.
+    assert _pull(where, repository, f"file://{folder}", "--model-name", "support") == 1
+    assert "got those of channels/support/" in capsys.readouterr().err
+
+
 def test_a_repository_that_is_a_volume_of_its_own_is_written_too(store, tmp_path, monkeypatch):
     repository = tmp_path / "repository"
     repository.mkdir()

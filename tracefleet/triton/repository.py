@@ -20,7 +20,7 @@ from pathlib import Path
 from tracefleet.devices import explain_refusal, read_verdict
 from tracefleet.errors import ManifestError, NoFormError, StoreError
 from tracefleet.manifest import MANIFEST, Manifest, parse
-from tracefleet.manifest_types import JIT, Variant
+from tracefleet.manifest_types import JIT
 from tracefleet.published import Selection, explaining_missing
 from tracefleet.store import ReadableStore
 from tracefleet.store.durable import name_temp
@@ -53,8 +53,8 @@ class Model:
 
     @property
     def channel(self) -> str:
-        """Channel whose numbers are the versions."""
-        return self.selection.published.channel
+        """Folder in the store of the channel whose numbers are the versions."""
+        return self.selection.published.folder
 
 
 def name_models(
@@ -74,7 +74,7 @@ def name_models(
     for parts in range(4):
         names = []
         for one, manifest in pairs:
-            known = kept.get((manifest.source, manifest.variant, one.published.channel))
+            known = kept.get(one.published.folder)
             names.append(known or _name(manifest, one, parts))
         if len(set(names)) == len(names):
             found = zip(names, pairs, strict=True)
@@ -85,17 +85,14 @@ def name_models(
     )
 
 
-def _find_kept(repository: Path) -> dict[tuple[str, Variant, str], str]:
-    """Return the name of each conversion that a repository has, by source, variant and channel."""
-    kept: dict[tuple[str, Variant, str], str] = {}
-    for path in sorted(repository.glob(f"*/{_CHANNEL}")):
-        try:
-            found = list(_read_versions(path.parent).values())
-        except StoreError:
-            continue  # none of ours
-        for one in found[:1]:
-            kept[one.source, one.variant, path.read_text()] = path.parent.name
-    return kept
+def _find_kept(repository: Path) -> dict[str, str]:
+    """Return the name of each model that a repository has, by its channel."""
+    folders = sorted(path.parent for path in repository.glob(f"*/{_CHANNEL}"))
+    return {_read_channel(folder): folder.name for folder in folders}
+
+
+def _read_channel(folder: Path) -> str:
+    return (folder / _CHANNEL).read_text(errors="replace").strip()
 
 
 def check_model_name(name: str) -> str:
@@ -225,18 +222,18 @@ def _check_owner(folder: Path, version: str, model: Model) -> None:
     there, manifest = _read_versions(folder), model.manifest
     if not there:
         raise StoreError(f"{folder}: {_FOREIGN}")
-    channel = (folder / _CHANNEL).read_text() if (folder / _CHANNEL).is_file() else model.channel
-    if channel != model.channel:
-        raise StoreError(
-            f"{folder}: expected versions of channel {model.channel}, got those of {channel}, "
-            "whose numbers are others. Choose a name with --model-name."
-        )
     for one in there.values():
         if (one.source, one.variant) != (manifest.source, manifest.variant):
             raise StoreError(
                 f"{folder}: expected a model of {manifest.source} ({manifest.variant.label}), got "
                 f"one of {one.source} ({one.variant.label}). Choose a name with --model-name."
             )
+    channel = _read_channel(folder) if (folder / _CHANNEL).is_file() else model.channel
+    if channel != model.channel:
+        raise StoreError(
+            f"{folder}: expected versions of channel {model.channel}, got those of {channel}, "
+            "whose numbers are others. Choose a name with --model-name."
+        )
     if version in there and there[version].key != manifest.key:
         raise StoreError(
             f"{folder}: expected version {version} to be {manifest.key}, got "
