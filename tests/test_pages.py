@@ -26,6 +26,7 @@ NOT_RUN = {
     "generation.md": 1,
     "neuron.md": 3,
     "production.md": 5,
+    "sagemaker.md": 1,
     "serving.md": 3,
     "store.md": 2,
     "triton.md": 1,

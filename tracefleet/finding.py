@@ -138,25 +138,32 @@ def resolve(store: ReadableStore, published: Published) -> Selection:
 def find_only_source(store: ReadableStore, **wanted: Any) -> str:
     """Return the slug of the one source whose conversions fit the arguments of `find`.
 
+    A copy of a single channel may hold a name alone; then it is that name.
+
     Raises:
         NoSuchVariantError: there are several, or none; the message lists them.
     """
-    slugs: dict[str, None] = {}
+    names: dict[str, dict[str, None]] = {}
     for published in find(store, **wanted):
-        # A name is another address of a source that has a slug of its own.
-        slug = resolve(store, published).slug if is_name(published.slug) else published.slug
-        slugs[slug] = None
-        if len(slugs) > _SHOWN:
+        # A name is another address of a source, which has a slug of its own in most stores.
+        own = not is_name(published.slug)
+        slug = published.slug if own else resolve(store, published).slug
+        names.setdefault(slug, {})
+        names[slug][published.slug] = None
+        if len(names) > _SHOWN:
             break
+    slugs = list(names)
+    if len(slugs) == 1 and slugs[0] not in names[slugs[0]]:
+        slugs = list(names[slugs[0]])
     if len(slugs) == 1:
-        return next(iter(slugs))
+        return slugs[0]
     filters = ", ".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
     if not slugs:
         raise NoSuchVariantError(
             f"{store.url}: nothing that fits is published ({filters or 'no filters'}). See "
             "`tracefleet list`."
         )
-    shown = [*list(slugs)[:_SHOWN], "…"] if len(slugs) > _SHOWN else list(slugs)
+    shown = [*slugs[:_SHOWN], "…"] if len(slugs) > _SHOWN else slugs
     raise NoSuchVariantError(
         f"{store.url}: expected a name or a source, since conversions of several are published for "
         f"{filters or 'any task'}: {', '.join(shown)}. Give one of them."

@@ -12,15 +12,17 @@ from tracefleet.errors import NoSuchVariantError
 from tracefleet.manifest_types import FileEntry
 from tracefleet.names import is_name
 from tracefleet.printing import print_json
-from tracefleet.published import Selection, find, load_manifest, select
+from tracefleet.published import Selection, find, load_manifest, resolve, select
 from tracefleet.pull import pull
+from tracefleet.sagemaker.archive import check_form as check_archive
+from tracefleet.sagemaker.archive import write_archive
 from tracefleet.selecting import read_filters
 from tracefleet.spelling import option
 from tracefleet.store import ReadableStore, open_existing
 from tracefleet.triton.config import DEFAULT, Serving
 from tracefleet.triton.repository import add_model, check_form, check_model_name, name_models
 
-_FOLDER, _TRITON = "folder", "triton"
+_FOLDER, _TRITON, _SAGEMAKER = "folder", "triton", "sagemaker"
 
 EPILOG = """\
 With one SOURCE, or in a store of one, DIR is its conversion's folder: a Triton model repository
@@ -30,12 +32,16 @@ store.
 With --as triton DIR is a model repository with a model for each conversion, under a readable name;
 a later pull adds the channel's newer number as a version. It may be there already.
 
+With --as sagemaker DIR gets model.tar.gz: the conversion, the reader and handlers for SageMaker's
+containers; with several conversions a folder for each, named as in the store.
+
 exit codes: 0 done; 1 damage or an error (see standard error); 2 wrong usage.
 
 examples:
   tracefleet pull ./store org/name --to ./model
   tracefleet pull s3://bucket/models --to ./models
   tracefleet pull ./store org/name other/name --to ./repository --as triton
+  tracefleet pull ./store org/name --to ./endpoint --as sagemaker
   tracefleet pull s3://bucket/models org/name --presign --expires 600
 """
 
@@ -45,8 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     add = parser.add_argument
     add("sources", metavar="SOURCE", nargs="*", help=f"{source}; left out: all sources")
     add("--to", type=Path, metavar="DIR", help="folder to create, absent or empty")
-    text = "folder: as in the store; triton: a model repository (default: folder)"
-    add("--as", dest="form", choices=(_FOLDER, _TRITON), default=_FOLDER, help=text)
+    text = (
+        "folder: as in the store; triton: a model repository; sagemaker: model.tar.gz "
+        "(default: folder)"
+    )
+    forms = (_FOLDER, _TRITON, _SAGEMAKER)
+    add("--as", dest="form", choices=forms, default=_FOLDER, help=text)
     text = "name of the model (default: the conversion's name, or its source's last word)"
     add("--model-name", metavar="NAME", type=option(check_model_name, "--model-name"), help=text)
     add("--gpu", action="store_true", help="triton: run on the host's GPUs (default: its CPU)")
@@ -72,24 +82,33 @@ def pull_command(arguments: argparse.Namespace) -> int:
             chosen = _prefer_names(store, chosen, filters)
         found = _write_repository(store, chosen, arguments)
         chosen = []
+    if arguments.form == _SAGEMAKER:
+        # Looked at before the first is written: one that has no form leaves nothing behind.
+        for one in chosen:
+            check_archive(load_manifest(store, one))
     for one in chosen:
         if target is None:
             found.append(_presign(store, one, arguments))
-        else:
-            folder = target if alone else target / one.published.slug
-            found.append(_copy(store, one, folder, arguments))
+            continue
+        folder = target if alone else target / one.published.slug
+        write = _archive if arguments.form == _SAGEMAKER else _copy
+        found.append(write(store, one, folder, arguments))
     if arguments.json:
         print_json(found[0] if alone and len(found) == 1 else found)
     return 0
 
 
 def _find_sources(store: ReadableStore, filters: dict[str, Any]) -> list[str]:
-    """Return the slug of each source with a conversion that fits; names lead to the same ones."""
-    slugs = {one.slug for one in find(store, None, **filters)}
-    sources = sorted(slug for slug in slugs if not is_name(slug))
-    if not sources:
+    """Return the slug of each source with a conversion that fits; names lead to the same ones.
+
+    A copy of a single channel may hold a name alone: then it is the name.
+    """
+    found = list(find(store, None, **filters))
+    sources = {one.slug for one in found if not is_name(one.slug)}
+    alone = {one.slug for one in found if resolve(store, one).slug not in sources}
+    if not found:
         raise NoSuchVariantError(f"{store.url}: nothing that fits is published, nothing to pull")
-    return sources
+    return sorted(sources | alone)
 
 
 def _prefer_names(
@@ -110,8 +129,8 @@ def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]
         print(f"pull: the folder's new form is --to {target}", file=sys.stderr)
     if (target is None) != arguments.presign:
         arguments.refuse("pull: expected either --to DIR or --presign")
-    if arguments.form == _TRITON and target is None:
-        arguments.refuse("pull: --as triton expected --to DIR, got --presign")
+    if arguments.form != _FOLDER and target is None:
+        arguments.refuse(f"pull: --as {arguments.form} expected --to DIR, got --presign")
     for name in ("model_name", "gpu", "instances"):
         if getattr(arguments, name) not in (None, False) and arguments.form != _TRITON:
             arguments.refuse(f"pull: --{name.replace('_', '-')} expected --as triton beside it")
@@ -154,6 +173,15 @@ def _copy(
     if not arguments.json:
         print(f"{target}: {len(files) + 1} files of {manifest.source}, all checked")
     return {"dest": str(target), "key": manifest.key, "files": files}
+
+
+def _archive(
+    store: ReadableStore, selection: Selection, folder: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    path, manifest = write_archive(store, selection, folder), load_manifest(store, selection)
+    if not arguments.json:
+        print(f"{path}: {manifest.source}, {path.stat().st_size} bytes, all checked")
+    return {"dest": str(path), "key": manifest.key, "files": [str(path)]}
 
 
 def _presign(

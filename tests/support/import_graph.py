@@ -36,9 +36,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracefleet.names",),
     ("tracefleet.choices", "tracefleet.finding"),
     ("tracefleet.published",),
-    ("tracefleet.reader", "tracefleet.verify", "tracefleet.pull"),
+    ("tracefleet.reader", "tracefleet.verify", "tracefleet.pull", "tracefleet.single"),
     ("tracefleet.check", "tracefleet.selecting"),
-    ("tracefleet.triton",),
+    ("tracefleet.triton", "tracefleet.sagemaker"),
     ("tracefleet",),
     (
         "tracefleet.check_command",
