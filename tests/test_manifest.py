@@ -156,6 +156,7 @@ def test_the_golden_file_is_what_is_written():
         _example(),
         _example(general=None),
         _example(text=None),
+        _example(opens_with="torch>=2.6"),
         _example(generation=_GENERATION),
         _example(without_generation="do_sample: expected greedy or beam search"),
         _example(general=General(shortest=1, rows=8, tokens=None)),
@@ -189,6 +190,16 @@ def test_a_manifest_says_how_it_generates_only_where_it_does():
     assert limited.generation is None
 
 
+@pytest.mark.parametrize("form", ["torch>=2", "torch==2.6", "torch>=2.6 ", "numpy>=2.0", ""])
+def test_what_opens_a_bundle_has_one_form(form: str):
+    raw = json.loads(_example(opens_with="torch>=2.6").to_bytes())
+    VALIDATOR.validate(raw)
+    raw["opens_with"] = form
+    with pytest.raises(ManifestError, match=r"opens_with expected torch>=X\.Y"):
+        parse(canonical_json(raw))
+    assert not VALIDATOR.is_valid(raw)
+
+
 def test_the_golden_file_reads_and_writes_back_to_its_own_bytes():
     data = GOLDEN.read_bytes()
     assert parse(data).to_bytes() == data
@@ -218,7 +229,7 @@ def test_the_schema_names_the_fields_of_the_dataclasses():
         kind: Any = known[name]
         fields = {field.name for field in dataclasses.fields(kind)}
         assert set(shape["properties"]) == fields, name
-        optional = {OPTIONAL[1], "generation", "without_generation"}
+        optional = {OPTIONAL[1], "opens_with", "generation", "without_generation"}
         assert fields - set(shape["required"]) <= optional, name
         assert shape["additionalProperties"] is False
     hints = typing.get_type_hints(Manifest)

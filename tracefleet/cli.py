@@ -75,6 +75,8 @@ Shell completion: pip install argcomplete, then eval "$(register-python-argcompl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    # Below an error torch's C++ speaks to who calls its operators, such as int8's.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     program = Program(
         "tracefleet",
         description="Convert Hugging Face checkpoints into validated artifacts, and use them.",

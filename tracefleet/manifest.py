@@ -33,6 +33,7 @@ from tracefleet.manifest_types import (
     Toolchain,
     Variant,
 )
+from tracefleet.opens_with import check_form
 from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import (
     GENERALITY_FIELDS,
@@ -47,8 +48,10 @@ _FIRST_SCHEMA = 1
 _SECOND_SCHEMA = 2
 #: The first one that says where one graph was proved for every shape.
 GENERAL_SCHEMA = 3
-#: Of what reads texts or generates: left out of every other manifest.
-_OPTIONAL: dict[str, Any] = {"text": None, "generation": None, "without_generation": None}
+#: Of bundles, of what reads texts, of what generates: left out of every other manifest.
+_OPTIONAL: dict[str, Any] = dict.fromkeys(
+    ("opens_with", "text", "generation", "without_generation")
+)
 #: Fields that came with schema 3, and what they are in a manifest of an earlier one.
 _SINCE_THIRD: dict[str, Any] = {
     **dict.fromkeys(("device", "general", "reader", "routed")),
@@ -97,6 +100,8 @@ class Manifest:
         device: device on which the gate ran, such as ``cpu``; None: an earlier schema does not say.
         follows_device: whether the bundle runs where its inputs and weights are, and not on that
             kind of device alone.
+        opens_with: torch, or libtorch, that the bundle needs, ``torch>=X.Y``; None: a Neuron
+            conversion, or an earlier version wrote it.
         text: how texts become ids, and outputs answers; None, which is not written: nothing says.
         generation: what ``generate`` does; None: the bundle has no such method.
         without_generation: why a model that generates has none.
@@ -123,6 +128,7 @@ class Manifest:
     routed: str | None
     device: str | None
     follows_device: bool
+    opens_with: str | None = None
     text: TextSpec | None = None
     generation: Generation | None = None
     without_generation: str | None = None
@@ -146,6 +152,7 @@ class Manifest:
         paths = [file.path for file in self.files]
         if paths != sorted(set(paths)):
             raise ManifestError(f"manifest: files expected sorted, each once; got {paths}")
+        check_form(self.opens_with)
 
     @property
     def published(self) -> tuple[FileEntry, ...]:

@@ -57,6 +57,7 @@ def _list_facts(store: ReadableStore, selection: Selection, manifest: Manifest) 
         "devices": _describe_devices(store, selection, manifest),
         "untied": "; ".join(map(" = ".join, manifest.tied_groups)) or "nothing was tied",
         "toolchain": ", ".join(f"{name} {version}" for name, version in versions if version),
+        "opens with": manifest.opens_with,
         "tolerance": f"atol {tolerance.atol:g} + rtol {tolerance.rtol:g}",
         "samples": _describe_samples(manifest),
         **_describe_accuracy(manifest),

@@ -16,11 +16,13 @@ from tasks.trace.record import TraceResult
 from tracefleet.canonical import canonical_json
 from tracefleet.manifest import GENERAL_SCHEMA, SCHEMA, Manifest
 from tracefleet.manifest_types import (
+    JIT,
     FileEntry,
     InputSpec,
     Toolchain,
     Variant,
 )
+from tracefleet.opens_with import OPENS_WITH
 from tracefleet.text.spec import TextSpec
 from tracefleet.verdict_types import Validation
 
@@ -109,6 +111,7 @@ class Identity:
             text: How texts become its inputs; None: they are no texts.
         """
         names = [field.name for field in dataclasses.fields(self)]
+        opens_with = OPENS_WITH if self.variant.backend == JIT else None
         manifest = Manifest(
             key=self.key,
             license=checkpoint.license,
@@ -120,6 +123,7 @@ class Identity:
             routed=traced.routed,
             device=traced.device,
             follows_device=traced.follows_device,
+            opens_with=opens_with,
             text=text,
             generation=traced.generation,
             without_generation=traced.without_generation,

@@ -21,6 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.decode",
         "tracefleet.heads",
         "tracefleet.lengths",
+        "tracefleet.opens_with",
         "tracefleet.source",
     ),
     (

@@ -6,21 +6,21 @@ to torch. ``load_manifest`` stops before the files.
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
+from contextlib import ExitStack
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracefleet import published
-from tracefleet.errors import ArtifactError, BackendUnavailableError, ManifestError
+from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import BUNDLE_MEDIA_TYPE, Manifest
-from tracefleet.manifest_types import INT8, JIT, FileEntry
+from tracefleet.manifest_types import JIT, FileEntry
 from tracefleet.program_files import FORWARD, find_programs
 from tracefleet.published import Selection, as_store, open_verified, select
 from tracefleet.reader import archive, neuron
+from tracefleet.reader.host import check_torch, using_int8_engine
 from tracefleet.reader.model import Model
 from tracefleet.reader.operators import provide_linear
 from tracefleet.reader.padded import write_search
@@ -31,9 +31,6 @@ from tracefleet.verdict_types import VALIDATED
 
 if TYPE_CHECKING:
     import torch
-
-#: Engines that run int8 bundles. Torch has them on x86 CPUs, where one of them is its default.
-_ENGINES = ("fbgemm", "x86")
 
 
 def open(  # noqa: A001 - read as tracefleet.open
@@ -112,8 +109,7 @@ def open_selected(
     path = f"{selection.folder}/{manifest.file_name}"
     _check_usable(manifest, path, allow_unvalidated)
     device = check_device(manifest, path, device)
-    if manifest.variant.dtype == INT8:
-        _check_int8_engine(path)
+    check_torch(manifest, path)
     for file in manifest.files:
         if file.media_type != BUNDLE_MEDIA_TYPE:
             with open_verified(store, selection, file):
@@ -131,7 +127,7 @@ def _open_bundle(
 ) -> Model:
     path = selection.path_of(manifest.bundle)
     with (
-        _using_int8_engine(manifest),
+        using_int8_engine(manifest),
         open_verified(store, selection, manifest.bundle) as handle,
     ):
         module = _load(handle, path)
@@ -218,38 +214,6 @@ def _check_usable(manifest: Manifest, path: str, allow_unvalidated: bool) -> Non
         )
 
 
-def _check_int8_engine(path: str) -> None:
-    """Refuse int8 before anything is downloaded where torch can't run it: on ARM, for instance."""
-    import torch
-
-    engines = torch.backends.quantized.supported_engines
-    if _ENGINES[0] not in engines:
-        raise BackendUnavailableError(
-            f"{path}: dtype int8 expected torch's quantised engine {_ENGINES[0]}, got {engines}: "
-            f"this CPU ({platform.machine()}) has none of it. Open it on an x86 CPU, or open the "
-            "float32 conversion (dtype='float32')."
-        )
-
-
-@contextmanager
-def _using_int8_engine(manifest: Manifest) -> Iterator[None]:
-    """Select the engine that runs int8 bundles: torch packs their weights for it when loading."""
-    if manifest.variant.dtype != INT8:
-        yield
-        return
-    import torch
-
-    quantized = torch.backends.quantized
-    before = quantized.engine
-    if before not in _ENGINES:
-        quantized.engine = _ENGINES[0]
-    try:
-        yield
-    finally:
-        if before not in _ENGINES:
-            quantized.engine = before
-
-
 def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     """Load the archive through the handle whose bytes were checked."""
     import torch
@@ -257,9 +221,12 @@ def _load(handle: BufferedReader, path: str) -> torch.jit.ScriptModule:
     found = _find_path(handle)
     provide_linear()
     try:
-        if isinstance(found, str):
-            return archive.load(found)
-        module: torch.jit.ScriptModule = torch.jit.load(found, map_location="cpu")
+        with warnings.catch_warnings():
+            # torch calls the format itself deprecated at each load; who opens it can do nothing.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load`")
+            if isinstance(found, str):
+                return archive.load(found)
+            module: torch.jit.ScriptModule = torch.jit.load(found, map_location="cpu")
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: torch {torch.__version__} can't load it: {str(error).splitlines()[0]}. Its "
