@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("error")
     print(f"torch {torch.__version__}, Python {platform.python_version()}")
-    found = dict(answer_all(options.store))
+    found: dict[str, Any] = dict(answer_all(options.store))
     if not options.file.exists():
         np.savez(options.file, **found)
         return 0
