@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.arguments import add_engine, add_output
+from flows.commands.ending import ending_soon
 from flows.commands.result import print_result
 from flows.engine import settings
 from tracefleet.program import UsageError
@@ -132,7 +133,8 @@ def _run_flow(request: ConversionRequest) -> Conversion:
     settings.announce_server()
     from flows.convert_checkpoint import convert_checkpoint
 
-    return convert_checkpoint(request)
+    with ending_soon(pools=False):
+        return convert_checkpoint(request)
 
 
 def _request(options: argparse.Namespace) -> ConversionRequest:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from flows.commands.arguments import add_output, parse_positive
+from flows.commands.ending import ending_soon
 from flows.engine import settings
 from tasks import child
 
@@ -81,7 +82,8 @@ def _fleet(options: argparse.Namespace) -> int:
     facts = None if settings.has_server() else _find_all_fresh(options)
     failure: FleetError | None = None
     if facts is None:
-        facts, failure = _run(options)
+        with ending_soon(pools=settings.has_server() and options.jobs is None):
+            facts, failure = _run(options)
     if options.json:
         print(json.dumps(dataclasses.asdict(facts), indent=2, default=str))
     else:
