@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from tasks import child
 from tasks.backends import neuron, neuronx, programs
 from tasks.backends.base import Job
-from tasks.backends.options import NeuronOptions, NeuronxOptions
+from tasks.backends.options import NeuronOptions, NeuronxOptions, Target
 from tasks.backends.programs import Prepared, Program
 from tasks.backends.triage import find_cause, triage
 from tasks.child import Limits
@@ -29,6 +31,7 @@ from tasks.validate.plan import ProbePlan
 from tests.support.neuron_support import on
 
 OPTIONS = LoadOptions(task="text-classification")
+OVERRIDE = "NEURON_PLATFORM_TARGET_OVERRIDE"
 COMPILERS = {"neuronx": neuronx.COMPILER, "neuron": neuron.COMPILER}
 
 
@@ -97,6 +100,42 @@ def test_each_failure_is_told_apart(job, prepared, fault: str, kind, reason: str
         (kept,) = job.failed.iterdir()
         assert (kept / "command.txt").read_text()
         assert str(kept) in str(caught.value)
+
+
+def test_the_compiler_gets_one_string_with_its_log_and_its_own_flags(job, prepared):
+    with on(fault="exit70", compiler="2.26.6360.0"), pytest.raises(CompilationError):
+        _compile(job, prepared)
+    (kept,) = job.failed.iterdir()
+    line = (kept / "command.txt").read_text()
+    assert f"--logfile {job.work}/compiler-8/log-neuron-cc.txt" in line
+    assert "integer-downcast" not in line
+
+
+def test_a_host_without_a_device_names_a_platform_that_there_is(job, monkeypatch):
+    monkeypatch.setenv(OVERRIDE, "trn2")  # of another job
+    blind = dataclasses.replace(job, device=False, compiling=NeuronxOptions(target="trn1n"))
+    with on(device="none"):
+        neuronx.prepare(blind, job.work / "log")
+    assert os.environ[OVERRIDE] == "trn1"
+    assert neuronx.PLATFORMS.keys() == set(get_args(Target))
+    assert set(neuronx.PLATFORMS.values()) <= {"inf2", "trn1", "trn2", "trn3"}
+
+
+@pytest.mark.parametrize("fault", ["deadlock", "no-device"])
+def test_an_analysis_that_fails_refuses_nothing(job, monkeypatch, fault: str):
+    monkeypatch.setenv(OVERRIDE, "")
+    asked = dataclasses.replace(job, compiling=NeuronxOptions(analyze=True), device=False)
+    with on(device="none", analyze_fault=fault):
+        assert neuronx.prepare(asked, job.work / "log").outputs
+
+
+def test_an_analysis_names_what_is_not_supported(job):
+    asked = dataclasses.replace(job, compiling=NeuronxOptions(analyze=True))
+    with on(unsupported="aten::tanh"), pytest.raises(CompilationError, match="aten::tanh"):
+        neuronx.prepare(asked, job.work / "log")
+    assert not (job.work / "analysis").exists()
+    with on(unsupported="aten::tanh"):
+        assert neuronx.prepare(job, job.work / "log").outputs  # not asked for by default
 
 
 def test_a_hanging_compiler_is_ended_with_all_it_started(job, prepared):

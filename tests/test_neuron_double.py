@@ -106,7 +106,21 @@ def test_wrong_flags_fail_in_the_compiler(x, wrong):
 def test_a_wrong_flag_has_a_status_and_a_diagnostic(x, capfd):
     with x.on() as sdk, pytest.raises(RuntimeError, match="failed with 70"):
         sdk.trace(Tiny(), (IDS, MASK), compiler_args=["--logical-nc-config=9"])
-    assert "NCC_EARG001" in capfd.readouterr().err
+    assert "invalid choice: '9'" in capfd.readouterr().err
+
+
+@shows("flag-new")
+def test_an_older_compiler_knows_no_integer_flags(x):
+    older = x.on(compiler="2.26.6360.0")
+    with older as sdk, pytest.raises(RuntimeError, match="neuronx-cc failed with"):
+        sdk.trace(Tiny(), (IDS, MASK), compiler_args="--implicit-integer-downcast all")
+
+
+@pytest.mark.parametrize("flag", ["--native-int64 disabled", "--logical-nc-config 2"])
+@shows("flag-cores", "flag-lnc")
+def test_flags_of_newer_cores_are_refused_for_older_ones(x, flag: str):
+    with x.on() as sdk, pytest.raises(RuntimeError, match="neuronx-cc failed with"):
+        sdk.trace(Tiny(), (IDS, MASK), compiler_args=f"--target inf2 {flag}")
 
 
 @shows("flag-order", "auto-cast")
@@ -542,14 +556,31 @@ def test_many_threads_call_one_model(x):
 
 @shows("analyze")
 def test_analyze_names_what_is_not_supported(x):
-    with x.on(**({} if x.real else {"device": "none"})) as sdk:
+    with x.on() as sdk:
         report = sdk.analyze(Sorter(), (IDS, MASK))
+        assert report["supported_operators"]["aten::relu"] == 1
         (refused,) = report["unsupported_operators"]
         assert (refused["kind"], refused["failureAt"]) == ("aten::sort", "neuronx-cc")
         assert report["support_percentage"] != "100.00%"
         assert {"torch_neuronx_version", "neuronx_cc_version"} <= report.keys()
         whole = sdk.analyze(Sorter(), (IDS, MASK), additional_ignored_ops={"aten::sort"})
         assert whole["support_percentage"] == "100.00%"
+
+
+@shows("analyze-device")
+def test_analyze_works_without_a_device(x):
+    with x.on(device="none") as sdk:
+        assert sdk.analyze(Tiny(), (IDS, MASK))["support_percentage"] == "100.00%"
+
+
+@shows("analyze-deadlock", "analyze-folder")
+def test_analyze_is_told_of_transformers_and_keeps_its_folder(x, tmp_path):
+    with x.on(analyze_fault="deadlock") as sdk:
+        kept, cleaned = tmp_path / "kept", tmp_path / "cleaned"
+        sdk.analyze(Tiny(), (IDS, MASK), kept, is_hf_transformers=True)
+        sdk.analyze(Tiny(), (IDS, MASK), cleaned, is_hf_transformers=True, cleanup=True)
+        assert any(kept.iterdir())
+        assert not cleaned.exists()
 
 
 @shows("numerical", "wrong")

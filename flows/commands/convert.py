@@ -37,7 +37,7 @@ examples:
 #: Spelt out, since pydantic takes as long to import as the command to start; a test compares.
 COMPILING = {
     "neuronx": "target, auto_cast, auto_cast_type, optlevel, model_type, separate_weights, "
-    "dynamic_batch, analyze",
+    "dynamic_batch, analyze, lnc",
     "neuron": "fast_math, fallback, min_coverage, separate_weights, dynamic_batch",
 }
 

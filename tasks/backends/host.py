@@ -67,6 +67,12 @@ def import_runtime(backend: str) -> Any:
         raise BackendUnavailableError(str(error)) from error
 
 
+def compiler_numbers(backend: str) -> tuple[int, ...]:
+    """Return the version of a backend's compiler on this host as numbers; empty: there is none."""
+    name = neuron.DISTRIBUTIONS[backend][0]
+    return neuron.parse_version(neuron.find_installed(backend).get(name, ""))
+
+
 def _parse_numbers(version: str) -> float:
     major, _, rest = version.partition(".")
     return float(f"{major}.{rest.partition('.')[0] or 0}")

@@ -1,8 +1,9 @@
 """Typed options of a Neuron compilation, with AWS's advice as defaults.
 
 Every flag that changes numbers or shapes is passed, also where it is the compiler's own default:
-defaults moved between releases (``--auto-cast`` in 2025, the int64 flags after SDK 2.32). Sources:
-the CLI references of neuronx-cc and neuron-cc, and AWS's notes on mixed precision for both.
+defaults moved between releases (``--auto-cast`` in 2025, the int64 flags after SDK 2.32). A flag
+that older compilers lack is passed to newer ones alone. Sources: the CLI references of neuronx-cc
+and neuron-cc, the compiler's release notes, AWS's notes on data types and on mixed precision.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ CAST_TOLERANCES = {
     "fp16": Tolerance(atol=0.0, rtol=1.5e-2),
     "tf32": Tolerance(atol=0.0, rtol=1.5e-2),
 }
-Target = Literal["inf2", "trn1", "trn1n", "trn2"]
+Target = Literal["inf2", "trn1", "trn1n", "trn2", "trn3"]
+#: Targets whose cores compute in int64 and can be joined in pairs (NeuronCore v3 and later).
+_NEWER = ("trn2", "trn3")
+#: The first neuronx-cc with the integer flags (release notes: "two new flags", SDK 2.32); AWS's own
+#: images with torch_neuronx have 2.26, which ends with "unrecognized arguments".
+_INTEGER_FLAGS = (2, 27, 5334)
 
 
 class _Options(BaseModel):
@@ -60,7 +66,15 @@ class NeuronxOptions(_Options):
         default=False, description="Let each program take any number of rows, batch by batch."
     )
     analyze: bool = Field(
-        default=True, description="Name unsupported operators before the long compilation."
+        default=False,
+        description="Compile operator by operator first, to name what is not supported: slow.",
+    )
+
+    lnc: int | None = Field(
+        default=None,
+        ge=1,
+        le=2,
+        description="Physical cores in a logical one, on Trn2 and Trn3; none: 2.",
     )
 
     @model_validator(mode="after")
@@ -70,27 +84,45 @@ class NeuronxOptions(_Options):
                 "expected separate_weights or dynamic_batch, got both, which torch_neuronx can't "
                 "combine. A batch larger than one does not need dynamic_batch: rows are split."
             )
+        if self.lnc is not None and self.target not in _NEWER:
+            raise ValueError(
+                f"lnc: expected none for target {self.target}, got {self.lnc}; cores are joined on "
+                f"{' and '.join(_NEWER)} alone."
+            )
         return self
 
     @property
     def compiler_args(self) -> list[str]:
-        """Flags of neuronx-cc."""
+        """Flags that every version of neuronx-cc takes."""
         flags = {
             "--target": self.target,
             "--model-type": self.model_type,
             "--auto-cast": self.auto_cast,
             "--auto-cast-type": self.auto_cast_type,
             "--optlevel": str(self.optlevel),
-            # Ids fit int32; the next compiler's default refuses what it can't compute in int64.
-            "--native-int64": "disabled",
-            "--implicit-integer-downcast": "all",
         }
+        if self.target in _NEWER:
+            flags["--logical-nc-config"] = str(self.lnc or 2)
         return [word for flag in flags.items() for word in flag]
+
+    def compiler_args_for(self, compiler: tuple[int, ...]) -> list[str]:
+        """Return the flags for one version of neuronx-cc: a function of it and of the identity.
+
+        Args:
+            compiler: Its version's numbers.
+        """
+        # Ids fit int32; the next compiler's default refuses what it can't compute in int64.
+        downcast = ["--implicit-integer-downcast", "all"] if compiler >= _INTEGER_FLAGS else []
+        # The CLI reference has it for trn2 and later alone.
+        native = ["--native-int64", "disabled"] if downcast and self.target in _NEWER else []
+        return [*self.compiler_args, *downcast, *native]
 
     @property
     def identity(self) -> dict[str, str]:
         """Options that are part of a conversion's key."""
-        return self._identity("neuronx", self.compiler_args, {"analyze"})
+        # An option of new targets alone leaves the other keys as they were.
+        without = {"analyze"} if self.lnc else {"analyze", "lnc"}
+        return self._identity("neuronx", self.compiler_args, without)
 
     @property
     def tolerance(self) -> Tolerance:
@@ -104,8 +136,10 @@ class NeuronOptions(_Options):
     fast_math: Literal[
         "fp32-cast-matmult-fp16",
         "fp32-cast-matmult-bf16",
+        "fp32-cast-matmult",
         "fp32-cast-all-fp16",
-        "fp32-cast-all-bf16",
+        "fp32-cast-all",
+        "none",
     ] = Field(
         default="fp32-cast-matmult-fp16",
         description="What float32 is computed in; an Inf1 matmul is never float32 itself.",
@@ -130,6 +164,8 @@ class NeuronOptions(_Options):
     @property
     def compiler_args(self) -> list[str]:
         """Flags of neuron-cc."""
+        if self.fast_math == "none":  # refuses company: it turns the layout's change off too
+            return ["--fast-math", "none"]
         # The layout flag is AWS's advice for accuracy (aws-neuron-sdk #765).
         return ["--fast-math", self.fast_math, "no-fast-relayout"]
 
@@ -141,7 +177,8 @@ class NeuronOptions(_Options):
     @property
     def tolerance(self) -> Tolerance:
         """Bound on differences for the cast."""
-        return CAST_TOLERANCES[self.fast_math.rpartition("-")[2]]
+        # Without a type casts are to bf16; without a cast a matmul is too (aws-neuron-sdk #765).
+        return CAST_TOLERANCES["fp16" if self.fast_math.endswith("-fp16") else "bf16"]
 
 
 Options = NeuronxOptions | NeuronOptions

@@ -13,12 +13,14 @@ from tasks.request.conversion import ConversionRequest, make_request
 FOLDER = Path(__file__).parent.parent / "neuron_double"
 sys.path.insert(0, str(FOLDER))
 import neuron_double  # noqa: E402
+from neuron_double import flags  # noqa: E402
 
 sys.path.remove(str(FOLDER))
 
 #: A host without a device, an Inf2 one and an Inf1 one, as arguments of ``on``.
 NO_DEVICE = {"device": "none"}
 on = neuron_double.configured
+__all__ = ["flags"]  # beside what is defined here
 #: The double's versions, by the names of its settings module.
 versions = neuron_double.settings
 

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
 }
 _HOSTS = {"neuronx": "an Inf2 or Trn instance", "neuron": "an Inf1 instance"}
 #: target -> generation of its NeuronCores. A program runs on no other generation.
-GENERATIONS = {"inf1": 1, "inf2": 2, "trn1": 2, "trn1n": 2, "trn2": 3}
+GENERATIONS = {"inf1": 1, "inf2": 2, "trn1": 2, "trn1n": 2, "trn2": 3, "trn3": 4}
 #: Where the driver reports the NeuronCores of each device ("NCv2").
 SYSFS = Path("/sys/devices/virtual/neuron_device")
 
@@ -96,7 +96,7 @@ def check_versions(backend: str, toolchain: Toolchain) -> None:
     # A runtime loads programs of older compilers, not of newer ones (aws-neuron-sdk #820, #1061).
     built = dict(re.findall(r"([\w-]+)==(\S+)", toolchain.compiler or ""))
     for name, here in find_installed(backend).items():
-        if name in built and _parse_version(here) < _parse_version(built[name]):
+        if name in built and parse_version(here) < parse_version(built[name]):
             raise BackendUnavailableError(
                 f"{name}: expected at least {built[name]}, which compiled this conversion, got "
                 f"{here}. An older runtime can't load it: upgrade {name} and Neuron's runtime "
@@ -226,5 +226,6 @@ def replace_weights(
         runtime.replace_weights(program, named)
 
 
-def _parse_version(text: str) -> tuple[int, ...]:
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return a version's numbers, without the local part; empty where there are none."""
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))

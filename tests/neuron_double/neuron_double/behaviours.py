@@ -39,7 +39,10 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
     Behaviour("cpu-backend", "cpu_backend without --target is refused", "sdk#902 #944", "observed"),
     Behaviour("cross", "cpu_backend with --target compiles anywhere", _TRACE, "documented"),
     Behaviour("flags", "a wrong flag value fails in the compiler", "neuronx-cc CLI", "documented"),
-    Behaviour("flag-status", "... with status 70 and NCC_EARG001", "-", "assumed"),
+    Behaviour("flag-status", "... with status 70 and argparse's words", "-", "assumed"),
+    Behaviour("flag-new", "no integer flags before 2.27.5334", "compiler notes", "documented"),
+    Behaviour("flag-cores", "--native-int64: trn2 and later alone", "neuronx-cc CLI", "documented"),
+    Behaviour("flag-lnc", "... other cores know no LNC of 2: EARG001", "error codes", "documented"),
     Behaviour("flag-order", "the right-most of two flags wins", "neuronx-cc CLI", "documented"),
     Behaviour("unsupported", "unsupported operator: status 70", "sdk#816, error codes", "observed"),
     Behaviour("lowering", "... or an exception before the compiler", _TRACE, "documented"),
@@ -94,9 +97,12 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
     Behaviour("placement", "core calls: RuntimeError, ValueError, no-op", _PLACE, "documented"),
     Behaviour("parallel", "DataParallel: a copy per core", "DataParallel API", "documented"),
     Behaviour("parallel-device", "... RuntimeError without a device", "samples#44", "observed"),
+    Behaviour("analyze", "names unsupported operators, flat counts", "analyze API", "documented"),
+    Behaviour("analyze-device", "... also without a device", "-", "assumed"),
     Behaviour(
-        "analyze", "names unsupported operators, without a device", "analyze API", "documented"
+        "analyze-deadlock", "... may hang if not told of transformers", "analyze API", "documented"
     ),
+    Behaviour("analyze-folder", "... leaves a folder without cleanup", "analyze API", "documented"),
     Behaviour("numerical", "a run may fail with status 1003", "sdk#1148", "observed"),
     Behaviour("wrong", "a run may give NaN or wrong numbers", "sdk#672", "observed"),
     Behaviour("1-fallback", "Inf1: the rest falls back to the CPU", _INF1, "documented"),

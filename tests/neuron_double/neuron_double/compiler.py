@@ -26,7 +26,7 @@ from neuron_double.flags import Flags
 from neuron_double.precision import imprecise
 from neuron_double.stamp import STAMP
 
-GENERATIONS = {"inf1": "v1", "inf2": "v2", "trn1": "v2", "trn1n": "v2", "trn2": "v3"}
+GENERATIONS = {"inf1": "v1", "inf2": "v2", "trn1": "v2", "trn1n": "v2", "trn2": "v3", "trn3": "v4"}
 _HANG_SECONDS = "3600"
 
 

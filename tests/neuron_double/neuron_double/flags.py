@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from neuron_double import settings
 
-TARGETS = ("inf2", "trn1", "trn1n", "trn2")
+TARGETS = ("inf2", "trn1", "trn1n", "trn2", "trn3")
 _CHOICES = {
     "--target": TARGETS,
     "--model-type": ("generic", "transformer", "unet-inference"),
@@ -15,10 +15,17 @@ _CHOICES = {
     "--auto-cast-type": ("bf16", "fp16", "tf32", "fp8_e4m3"),
     "--optlevel": ("1", "2", "3"),
     "--logical-nc-config": ("1", "2"),
-    "--native-int64": ("enabled", "disabled"),
-    "--implicit-integer-downcast": ("all", "none"),
+    "--native-int64": ("enabled", "disabled", "default"),
+    "--implicit-integer-downcast": ("all", "none", "default"),
 }
+#: What --implicit-integer-downcast takes besides, also several (error codes EVRF035, EVRF060-063).
+_DOWNCASTS = ("all_reduce", "dot", "pow", "reduce_scatter", "scatter")
+#: New in this compiler (its release notes); for newer cores alone (the CLI reference).
+_INTEGER_FLAGS, _INTEGER_SINCE = ("--native-int64", "--implicit-integer-downcast"), (2, 27, 5334)
+_NEWER = ("trn2", "trn3")
 _SHORT = {"-O": "--optlevel", "-lnc": "--logical-nc-config"}
+#: They take any value.
+_FREE = ("--logfile",)
 _SWITCHES = (
     "--enable-saturate-infinity",
     "--enable-fast-loading-neuron-binaries",
@@ -28,7 +35,6 @@ _FAST_MATH = {
     "all": ("all", "bf16"),
     "none": ("matmult", "bf16"),  # an Inf1 matmul is never float32
     "fp32-cast-all": ("all", "bf16"),
-    "fp32-cast-all-bf16": ("all", "bf16"),
     "fp32-cast-all-fp16": ("all", "fp16"),
     "fp32-cast-matmult": ("matmult", "bf16"),
     "fp32-cast-matmult-bf16": ("matmult", "bf16"),
@@ -72,9 +78,11 @@ def neuronx_flags(given: str | list[str] | None) -> Flags:
         if flag in _SWITCHES:
             continue
         flag = _SHORT.get(flag, flag)
-        if flag not in _CHOICES or not queue or queue[0] not in _CHOICES[flag]:
-            raise BadFlagError(f"[NCC_EARG001] {flag} {queue[0] if queue else ''}")
+        _check_known(flag)
+        if not queue or not _takes(flag, queue[0]):
+            raise BadFlagError(f"argument {flag}: invalid choice: {queue[0] if queue else ''!r}")
         found[flag] = queue.pop(0)
+    _check_cores(found)
     cast = found.get("--auto-cast", settings.current().auto_cast)
     return Flags(
         target=found.get("--target", ""),
@@ -82,6 +90,29 @@ def neuronx_flags(given: str | list[str] | None) -> Flags:
         cast_type=found.get("--auto-cast-type", "bf16"),
         line=shlex.join(words),
     )
+
+
+def _check_known(flag: str) -> None:
+    here = settings.current().compiler or settings.NEURONX_CC
+    old = tuple(int(part) for part in here.split(".")[:3]) < _INTEGER_SINCE
+    if flag not in (*_CHOICES, *_FREE) or (old and flag in _INTEGER_FLAGS):
+        raise BadFlagError(f"neuronx-cc: error: unrecognized arguments: {flag}")
+
+
+def _takes(flag: str, value: str) -> bool:
+    if flag == "--implicit-integer-downcast" and set(value.split(",")) <= set(_DOWNCASTS):
+        return True
+    return flag in _FREE or value in _CHOICES[flag]
+
+
+def _check_cores(found: dict[str, str]) -> None:
+    """Refuse what the target's cores don't have."""
+    if found.get("--target") in (None, *_NEWER):
+        return
+    if "--native-int64" in found:
+        raise BadFlagError("--native-int64 is only available on trn2 and later")
+    if found.get("--logical-nc-config", "1") != "1":
+        raise BadFlagError("[NCC_EARG001] Unsupported LNC configuration")
 
 
 def _split(word: str) -> list[str]:

@@ -34,6 +34,7 @@ DEVICES = {
     "inf2": ("v2", 2, 16 << 30),
     "trn1": ("v2", 2, 16 << 30),
     "trn2": ("v3", 4, 24 << 30),
+    "trn3": ("v4", 4, 36 << 30),
 }
 
 
@@ -42,7 +43,7 @@ class Settings:
     """The imitated machine; every field is a ``name=value`` of the variable.
 
     Attributes:
-        device: none, inf1, inf2, trn1 or trn2.
+        device: none, inf1, inf2, trn1, trn2 or trn3.
         cores: NeuronCores of the machine; 0: as many as the smallest instance has.
         busy: cores that another process holds.
         core_memory: bytes of one core; 0: as the device has.
@@ -51,6 +52,7 @@ class Settings:
         fault_shape: strikes only where the first input has this shape: ``2x16``.
         strikes: how many subgraphs of one Inf1 trace the fault strikes; 0: all.
         run_fault: ``numerical``, ``nan`` or ``wrong`` (outputs off by a quarter) at every run.
+        analyze_fault: ``deadlock`` (unless it is told of transformers) or ``no-device``.
         unsupported: more operators that the compiler refuses: ``aten::tanh,aten::erf``.
         compiler: version of the compiler; empty: the newest known.
         runtime_reads: newest compiler whose programs the runtime loads; empty: the newest known.
@@ -69,6 +71,7 @@ class Settings:
     fault_shape: str = ""
     strikes: int = 0
     run_fault: str = ""
+    analyze_fault: str = ""
     unsupported: str = ""
     compiler: str = ""
     runtime_reads: str = ""
@@ -84,7 +87,7 @@ class Settings:
 
     @property
     def generation(self) -> str:
-        """The device's NeuronCores: v1, v2 or v3; empty without a device."""
+        """The device's NeuronCores: v1 to v4; empty without a device."""
         return DEVICES[self.device][0] if self.device != "none" else ""
 
     @property
