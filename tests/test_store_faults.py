@@ -308,11 +308,8 @@ def test_bytes_that_are_changed_on_their_way_up_are_found_where_the_server_does_
     with FaultProxy(moto_server.url) as proxy:
         faulty = Faulty(moto_server, proxy, monkeypatch)
         faulty.fails(Rule("PUT", path, faults.CORRUPT_UPLOAD, times=1))
-        with pytest.raises(StoreUnavailableError, match="object was removed; run again"):
-            publish(faulty.store, *new, channel="latest")
-        assert faulty.met()
-        assert not check_never_half(faulty.straight, new[0])
         publish(faulty.store, *new, channel="latest")
+        assert faulty.met()
         assert contents(faulty.straight, new[0]) == whole(new[0])
 
 

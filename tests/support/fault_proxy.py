@@ -186,14 +186,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD" or not answer.body:
             return
         body = _flipped(answer.body) if name == "corrupt" else answer.body
-        half = len(body) // 2
+        half = fault.bytes if fault and name == "cut" else len(body) // 2
         self.wfile.write(body[:half])
         if fault and name == "stall":
             self.server.proxy.closing.wait(fault.seconds)
-        if name == "reset_mid_body":
+        if name == "reset_mid_body" or (fault and fault.reset):
             time.sleep(_DELIVERY_SECONDS)  # RST overtakes what the client hasn't read yet
             raise _ResetError
-        if name == "truncate":
+        if name in ("truncate", "cut"):
             self.close_connection = True
             return
         self.wfile.write(body[half:])

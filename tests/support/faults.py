@@ -18,6 +18,8 @@ class Fault:
     s3_code: str = ""
     retry_after: int | None = None
     seconds: float = 0.0
+    bytes: int = 0
+    reset: bool = False
 
 
 # The connection is reset: before the request's body is read; after half of it, which the server
@@ -41,6 +43,11 @@ def status(code: int, s3_code: str, *, retry_after: int | None = None) -> Fault:
 def stall(seconds: float) -> Fault:
     """A pause after half of the answer's body."""
     return Fault("stall", seconds=seconds)
+
+
+def cut(after: int, *, reset: bool) -> Fault:
+    """So many bytes of the answer's body, then the connection is reset, or closed properly."""
+    return Fault("cut", bytes=after, reset=reset)
 
 
 def slow_first_byte(seconds: float) -> Fault:

@@ -32,7 +32,12 @@ def _one_at_a_time(write: Callable[..., Any]) -> Callable[..., Any]:
     return locked
 
 
-if __name__ == "__main__":
+def make_atomic(responses: type) -> None:
+    """Put looking for a key and storing it under one lock."""
     for name in WRITES:
-        setattr(S3Response, name, _one_at_a_time(getattr(S3Response, name)))
+        setattr(responses, name, _one_at_a_time(getattr(responses, name)))
+
+
+if __name__ == "__main__":
+    make_atomic(S3Response)
     main()

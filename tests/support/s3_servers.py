@@ -101,13 +101,11 @@ def swift(folder: Path, *, port: int = 0) -> Iterator[S3Server]:
 
 
 @contextmanager
-def moto() -> Iterator[S3Server]:
-    """Run moto's server; it forgets everything when it ends."""
+def moto(module: str = "moto_atomic") -> Iterator[S3Server]:
+    """Run moto's server, or one around it; it forgets everything when it ends."""
     port = free_port()
-    with _running(["-m", "tests.support.moto_atomic", "-H", "127.0.0.1", "-p", str(port)]) as (
-        process,
-        log,
-    ):
+    command = ["-m", f"tests.support.{module}", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command) as (process, log):
         _wait_until_it_answers(port, process, log)
         url = f"http://127.0.0.1:{port}"
         server = S3Server(name="moto", url=url, access_key="key", secret_key="secret")

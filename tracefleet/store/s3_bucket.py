@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from tracefleet.canonical import check_relative
 from tracefleet.errors import StoreError
+from tracefleet.store import s3_probes
 from tracefleet.store.base import Upload
 from tracefleet.store.s3_client import Connection, download_config
-from tracefleet.store.s3_errors import LOST, code_of, refusal_for, translating_errors
+from tracefleet.store.s3_errors import code_of, refusal_for, translating_errors
 from tracefleet.store.streams import ArrivingFile, Sink
 
 if TYPE_CHECKING:
     from botocore.config import Config
-
-_PROBE = "probe/conditional-write"
-_WRONG = "probe/wrong-checksum"
-#: Error codes of servers for bytes that don't have the checksum sent with them.
-_CHECKSUM_REFUSALS = {"BadDigest", "InvalidDigest", "InvalidRequest", "XAmzContentChecksumMismatch"}
 
 #: S3 User Guide, "Deleting multiple objects".
 _DELETE_AT_ONCE = 1000
@@ -88,19 +84,10 @@ class Bucket:
 
     @functools.cached_property
     def _honours_conditions(self) -> bool:
-        """Whether a second conditional write of one key is refused; probed once a process."""
-        data = b"tracefleet checks here that this server honours If-None-Match: *\n"
-        with translating_errors(self.at(_PROBE), "PutObject"):
-            for _ in range(2):
-                try:
-                    self.connection.create_only.put_object(
-                        Body=data, **self.write_arguments(_PROBE)
-                    )
-                except Exception as error:
-                    if code_of(error) not in LOST:
-                        raise
-                    return True
-        return False
+        where = s3_probes.CONDITION
+        with translating_errors(self.at(where), "PutObject"):
+            client = self.connection.create_only
+            return s3_probes.honours_conditions(client, self.write_arguments(where))
 
     def check_conditions(self) -> None:
         """Return if this server's conditional writes can be relied on.
@@ -110,26 +97,35 @@ class Bucket:
         """
         if not self._honours_conditions:
             raise StoreError(
-                f"{self.at(_PROBE)}: PutObject with If-None-Match: * expected 412 for an existing "
-                "key, got success: this server ignores conditional writes, so publishers "
-                "could overwrite each other. Nothing was published; use AWS S3 or a server that "
-                "honours them."
+                f"{self.at(s3_probes.CONDITION)}: PutObject with If-None-Match: * expected 412 for "
+                "an existing key, got success: this server ignores conditional writes, so "
+                "publishers could overwrite each other. Nothing was published; use AWS S3 or a "
+                "server that honours them, and no versioning on a server that drops them with it."
             )
+
+    @functools.cached_property
+    def honours_completions(self) -> bool:
+        """Whether a second conditional completion of one key's multipart upload is refused."""
+        where = s3_probes.COMPLETION
+        with translating_errors(self.at(where), "CompleteMultipartUpload"):
+            client = self.connection.create_only
+            honours = s3_probes.honours_completions(client, self.write_arguments(where))
+        if not honours:
+            logger.info("%s ignores If-None-Match where parts are completed", self.url)
+        return honours
 
     @functools.cached_property
     def checks_what_it_receives(self) -> bool:
         """Whether bytes that don't have the checksum sent with them are refused."""
-        wrong = {"Body": b"tracefleet", "ChecksumCRC32": "AAAAAA=="}
-        with translating_errors(self.at(_WRONG), "PutObject"):
-            try:
-                self.connection.s3.put_object(**self.write_arguments(_WRONG), **wrong)
-            except Exception as error:
-                if code_of(error) not in _CHECKSUM_REFUSALS:
-                    raise
-                return True
+        where = s3_probes.WRONG
+        with translating_errors(self.at(where), "PutObject"):
+            client = self.connection.s3
+            checks = s3_probes.checks_checksums(client, self.write_arguments(where))
+        if checks:
+            return True
         logger.info("%s does not check what it receives: files are read back", self.url)
         with suppress(StoreError):  # a publisher may lack the right to remove
-            self.remove([_WRONG])
+            self.remove([where])
         return False
 
     def copy_out(self, path: str, sink: Sink) -> None:
@@ -144,7 +140,10 @@ class Bucket:
         try:
             with translating_errors(self.at(path), "GetObject"):
                 self.connection.s3.download_fileobj(
-                    self.name, self.key(path), target, Config=download_config()
+                    self.name,
+                    self.key(path),
+                    target,
+                    Config=download_config(in_order=type(target) is _InOrder),
                 )
         except StoreError:
             if target.error is not None:

@@ -33,6 +33,14 @@ class Stream(Protocol):
         ...
 
 
+class SeekableStream(Stream, Protocol):
+    """A stream whose position can be set."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Set the position of the next bytes and return it."""
+        ...
+
+
 class CheckedSink:
     """A sink that hashes bytes and passes them on to ``sink``, if there is one."""
 
@@ -164,6 +172,25 @@ class CheckedReader:
             check_digest(self._path, self._expected, (self._read, self._digest.hexdigest()))
         self._progress.report(self._read)
         return data
+
+
+class RewindingReader(CheckedReader):
+    """A `CheckedReader` that an uploader can rewind, to sign or to send the bytes once more.
+
+    Each pass from the start is hashed, and ends with the same check.
+    """
+
+    _file: SeekableStream
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Set the position; from the start, the bytes are hashed anew."""
+        position = self._file.seek(offset, whence)
+        self._digest, self._read = hashlib.sha256(), position
+        return position
+
+    def tell(self) -> int:
+        """Return the position of the next bytes."""
+        return self._read
 
 
 def check_digest(path: str, expected: tuple[int, str], got: tuple[int, str]) -> None:
