@@ -18,14 +18,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from tracefleet import channel_numbers
 from tracefleet.canonical import canonical_json
 from tracefleet.decode import decode
 from tracefleet.errors import ManifestError
 from tracefleet.manifest_types import Variant
 from tracefleet.store import ReadableStore, Store
 
-_ENTRY_NAME = re.compile(r"[0-9]{10}\.json")
-_ENTRY_PATH = re.compile(r"(channels/[^/]+/[^/]+/[^/]+)/([0-9]{10})\.json")
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -181,11 +180,10 @@ def read_current(store: ReadableStore, folder: str) -> tuple[int, ChannelEntry] 
     Raises:
         ManifestError: the entry is malformed.
     """
-    numbers = [int(name[:10]) for name in store.names(folder) if _ENTRY_NAME.fullmatch(name)]
+    numbers = channel_numbers.list_numbers(store, folder)
     if not numbers:
         return None
-    newest = max(numbers)
-    return newest, read_entry(store, folder, newest)
+    return numbers[-1], read_entry(store, folder, numbers[-1])
 
 
 def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
@@ -198,7 +196,11 @@ def read_entry(store: ReadableStore, folder: str, number: int) -> ChannelEntry:
     try:
         raw = json.loads(store.read(path))
     except FileNotFoundError as error:
-        raise ManifestError(f"{path}: expected this number of the channel, got none") from error
+        raise ManifestError(
+            f"{path}: expected this number of the channel, got none: it was removed. `tracefleet "
+            "log` shows the numbers that are there; `tracefleet rollback --number` makes one of "
+            "them current."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path}: expected JSON, got {error}. The channel is damaged; publish again."
@@ -214,10 +216,10 @@ def advance(
     """Make a conversion the current one and return its number; do nothing if it is already.
 
     Raises:
-        ManifestError: the channel's newest entry is malformed.
+        ManifestError: the channel's newest entry is malformed, or has the last number there is.
         StoreError: the store can't be written to.
     """
-    while True:
+    for _ in range(channel_numbers.MOST_LOST):
         number = None
         newest = read_current(store, folder)
         if newest is not None:
@@ -236,6 +238,7 @@ def advance(
         if following is not None:
             return following
         # Another publisher took the number: read its entry and decide again.
+    raise channel_numbers.refuse_races(folder)
 
 
 def append(
@@ -249,8 +252,12 @@ def append(
     withdrawn: str | None = None,
     source: str | None = None,
 ) -> int | None:
-    """Write the number that follows ``after``; return it, or None if another writer took it."""
-    following = (after or 0) + 1
+    """Write the number that follows ``after``; return it, or None if another writer took it.
+
+    Raises:
+        ManifestError: no number follows.
+    """
+    following = channel_numbers.find_following(folder, after or 0)
     entry = ChannelEntry(
         manifest=manifest_digest,
         key=key,
@@ -268,12 +275,6 @@ def entry_path(folder: str, number: int) -> str:
     return f"{folder}/{number:010d}.json"
 
 
-def parse_entry_path(path: str) -> tuple[str, int] | None:
-    """Return the channel's folder and the number in an entry's path; None: it is no such path."""
-    match = _ENTRY_PATH.fullmatch(path)
-    return (match[1], int(match[2])) if match else None
-
-
 def find_variants(
     store: ReadableStore, source: str | None = None, *, after: str = ""
 ) -> Iterator[Published]:
@@ -289,8 +290,8 @@ def find_variants(
         return
     prefix = "channels" if source is None else f"channels/{slug_of(source)}"
     last = f"{after}/~" if after else ""  # sorts after every number of that channel
-    entries = (parse_entry_path(file.path) for file in store.walk(prefix, after=last))
-    known = (entry for entry in entries if entry is not None)
+    paths = (file.path for file in store.walk(prefix, after=last))
+    known = filter(None, map(channel_numbers.parse_entry_path, paths))
     for folder, numbers in itertools.groupby(known, key=lambda entry: entry[0]):
         _, slug, label, channel = folder.split("/")
         if parse_label(label) is not None:

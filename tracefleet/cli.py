@@ -14,6 +14,8 @@ from importlib import metadata
 
 from tracefleet import check_command, commands, pull_command, run_command
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
+from tracefleet.log_command import DESCRIPTION as LOG
+from tracefleet.log_command import log_command
 from tracefleet.program import KEEP, USE, Commands, Program, first_word
 from tracefleet.show_command import show_command
 from tracefleet.spelling import option, read_backend, read_dtype, read_task
@@ -34,6 +36,7 @@ _ABSENT = (
 _SUMMARIES = {
     "list": "list every channel with its current conversion",
     "show": "print the facts of one conversion, withdrawn or not, from its checked manifest",
+    "log": "print every number of a channel: when, what, who, why",
     "verify": "compare every byte of current conversions with their digests",
     "pull": "copy conversions, checked, into a new folder, or print URLs for their files",
     "run": "answer texts by one conversion, or run it on token ids",
@@ -120,6 +123,9 @@ def add_commands(program: Commands) -> None:
     _add_bench(program)
     verify = _add(program, "verify", commands.verify_command, channel=None)
     _add_source(verify, left_out=_ALL)
+    log = _add_bare(program, "log", log_command, LOG)
+    _add_source(log, left_out=_ALL)
+    _add_selection(log, None)
 
 
 def _add(
@@ -137,7 +143,7 @@ def _add_bare(
     parser = program.add_parser(
         name,
         help=_SUMMARIES[name],
-        group=KEEP if name == "verify" else USE,
+        group=KEEP if name in ("verify", "log") else USE,
         description=description,
         epilog=_EXIT_CODES,
     )

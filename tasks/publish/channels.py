@@ -13,7 +13,14 @@ from tasks.publish.claim import claim_conversion
 from tasks.publish.find import check_publishable
 from tasks.publish.guard import require_confirmed
 from tasks.publish.withdraw import Withdrawal, bring_back, find_withdrawal, select_number
-from tracefleet.channel import advance, check_channel, read_current, read_entry, slug_folder
+from tracefleet.channel import (
+    advance,
+    check_channel,
+    read_current,
+    read_entry,
+    slug_folder,
+)
+from tracefleet.channel_numbers import list_between
 from tracefleet.manifest import Manifest
 from tracefleet.published import Selection, load_manifest
 from tracefleet.store import ReadableStore, Store
@@ -85,7 +92,7 @@ def rollback(
     if wanted is None:
         raise RequestError(
             f"{published.folder}: rollback expected something before number {published.number}, "
-            "got nothing. See `tracefleet list`."
+            "got nothing. `tracefleet log` shows the channel's numbers."
         )
     earlier = select_number(store, selection, wanted, "rollback")
     key = earlier.entry.key
@@ -96,11 +103,12 @@ def rollback(
 def _find_previous(store: ReadableStore, selection: Selection) -> int | None:
     """Return the number that a rollback restores, past those whose conversions were withdrawn."""
     folder, wanted = selection.published.folder, selection.entry.previous
-    while wanted is not None:
-        entry = read_entry(store, folder, wanted)
+    while wanted is not None and (there := list_between(store, folder, 0, wanted)):
+        entry = read_entry(store, folder, there[0])
         if find_withdrawal(store, folder, selection.number, entry.key) is None:
-            return wanted
-        wanted = entry.previous
+            return there[0]
+        # An entry that somebody wrote by hand must not lead round and round.
+        wanted = min(entry.previous or 0, there[0] - 1)
     return None
 
 

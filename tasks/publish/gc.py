@@ -20,7 +20,8 @@ from typing import Literal
 from tasks.publish.claim import COLLECTING, PUBLISHING, mark_conversion, prefix_of
 from tasks.publish.old_reports import find_old_reports
 from tasks.publish.refusals import is_aged, list_records
-from tracefleet.channel import parse_entry_path, read_entry, source_slug
+from tracefleet.channel import read_entry, source_slug
+from tracefleet.channel_numbers import parse_entry_path
 from tracefleet.errors import ArtifactError, ManifestError
 from tracefleet.manifest import CANDIDATE, MANIFEST
 from tracefleet.names import is_name

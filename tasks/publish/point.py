@@ -23,6 +23,7 @@ from tracefleet.channel import (
     slug_folder,
     source_slug,
 )
+from tracefleet.channel_numbers import MOST_LOST, list_between, refuse_races
 from tracefleet.errors import DigestMismatchError, StoreUnavailableError
 from tracefleet.manifest import Manifest
 from tracefleet.names import check_name
@@ -63,8 +64,7 @@ class Publication:
         manifest_digest: sha256 of the manifest's bytes.
         channel: Channel that points to the conversion.
         number: Current number of the channel's log.
-        rolled_back_number: Set if the channel was rolled back from this conversion, and so points
-            to another one: the highest number that holds it.
+        rolled_back_number: As in `Standing`.
         withdrawal: Set if the conversion was withdrawn from the channel, and left so.
         name: Name that it was to be published under; None: none.
         named: Where the name's channel stands; None: it was left, as the source's is no longer at
@@ -227,7 +227,7 @@ def _leave(log: _Log, manifest: Manifest, standing: Standing) -> Standing:
 
 def _move(store: Store, log: _Log, manifest: Manifest, *, repeat: bool) -> Standing:
     """Write the channel's next number; decide again if another writer took it."""
-    while True:
+    for _ in range(MOST_LOST):
         newest = read_current(store, log.folder)
         if newest is not None:
             standing = _find_standing(store, log, manifest, newest, repeat=repeat)
@@ -245,6 +245,7 @@ def _move(store: Store, log: _Log, manifest: Manifest, *, repeat: bool) -> Stand
         )
         if following is not None:
             return _note_source(log, newest, Standing(number=following))
+    raise refuse_races(log.folder)
 
 
 def _note_source(
@@ -292,7 +293,7 @@ def find_rolled_back_number(
         None if ``newest`` is no rollback, or not one from this key.
     """
     # A scheduled run of an unchanged request would otherwise undo what an operator did.
-    for passed in range(number - 1, newest.previous or 0, -1):
+    for passed in list_between(store, log, newest.previous or 0, number - 1):
         if read_entry(store, log, passed).key == key:
             return passed
     return None

@@ -24,6 +24,7 @@ from tracefleet.channel import (
     read_current,
     read_entry,
 )
+from tracefleet.channel_numbers import list_between
 from tracefleet.errors import ManifestError, StoreError, StoreUnavailableError
 from tracefleet.manifest import Manifest
 from tracefleet.names import is_name
@@ -47,7 +48,7 @@ def find_withdrawal(store: ReadableStore, folder: str, number: int, key: str) ->
         number: Current number of the channel.
         key: Conversion key.
     """
-    for earlier in range(number, 0, -1):
+    for earlier in list_between(store, folder, 0, number):
         entry = read_entry(store, folder, earlier)
         if entry.key == key:
             return Withdrawal(earlier, entry.withdrawn) if entry.withdrawn else None
