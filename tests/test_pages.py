@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.classifier import save_classifier
-from tests.support.hub_server import Hub, start
+from tests.support.hub_commits import TOKEN, Platform, start
 from tests.support.pages import Reader, read_blocks
 from tests.support.s3_servers import S3Server
 
@@ -46,14 +46,16 @@ def reader(
     """One folder for all pages, with a checkpoint in it; a hub and an S3 server on loopback."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "my-classifier").symlink_to(classifier)
-    hub = Hub(repo="org/name")
-    hub.push({path.name: path.read_bytes() for path in classifier.iterdir()})
+    hub = Platform()
+    hub.add("org/name", **{path.name: path.read_bytes() for path in classifier.iterdir()})
     server = start(hub)
     env = {
         **os.environ,
         **swift_server.env(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
         "HOME": str(folder / "home"),
         "PREFECT_HOME": str(folder / "prefect"),
     }

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-from tracefleet import check_command, commands, pull_command, run_command
+from tracefleet import check_command, commands, pull_command, push_command, run_command
 from tracefleet.bench.command import DESCRIPTION, add_arguments, bench_command
 from tracefleet.log_command import DESCRIPTION as LOG
 from tracefleet.log_command import log_command
@@ -39,6 +39,7 @@ _SUMMARIES = {
     "log": "print every number of a channel: when, what, who, why",
     "verify": "compare every byte of current conversions with their digests",
     "pull": "copy conversions, checked, into a new folder, or print URLs for their files",
+    "push": "publish a copy of a conversion on the Hugging Face hub, with a model card",
     "run": "answer texts by one conversion, or run it on token ids",
     "check": "run golden samples here, and compare with what eager computed",
     "bench": "compare conversions with transformers and ONNX Runtime on this machine",
@@ -119,6 +120,7 @@ def add_commands(program: Commands) -> None:
     _add_source(_add(program, "show", show_command), left_out=_ONLY)
     _add_run(program)
     _add_pull(program)
+    _add_push(program)
     _add_check(program)
     _add_bench(program)
     verify = _add(program, "verify", commands.verify_command, channel=None)
@@ -169,6 +171,12 @@ def _add_pull(program: Commands) -> None:
     parser = _add(program, "pull", pull_command.pull_command)
     parser.epilog = pull_command.EPILOG
     pull_command.add_arguments(parser, _SOURCE)
+
+
+def _add_push(program: Commands) -> None:
+    parser = _add(program, "push", push_command.push_command)
+    parser.epilog = push_command.EPILOG
+    push_command.add_arguments(parser, _SOURCE)
 
 
 def _add_run(program: Commands) -> None:

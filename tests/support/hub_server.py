@@ -40,6 +40,7 @@ class Hub:
     #: Former names of the repository, which are answered with a redirect.
     former: tuple[str, ...] = ()
     token: str | None = None
+    private: bool = False
     extra_names: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     # Faults: by the file's path, "api" for the listing, or "models" for an author's.
@@ -87,7 +88,7 @@ def start(hub: Hub) -> ThreadingHTTPServer:
 
 
 def is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".bin", ".h5"))
+    return path.endswith((".safetensors", ".bin", ".h5", ".pt"))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -143,12 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _listing(self, commit: str) -> None:
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.hub.extra_names]
         for path, data in self.hub.commits[commit].items():
-            entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": "0" * 40}
+            entry: dict[str, Any] = {"rfilename": path, "size": len(data)}
+            blob = f"blob {len(data)}\0".encode() + data
+            entry["blobId"] = hashlib.sha1(blob).hexdigest()
             if is_lfs(path):
                 sha256 = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        body = {"id": self.hub.repo, "sha": commit, "siblings": siblings}
+        body: dict[str, Any] = {"id": self.hub.repo, "sha": commit, "private": self.hub.private}
+        body["siblings"] = siblings
         self._send(200, self.hub.raw_api or json.dumps(body).encode(), {})
 
     def _file(self, commit: str, path: str) -> None:

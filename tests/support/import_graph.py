@@ -46,7 +46,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.single",
     ),
     ("tracefleet.check", "tracefleet.selecting"),
-    ("tracefleet.triton", "tracefleet.sagemaker"),
+    ("tracefleet.triton", "tracefleet.sagemaker", "tracefleet.hub"),
     ("tracefleet",),
     (
         "tracefleet.check_command",
@@ -54,6 +54,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "tracefleet.log_command",
         "tracefleet.program",
         "tracefleet.pull_command",
+        "tracefleet.push_command",
         "tracefleet.run_command",
         "tracefleet.show_command",
         "tracefleet.bench",
