@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tracefleet.hub.push import Plan, plan_push, push
-from tracefleet.hub.repository import read_repository
+from tracefleet.hub.repository import SCHEME, check_repository
 from tracefleet.printing import format_count, format_size, print_json
 from tracefleet.selecting import select_one
 from tracefleet.spelling import option
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     """Add what ``push`` takes beside STORE; ``source`` says what a SOURCE is."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help=source)
-    kind = option(read_repository, "REPOSITORY")
+    kind = option(check_repository, "REPOSITORY")
     add("repository", metavar="REPOSITORY", type=kind, help="hf://org/name")
     add("--private", action="store_true", help="one that only its owners see (default: the hub's)")
     add(
@@ -47,16 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
 def push_command(arguments: argparse.Namespace) -> int:
     """Publish a copy, or print what would be published."""
     store, selection = select_one(arguments)
+    repository = arguments.repository.removeprefix(SCHEME)
     asked = {"private": arguments.private, "into_others": arguments.into_others}
     if arguments.dry_run:
-        plan, commit = plan_push(store, selection, arguments.repository, **asked), None
+        plan, commit = plan_push(store, selection, repository, **asked), None
     else:
-        plan, commit = push(store, selection, arguments.repository, **asked)
+        plan, commit = push(store, selection, repository, **asked)
     _warn(plan)
     if arguments.json:
-        print_json(_describe(plan, arguments.repository, commit))
+        print_json(_describe(plan, repository, commit))
     else:
-        _print(plan, arguments.repository, commit, dry_run=arguments.dry_run)
+        _print(plan, repository, commit, dry_run=arguments.dry_run)
     return 0
 
 

@@ -8,6 +8,7 @@ object, and ``commit``, whose body is a line of JSON for each operation. Reading
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -23,6 +24,7 @@ _PREUPLOAD = re.compile(rf"/api/models/{_REPO}/preupload/main")
 _COMMIT = re.compile(rf"/api/models/{_REPO}/commit/main")
 _BATCH = re.compile(rf"/{_REPO}\.git/info/lfs/objects/batch")
 _UPLOAD = re.compile(r"/upload/(?P<oid>[0-9a-f]{64})")
+_TREE = re.compile(rf"/api/models/{_REPO}/tree/(?P<commit>[0-9a-f]{{40}})")
 _READ = re.compile(rf"/(?:api/models/)?{_REPO}(?:/.*)?")
 TOKEN = "hf_secret_of_this_test"
 
@@ -87,6 +89,8 @@ class _WritingHandler(_Handler):
         if hub is None:
             return self._refuse(404, "RepoNotFound")
         self.hub = hub
+        if tree := _TREE.fullmatch(path):
+            return self._send_json(_list_tree(hub.commits[tree["commit"]]))
         return super()._answer()
 
     def _record(self, path: str) -> str | None:
@@ -175,3 +179,16 @@ class _WritingHandler(_Handler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _list_tree(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Return what ``hf download`` asks for before it downloads."""
+    found: list[dict[str, Any]] = []
+    for path, data in files.items():
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+        entry["oid"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+        if is_lfs(path):
+            oid = hashlib.sha256(data).hexdigest()
+            entry["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 130}
+        found.append(entry)
+    return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from tracefleet.manifest import Manifest
-from tracefleet.manifest_types import INT8
+from tracefleet.manifest_types import INT8, InputSpec, OutputSpec
 from tracefleet.printing import format_size
 from tracefleet.published import Selection
 
@@ -96,14 +97,15 @@ def _introduce(manifest: Manifest) -> str:
 
 def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, str]:
     tolerance, tools = manifest.validation.tolerance, manifest.toolchain
-    size = sum(file.size for file in manifest.published)
+    variant, size = manifest.variant, sum(file.size for file in manifest.published)
+    inputs = ", ".join(f"`{name}`" for name in _names(manifest.inputs))
+    outputs = ", ".join(f"`{name}`" for name in _names(manifest.outputs))
     return {
         "commit of the checkpoint": f"`{manifest.commit}`",
-        "task, backend, dtype": f"{manifest.variant.task}, {manifest.variant.backend}, "
-        f"{manifest.variant.dtype}",
+        "task, backend, dtype": f"{variant.task}, {variant.backend}, {variant.dtype}",
         "standard lengths": ", ".join(map(str, manifest.lengths)),
-        "inputs": ", ".join(f"`{spec.name}`" for spec in manifest.inputs),
-        "outputs": ", ".join(f"`{spec.name}`" for spec in manifest.outputs),
+        "inputs": inputs,
+        "outputs": outputs,
         "verdict": f"{manifest.validation.verdict}, atol {tolerance.atol:g} + rtol "
         f"{tolerance.rtol:g}",
         "made with": f"Python {tools.python}, torch {tools.torch}, transformers "
@@ -113,6 +115,10 @@ def _list_facts(selection: Selection, manifest: Manifest) -> dict[str, str]:
         "channel": f"{selection.published.channel}, number {selection.number}",
         "conversion key": f"`{manifest.key}`",
     }
+
+
+def _names(specs: Iterable[InputSpec | OutputSpec]) -> list[str]:
+    return [spec.name for spec in specs]
 
 
 def _choose(manifest: Manifest) -> str:

@@ -193,7 +193,9 @@ def _collect(
         if path in small:
             operations.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=small[path]))
             continue
-        copy = folder / str(place)
+        # The library's progress bar shows the file's name.
+        copy = folder / str(place) / Path(path).name
+        copy.parent.mkdir()
         _copy(store, selection, plan.single.files[path], copy)
         operations.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=copy))
     return operations

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
-_SCHEME = "hf://"
+SCHEME = "hf://"
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
 #: What the hub writes by itself.
@@ -25,16 +25,15 @@ _OURS = ("channels/", "conversions/")
 _CONFLICT, _FAILED_PRECONDITION = 409, 412
 
 
-def read_repository(text: str) -> str:
-    """Return ``org/name`` of ``hf://org/name``.
+def check_repository(text: str) -> str:
+    """Return ``hf://org/name`` if it is that.
 
     Raises:
         ValueError: it is something else.
     """
-    name = text.removeprefix(_SCHEME)
-    if not text.startswith(_SCHEME) or not _REPOSITORY.fullmatch(name):
+    if not text.startswith(SCHEME) or not _REPOSITORY.fullmatch(text.removeprefix(SCHEME)):
         raise ValueError(f"expected hf://org/name, got {text!r}")
-    return name
+    return text
 
 
 def make_api() -> HfApi:
