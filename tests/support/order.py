@@ -53,6 +53,8 @@ SLOW = (
     "test_predict",
     "test_defaults",
     "test_names",
+    "test_sagemaker",
+    "test_push",
     "test_neuron_images",
 )
 
