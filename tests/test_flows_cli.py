@@ -14,6 +14,7 @@ import pytest
 
 import tracefleet
 from flows.__main__ import main, make_program
+from flows.engine import settings
 from tests.support.s3_servers import S3Server
 from tracefleet.cli import PIPELINE
 
@@ -236,3 +237,17 @@ def test_help_names_every_field_of_a_request(capsys):
     for name in ConversionRequest.model_fields:
         assert f"--{options.get(name, name).replace('_', '-')}" in text
     assert "exit codes" in text
+
+
+@pytest.mark.parametrize("name", ["", *settings._DATABASE])
+def test_the_embedded_server_waits_for_no_lock_unless_somebody_chose_its_database(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    for one in (*settings.SETTINGS, *settings._DATABASE):
+        monkeypatch.setenv(one, "")  # so that it is as before after the test
+        monkeypatch.delenv(one)
+    if name:
+        monkeypatch.setenv(name, "postgresql+asyncpg://chosen")
+    settings.prepare()
+    chosen = {os.environ.get(one) for one in settings._DATABASE} - {None}
+    assert chosen == {"postgresql+asyncpg://chosen" if name else settings._IN_MEMORY}

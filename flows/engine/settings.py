@@ -18,6 +18,11 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
 }
+_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+#: The embedded server's database, as Prefect's setting describes it: one connection, which several
+#: writers take in turns. In a file each has its own, and they wait for each other's locks, up to
+#: 60 s (``PRAGMA busy_timeout``, prefect.server.database.configurations). It ends with the server.
+_IN_MEMORY = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
 
 
 #: Packages whose errors say what is wrong: ours, and those that talk to a network.
@@ -30,6 +35,8 @@ def prepare() -> None:
     """Set what the user's environment leaves open; to be called before Prefect is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in _DATABASE):
+        os.environ[_DATABASE[0]] = _IN_MEMORY
 
 
 def show_progress() -> None:
