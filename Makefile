@@ -12,7 +12,7 @@ export DO_NOT_TRACK ?= 1
 # and those of larger models must not spin while they wait.
 QUIETLY := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test coverage test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-generate bench-fleet format clean help
+.PHONY: demo test coverage test-quick soak sweep lint serve-s3 image-check bench bench-store bench-serve bench-generate bench-fleet night format clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ bench-generate: $(STAMP)  ## tokens a second of the artifact's generate against 
 
 bench-fleet: $(STAMP)  ## 1,000 tiny checkpoints over a real Prefect server and two workers
 	$(BIN)/python -m benchmarks.fleet
+
+night: $(STAMP)  ## a fleet's night on a real server, and what its morning's page says
+	$(BIN)/python -m benchmarks.night
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) store .bench
