@@ -15,6 +15,7 @@ from tests.support import s3_servers, tiny
 from tests.support.hub_server import Hub, start
 from tests.support.order import SLOW, place
 from tests.support.s3_servers import S3Server
+from tests.support.triton_server import install_server
 from tracefleet.store import s3_client
 
 s3_servers.share_service_data()
@@ -104,6 +105,12 @@ def moto_server() -> Iterator[S3Server]:
     """moto's server, for all tests together: keep to a prefix of your own, or empty it."""
     with s3_servers.moto() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def triton_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment of a real Triton server, for all tests together."""
+    return install_server(tmp_path_factory.mktemp("pytriton") / "environment")
 
 
 @pytest.fixture

@@ -36,7 +36,18 @@ TOURS = {"tracefleet", "tracefleet/store", "tracefleet/text", "tracefleet_pipeli
 #: Not packages of one purpose: the first shows how to open a model, the second holds packages.
 HOUSES = {"tracefleet", "tasks"}
 S3 = {"boto3", "botocore", "s3transfer", "s3fs", "aiohttp", "urllib3"}
-LATE_ONLY = {"argcomplete", "torch", "numpy", "tokenizers", "sentencepiece", "safetensors", *S3}
+#: What Triton's Python backend lends to the models that it runs.
+LENT = "triton_python_backend_utils"
+LATE_ONLY = {
+    "argcomplete",
+    "torch",
+    "numpy",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    *S3,
+    LENT,
+}
 #: What `tracefleet push` imports, late as well; no other part of the wheel may.
 HUB = "huggingface_hub"
 #: What `tracefleet bench` imports by name, where it is installed; no other part of the wheel may.

@@ -29,7 +29,7 @@ NOT_RUN = {
     "sagemaker.md": 1,
     "serving.md": 3,
     "store.md": 2,
-    "triton.md": 1,
+    "triton.md": 2,
 }
 pytestmark = pytest.mark.timeout(1800)
 

@@ -19,7 +19,7 @@ import tracefleet
 from flows.convert import convert
 from tasks.request.conversion import make_request
 from tests.support import tiny
-from tests.support.triton_server import Server, install_server, serving
+from tests.support.triton_server import Server, serving
 from tracefleet.cli import main
 from tracefleet.errors import NoFormError
 from tracefleet.manifest_types import InputSpec, OutputSpec
@@ -53,11 +53,6 @@ def _pull(store: Path, target: Path, *more: str) -> int:
     return main(["pull", str(store), *more, "--to", str(target), "--as", "triton"])
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_server(tmp_path_factory.mktemp("pytriton") / "environment")
-
-
 def _infer(server: Server, model: str, tensors: dict[str, Any], **more: Any) -> Any:
     inputs = []
     for name, array in tensors.items():
@@ -75,12 +70,14 @@ def _feed(rows: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def test_a_real_server_serves_two_conversions_bit_for_bit(store, environment, tmp_path, capsys):
+def test_a_real_server_serves_two_conversions_bit_for_bit(
+    store, triton_environment, tmp_path, capsys
+):
     repository = tmp_path / "repository"
     assert _pull(store, repository) == 0
     told = capsys.readouterr().out
     assert f"{repository}/support: version 1 of" in told
-    with serving(environment, repository, "--model-control-mode=poll") as server:
+    with serving(triton_environment, repository, "--model-control-mode=poll") as server:
         assert sorted(one["name"] for one in server.ask("v2/repository/index", {})) == [
             "support",
             "vectors",
@@ -110,7 +107,7 @@ def test_a_real_server_serves_two_conversions_bit_for_bit(store, environment, tm
         assert server.is_ready()
 
 
-def test_a_moved_channel_is_a_new_version_that_a_server_loads(environment, tmp_path):
+def test_a_moved_channel_is_a_new_version_that_a_server_loads(triton_environment, tmp_path):
     folder, repository = tmp_path / "model", tmp_path / "repository"
     first = tiny.save("bert-cls", tmp_path / "first")
     shutil.copytree(first, folder)
@@ -118,7 +115,7 @@ def test_a_moved_channel_is_a_new_version_that_a_server_loads(environment, tmp_p
     _convert(folder, where, task="text-classification")
     assert _pull(where, repository) == 0
     options = ("--model-control-mode=poll", "--repository-poll-secs=1")
-    with serving(environment, repository, *options) as server:
+    with serving(triton_environment, repository, *options) as server:
         feed = _feed(1, 5)
         before = _infer(server, "model", feed)
         changed = tiny.build("bert-cls")

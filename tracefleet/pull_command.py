@@ -20,7 +20,14 @@ from tracefleet.selecting import read_filters
 from tracefleet.spelling import option
 from tracefleet.store import ReadableStore, open_existing
 from tracefleet.triton.config import DEFAULT, Serving
-from tracefleet.triton.repository import add_model, check_form, check_model_name, name_models
+from tracefleet.triton.repository import (
+    Model,
+    add_model,
+    check_form,
+    check_model_name,
+    name_models,
+)
+from tracefleet.triton.texts import SUFFIX, add_text_model, check_text_form, check_text_names
 
 _FOLDER, _TRITON, _SAGEMAKER = "folder", "triton", "sagemaker"
 
@@ -31,6 +38,7 @@ store.
 
 With --as triton DIR is a model repository with a model for each conversion, under a readable name;
 a later pull adds the channel's newer number as a version. It may be there already.
+With --text each model has another one beside it, NAME-text, that takes texts and gives answers.
 
 With --as sagemaker DIR gets model.tar.gz: the conversion, the reader and handlers for SageMaker's
 containers; with several conversions a folder for each, named as in the store.
@@ -42,6 +50,7 @@ examples:
   tracefleet pull s3://bucket/models --to ./models
   tracefleet pull ./store org/name other/name --to ./repository --as triton
   tracefleet pull ./store org/name --to ./endpoint --as sagemaker
+  tracefleet pull ./store org/name --to ./repository --as triton --text
   tracefleet pull s3://bucket/models org/name --presign --expires 600
 """
 
@@ -59,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     add("--as", dest="form", choices=forms, default=_FOLDER, help=text)
     text = "name of the model (default: the conversion's name, or its source's last word)"
     add("--model-name", metavar="NAME", type=option(check_model_name, "--model-name"), help=text)
+    text = "triton: a second model of each conversion, NAME-text: texts in, answers out"
+    add("--text", action="store_true", help=text)
     add("--gpu", action="store_true", help="triton: run on the host's GPUs (default: its CPU)")
     text = "triton: calls at a time of a model, which share its weights (default: 2)"
     add("--instances", type=int, metavar="N", help=text)
@@ -131,7 +142,7 @@ def _read_places(arguments: argparse.Namespace) -> tuple[list[str], Path | None]
         arguments.refuse("pull: expected either --to DIR or --presign")
     if arguments.form != _FOLDER and target is None:
         arguments.refuse(f"pull: --as {arguments.form} expected --to DIR, got --presign")
-    for name in ("model_name", "gpu", "instances"):
+    for name in ("model_name", "text", "gpu", "instances"):
         if getattr(arguments, name) not in (None, False) and arguments.form != _TRITON:
             arguments.refuse(f"pull: --{name.replace('_', '-')} expected --as triton beside it")
     if arguments.model_name is not None and len(sources) > 1:
@@ -151,18 +162,36 @@ def _write_repository(
         if len(models) > 1:
             arguments.refuse(f"pull: --model-name expected one conversion, got {len(models)}")
         models = [dataclasses.replace(models[0], name=arguments.model_name)]
-    serving = Serving(gpu=arguments.gpu, instances=arguments.instances or DEFAULT.instances)
+    serving = Serving(
+        gpu=arguments.gpu,
+        instances=arguments.instances or DEFAULT.instances,
+        versions=2 if arguments.text else DEFAULT.versions,
+    )
     for model in models:
         check_form(store, model, gpu=serving.gpu)
+    if arguments.text:
+        check_text_names(models, arguments.to)
+        for model in models:
+            check_text_form(model)
     found = []
     for model in models:
-        files = add_model(store, model, arguments.to, serving)
-        version = model.selection.number
-        if not arguments.json:
-            print(f"{arguments.to / model.name}: version {version} of {model.manifest.source}")
-        row = {"model": model.name, "version": version, "key": model.manifest.key}
-        found.append({**row, "files": [str(file) for file in files]})
+        # The one that is asked before the one that asks it.
+        found.append(_tell(model, "", add_model(store, model, arguments.to, serving), arguments))
+        if arguments.text:
+            files = add_text_model(store, model, arguments.to, serving)
+            found.append(_tell(model, SUFFIX, files, arguments))
     return found
+
+
+def _tell(
+    model: Model, suffix: str, files: list[Path], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Say which model was written, and return its row."""
+    name, version = f"{model.name}{suffix}", model.selection.number
+    if not arguments.json:
+        print(f"{arguments.to / name}: version {version} of {model.manifest.source}")
+    row = {"model": name, "version": version, "key": model.manifest.key}
+    return {**row, "files": [str(file) for file in files]}
 
 
 def _copy(

@@ -172,7 +172,8 @@ def split(
             result = tensor[place]
             if spec.length_axis is not None:
                 size = _length_of(manifest.inputs, group, place, spec.axes[spec.length_axis])
-                result = result.narrow(spec.length_axis - 1, 0, size)
+                # Arrays of either library: Triton's front has no torch.
+                result = result[(slice(None),) * (spec.length_axis - 1) + (slice(size),)]
             own.append(result)
         yield row, own
 

@@ -43,11 +43,14 @@ class Serving:
         name: the model's name, that of its folder; None: the folder names it.
         gpu: whether it runs on the host's GPUs; else on the CPU, wherever there is one.
         instances: calls at a time, over one copy of the weights.
+        versions: how many of the newest versions are served; two where a model in front asks for
+            its own one, so that there is one to ask while the channel moves.
     """
 
     name: str | None = None
     gpu: bool = False
     instances: int = 2
+    versions: int = 1
 
 
 DEFAULT = Serving()
@@ -88,10 +91,12 @@ def make_config(
         raise NoFormError(f"triton: {obstacle}. Convert it with another dtype.")
     lines = [] if serving.name is None else [f'name: "{serving.name}"']
     lines += ['platform: "pytorch_libtorch"', 'backend: "pytorch"', f"max_batch_size: {MAX_ROWS}"]
-    lines += [f"input [ {{ {_describe(spec)} }} ]" for spec in inputs]
+    lines += [f"input [ {{ {describe(spec)} }} ]" for spec in inputs]
     for spec in outputs:
         named = f' label_filename: "{LABELS}"' if labels and _is_row_of(spec, labels) else ""
-        lines.append(f"output [ {{ {_describe(spec)}{named} }} ]")
+        lines.append(f"output [ {{ {describe(spec)}{named} }} ]")
+    if serving.versions > 1:
+        lines.append(f"version_policy: {{ latest {{ num_versions: {serving.versions} }} }}")
     kind = "KIND_GPU" if serving.gpu else "KIND_CPU"
     lines.append(f"instance_group [ {{ kind: {kind} count: {serving.instances} }} ]")
     for key, value in _PARAMETERS.items():
@@ -104,7 +109,8 @@ def format_labels(labels: Sequence[str]) -> str:
     return "".join(f"{' '.join(label.split())}\n" for label in labels)
 
 
-def _describe(spec: InputSpec | OutputSpec) -> str:
+def describe(spec: InputSpec | OutputSpec) -> str:
+    """Return an input's or output's name, type and sizes of a row, as a configuration has them."""
     dims = []
     for axis in spec.axes[1:]:
         dims.append(axis if axis.isdigit() else "-1")

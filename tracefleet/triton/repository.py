@@ -9,30 +9,21 @@ server may look at any moment.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import re
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracefleet.devices import explain_refusal, read_verdict
-from tracefleet.errors import ManifestError, NoFormError, StoreError
-from tracefleet.manifest import MANIFEST, Manifest, parse
+from tracefleet.errors import NoFormError
+from tracefleet.manifest import Manifest
 from tracefleet.manifest_types import JIT
-from tracefleet.published import Selection, explaining_missing
+from tracefleet.published import Selection
 from tracefleet.store import ReadableStore
-from tracefleet.store.durable import name_temp
 from tracefleet.triton.config import LABELS, Serving, find_obstacle, format_labels, make_config
+from tracefleet.triton.folders import CHANNEL, CONFIG, Version, copy_file, put, read_channels
 
-_MODEL, _CONFIG, _CHANNEL, _GPU = "model.pt", "config.pbtxt", "channel", "cuda"
-#: A folder can't be made, or moved in one step, beside what is a volume of its own.
-_ANOTHER_PLACE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
-_FOREIGN = (
-    "expected no folder, or a model that `tracefleet pull --as triton` wrote, got another one. "
-    "Choose another repository, or a name with --model-name."
-)
+_MODEL, _GPU = "model.pt", "cuda"
 #: Characters that Triton, URLs and file systems all take in a name; a dot would name a backend.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 
@@ -70,7 +61,7 @@ def name_models(
         NoFormError: two conversions are of one channel.
     """
     pairs = list(chosen)
-    kept = {} if repository is None else _find_kept(repository)
+    kept = {} if repository is None else read_channels(repository)
     for parts in range(4):
         names = []
         for one, manifest in pairs:
@@ -83,16 +74,6 @@ def name_models(
         "triton: expected conversions of different names or variants, got one twice. Pull them one "
         "by one with --model-name."
     )
-
-
-def _find_kept(repository: Path) -> dict[str, str]:
-    """Return the name of each model that a repository has, by its channel."""
-    folders = sorted(path.parent for path in repository.glob(f"*/{_CHANNEL}"))
-    return {_read_channel(folder): folder.name for folder in folders}
-
-
-def _read_channel(folder: Path) -> str:
-    return (folder / _CHANNEL).read_text(errors="replace").strip()
 
 
 def check_model_name(name: str) -> str:
@@ -168,117 +149,31 @@ def add_model(store: ReadableStore, model: Model, repository: Path, serving: Ser
         DigestMismatchError: a file in the store is damaged.
     """
     check_form(store, model, gpu=serving.gpu)
-    folder, version = repository / model.name, str(model.selection.number)
-    _check_owner(folder, version, model)
     texts = _write_texts(model, dataclasses.replace(serving, name=model.name))
-    try:
-        if not folder.exists():
-            _write_new(store, model, folder, texts)
-        elif not (folder / version).exists():
-            with _appearing(folder / version, folder) as temp:
-                _download(store, model, temp)
-        # The version before its configuration: a server takes the old one with either.
-        _write_all(folder, texts)
-    except OSError as error:
-        raise StoreError(f"{folder}: can't write the model there: {error}") from error
-    return [folder / version / _MODEL, *(folder / name for name in texts)]
+
+    def fill(folder: Path) -> None:
+        copy_file(store, model.selection, model.manifest.bundle, folder / _MODEL)
+
+    version = find_version(model, repository / model.name)
+    return [put(version, fill, texts) / _MODEL, *(version.model / name for name in texts)]
 
 
-def _write_new(store: ReadableStore, model: Model, folder: Path, texts: dict[str, bytes]) -> None:
-    """Write a model that is not there yet, in one step where the file system has that."""
-    version = str(model.selection.number)
-    try:
-        # Beside the repository: a server takes every folder in it for a model.
-        with _appearing(folder, folder.parent.resolve().parent) as temp:
-            _download(store, model, temp / version)
-            _write_all(temp, texts)
-    except OSError as error:
-        if error.errno not in _ANOTHER_PLACE:
-            raise
-        # The repository is a volume of its own: a model without configuration is not loaded.
-        folder.mkdir(parents=True)
-        with _appearing(folder / version, folder) as temp:
-            _download(store, model, temp)
+def find_version(model: Model, folder: Path, mark: str = CHANNEL) -> Version:
+    """Return the version that a conversion is in a model's folder."""
+    return Version(
+        model=folder,
+        number=str(model.selection.number),
+        channel=model.channel,
+        manifest=model.manifest,
+        mark=mark,
+    )
 
 
 def _write_texts(model: Model, serving: Serving) -> dict[str, bytes]:
     """Return the model's files beside its versions."""
-    manifest, texts = model.manifest, {_CHANNEL: model.channel.encode()}
+    manifest, texts = model.manifest, {CHANNEL: model.channel.encode()}
     labels = manifest.text.labels if manifest.text is not None else ()
     made = make_config(manifest.inputs, manifest.outputs, manifest.lengths, labels, serving)
     if LABELS in made:
         texts[LABELS] = format_labels(labels).encode()
-    return {**texts, _CONFIG: made.encode()}
-
-
-def _check_owner(folder: Path, version: str, model: Model) -> None:
-    """Refuse a name that another conversion or channel has, or a folder that is no model of ours.
-
-    Raises:
-        StoreError: it is one of these.
-    """
-    if not folder.exists():
-        return
-    there, manifest = _read_versions(folder), model.manifest
-    if not there:
-        raise StoreError(f"{folder}: {_FOREIGN}")
-    for one in there.values():
-        if (one.source, one.variant) != (manifest.source, manifest.variant):
-            raise StoreError(
-                f"{folder}: expected a model of {manifest.source} ({manifest.variant.label}), got "
-                f"one of {one.source} ({one.variant.label}). Choose a name with --model-name."
-            )
-    channel = _read_channel(folder) if (folder / _CHANNEL).is_file() else model.channel
-    if channel != model.channel:
-        raise StoreError(
-            f"{folder}: expected versions of channel {model.channel}, got those of {channel}, "
-            "whose numbers are others. Choose a name with --model-name."
-        )
-    if version in there and there[version].key != manifest.key:
-        raise StoreError(
-            f"{folder}: expected version {version} to be {manifest.key}, got "
-            f"{there[version].key}, of another channel. Choose a name with --model-name."
-        )
-
-
-def _read_versions(folder: Path) -> dict[str, Manifest]:
-    """Return the manifest of each version of a model.
-
-    Raises:
-        StoreError: one is not ours.
-    """
-    try:
-        found = sorted(folder.glob(f"*/{MANIFEST}"))
-        return {path.parent.name: parse(path.read_bytes()) for path in found}
-    except (OSError, ManifestError) as error:
-        raise StoreError(f"{folder}: {_FOREIGN}") from error
-
-
-@contextmanager
-def _appearing(target: Path, around: Path) -> Iterator[Path]:
-    """Let a folder be filled that appears under its name when it is whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temp = name_temp(around)
-    temp.mkdir()
-    try:
-        yield temp
-        temp.rename(target)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def _download(store: ReadableStore, model: Model, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    file = model.manifest.bundle
-    with explaining_missing(store, model.selection, file) as path:
-        store.download_to(path, folder / _MODEL, size=file.size, sha256=file.sha256)
-    (folder / MANIFEST).write_bytes(model.manifest.to_bytes())
-
-
-def _write_all(folder: Path, texts: dict[str, bytes]) -> None:
-    for name, data in texts.items():
-        path = folder / name
-        if not path.exists() or path.read_bytes() != data:
-            temp = name_temp(folder)
-            temp.write_bytes(data)
-            temp.replace(path)
+    return {**texts, CONFIG: made.encode()}
