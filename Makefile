@@ -60,7 +60,7 @@ serve-s3: $(STAMP)  ## an S3 server on this machine, objects in ./s3-data
 image-check: $(STAMP)  ## build the image without Docker and try it out (root, Debian, 10 min)
 	$(BIN)/python -m infra.image_check
 
-cpp: $(STAMP)  ## build the C++ consumer and run it on ./store (needs g++)
+cpp: $(STAMP)  ## build the C++ examples and run them on ./store (needs cmake, g++, OpenSSL)
 	$(BIN)/python -m examples.cpp.build
 
 bench: $(STAMP)  ## whole conversion against the documented script, as ratios

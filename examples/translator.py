@@ -2,7 +2,7 @@
 
 ``python -m examples.translator`` trains it in seconds (real sentencepiece tokenizers of its own),
 converts it, and translates with the conversion: texts in, texts out, and the search runs inside the
-archive, without transformers. C++ prints the same ids (``consumer --generate``).
+archive, without transformers. C++ answers the same ids to the requests that are printed.
 """
 
 from __future__ import annotations
@@ -123,8 +123,9 @@ def main() -> int:
         answer = model.generate(text)
         same &= answer == expected
         print(f"{text:<36} {answer}")
-        ids = " ".join(map(str, inputs["input_ids"][0].tolist()))
-        print(f"{'':<4}consumer model.pt --generate 31 4 {ids}")
+        source = {"input_ids": inputs["input_ids"].tolist()}
+        request = {"generate": source, "max_new_tokens": 31, "num_beams": 4}
+        print(f"{'':<4}{json.dumps(request)}")
     print("the same as model.generate" if same else "DIFFERS from model.generate")
     return 0 if same else 1
 
