@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from tracefleet.channel import ChannelEntry, Published, read_entry, source_slug
 from tracefleet.channel_numbers import parse_entry_path
@@ -54,7 +54,7 @@ def list_log(store: ReadableStore, published: Published) -> Iterator[LogRow]:
         if number > expected:
             yield _tell_gap(expected, number - 1)
         expected = number + 1
-        when = datetime.fromtimestamp(file.modified, UTC).isoformat(timespec="seconds")
+        when = datetime.fromtimestamp(file.modified, timezone.utc).isoformat(timespec="seconds")
         try:
             entry = read_entry(store, published.folder, number)
         except ArtifactError as error:
