@@ -54,7 +54,9 @@ def list_log(store: ReadableStore, published: Published) -> Iterator[LogRow]:
         if number > expected:
             yield _tell_gap(expected, number - 1)
         expected = number + 1
-        when = datetime.fromtimestamp(file.modified, timezone.utc).isoformat(timespec="seconds")
+        # Python 3.10, Inf1's newest, has no datetime.UTC.
+        written = datetime.fromtimestamp(file.modified, timezone.utc)  # noqa: UP017
+        when = written.isoformat(timespec="seconds")
         try:
             entry = read_entry(store, published.folder, number)
         except ArtifactError as error:
