@@ -40,7 +40,7 @@ test-quick: $(STAMP)  ## a verdict in two minutes: no servers, no sweeps, no cov
 	$(QUIETLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 soak: $(STAMP)  ## crash and race tests at full size: 200 random deaths a store, all steps
-	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py
+	TRACEFLEET_SOAK=200 $(BIN)/python -m pytest -s tests/test_crash.py tests/test_race.py tests/test_s3_liar.py
 
 sweep: $(STAMP)  ## every architecture of transformers through the whole conversion (about 25 min)
 	$(BIN)/tracefleet sweep --tiny --out sweep.json --table docs/architectures.md
